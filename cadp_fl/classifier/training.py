@@ -1,0 +1,106 @@
+"""Cross-entropy on labelled images: the central classifier, and the local rounds of a federated one."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from cadp_fl.config import CentralTrainingConfig
+from cadp_fl.errors import TrainingError
+
+__all__ = ["as_input", "log_probabilities", "train_class_balanced", "train_epochs"]
+
+FINAL_RATE = 0.05
+
+
+def as_input(images: torch.Tensor) -> torch.Tensor:
+    """Return pixels in [0, 1], float32, of uint8 images (batch, channels, height, width)."""
+    return images.float() / 255
+
+
+def train_class_balanced(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    config: CentralTrainingConfig,
+    *,
+    checkpoints: int,
+    generator: torch.Generator,
+) -> Iterator[float]:
+    """Train in place on batches in which every class is equally likely, and yield the mean loss at each checkpoint.
+
+    Args:
+        images: uint8, (records, channels, height, width), on the model's device.
+        labels: int64, (records,).
+        checkpoints: number of pauses, the last one at the end of training.
+        generator: draws the batches; on the CPU.
+
+    Raises:
+        TrainingError: the loss became infinite or NaN.
+    """
+    counts = torch.bincount(labels.cpu()).clamp_min(1)
+    weights = (1.0 / counts.double())[labels.cpu()]
+    steps = max(checkpoints, config.epochs * math.ceil(len(labels) / config.batch_size))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    pauses = {round((index + 1) * steps / checkpoints) for index in range(checkpoints)}
+    total, seen = 0.0, 0
+    model.train()
+    for step in range(steps):
+        chosen = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator)
+        chosen = chosen.to(images.device)
+        for group in optimizer.param_groups:
+            share = 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = config.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * share)
+        total += _step(model, optimizer, images[chosen], labels[chosen])
+        seen += 1
+        if step + 1 in pauses:
+            yield total / seen
+            total, seen = 0.0, 0
+
+
+def train_epochs(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    epochs: int,
+    batch_size: int,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> float:
+    """Train in place for some passes over the records, without privacy, and return the mean loss.
+
+    Args:
+        images: uint8, (records, channels, height, width), on the model's device.
+        labels: int64, (records,).
+        generator: shuffles; on the CPU.
+
+    Raises:
+        TrainingError: the loss became infinite or NaN.
+    """
+    total, seen = 0.0, 0
+    model.train()
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(labels), generator=generator).to(images.device).split(batch_size):
+            total += _step(model, optimizer, images[chosen], labels[chosen]) * len(chosen)
+            seen += len(chosen)
+    return total / seen
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> float:
+    loss = nn.functional.cross_entropy(model(as_input(images)), labels)
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TrainingError(f"A classifier's loss must stay finite. Found {value}; lower its learning rate.")
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return value
+
+
+@torch.no_grad()
+def log_probabilities(model: nn.Module, images: torch.Tensor, *, batch_size: int = 1024) -> torch.Tensor:
+    """Return log p(y | x), float32 (records, classes), of uint8 images (records, channels, height, width)."""
+    model.eval()
+    return torch.cat([model(as_input(part)).log_softmax(dim=1) for part in images.split(batch_size)])

@@ -1,0 +1,103 @@
+"""The command line: parse, call, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import cadp_fl
+from cadp_fl.errors import CadpError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="cadp-fl",
+    help="Federated learning on privatized records: content-aware differential privacy on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_debug = False
+
+
+def main() -> None:
+    """Run the command line. An error is one sentence on stderr, and the exit status says whose fault it was."""
+    try:
+        app()
+    except CadpError as error:
+        if _debug:
+            raise
+        _complain(str(error))
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        _complain("Stopped. No process was left behind.")
+        sys.exit(130)
+    except OSError as error:
+        if _debug:
+            raise
+        _complain(f"The system refused: {error}.")
+        sys.exit(1)
+
+
+def _complain(sentence: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"cadp-fl: {sentence}", markup=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cadp-fl {cadp_fl.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
+    ] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+@app.command(epilog="Example: cadp-fl simulate configs/quickstart.yaml --output runs/quickstart")
+def simulate(
+    config: Annotated[Path, typer.Argument(help="A study config (YAML).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder: a new or an empty one.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override one value: dotted.key=value. May be repeated.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and no progress.")] = False,
+) -> None:
+    """Simulate a study on this machine: every site, every method, one report."""
+    from cadp_fl.cli.progress import progress_to, results_table
+    from cadp_fl.study.run import run_study
+
+    console = Console(highlight=False)
+    silent = quiet or as_json
+    with progress_to(console, silent=silent) as watch:
+        summary = run_study(config, output, set_ or [], watch=watch)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        results_table(console, summary)
+        console.print(f"Report: {(output / 'report.html').resolve()}", soft_wrap=True)
+
+
+@app.command(epilog="Example: cadp-fl report runs/quickstart")
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder that holds a summary.json.")],
+) -> None:
+    """Write a run's report.html again, from what its folder holds."""
+    from cadp_fl.report.page import write_report
+
+    typer.echo(f"Report: {write_report(run).resolve()}")
+
+
+if __name__ == "__main__":
+    main()

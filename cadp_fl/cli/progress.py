@@ -1,0 +1,117 @@
+"""How a running study looks in a terminal, and its results."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cadp_fl.federated.recorder import describe_step
+from cadp_fl.privacy.claims import format_epsilon
+
+__all__ = ["progress_to", "results_table"]
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def progress_to(console: Console, *, silent: bool) -> Iterator[Watch]:
+    """Yield a watcher that draws a bar for each phase on a terminal, and prints a line a round elsewhere."""
+    if silent:
+        yield lambda step: None
+    elif console.is_terminal:
+        with _bars(console) as bars:
+            yield _Bars(bars).watch
+    else:
+        console.print("Starting Flower's simulation engine (about 15 s) ...")
+
+        def watch(step: dict[str, Any]) -> None:
+            if line := describe_step(step):
+                console.print(line, markup=False, soft_wrap=True)
+
+        yield watch
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", justify="left"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[news]}"),
+        console=console,
+    )
+
+
+class _Bars:
+    """One bar a phase; a step is one site's answer in one round."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._starting: TaskID | None = progress.add_task("starting Flower's simulation engine", total=None, news="")
+
+    def watch(self, step: dict[str, Any]) -> None:
+        if step["step"] == "phases":
+            for phase, rounds in step["phases"].items():
+                self._tasks[phase] = self._progress.add_task(phase, total=rounds, news="", start=False)
+        elif step["step"] == "answer":
+            if self._starting is not None:
+                self._progress.remove_task(self._starting)
+                self._starting = None
+            self._answer(step)
+        elif step["step"] == "round" and step["phase"] in self._tasks:
+            task = self._begin(step["phase"])
+            self._progress.update(task, completed=step["round"], news=_figures(step))
+        elif step["step"] == "round" and "accuracy" in step:
+            train = next((name for name in reversed(self._tasks) if name.split("/")[0] == step["phase"].split("/")[0]))
+            self._progress.update(self._tasks[train], news=f"accuracy {step['accuracy']:.3f}")
+
+    def _answer(self, step: dict[str, Any]) -> None:
+        if "failed" in step:
+            self._progress.console.print(describe_step(step), markup=False, soft_wrap=True)
+        elif step["phase"] in self._tasks:
+            self._progress.update(self._begin(step["phase"]), news=f"{step['site']} answered{_figures(step)}")
+
+    def _begin(self, phase: str) -> TaskID:
+        task = self._tasks[phase]
+        self._progress.start_task(task)
+        return task
+
+
+def _figures(step: dict[str, Any]) -> str:
+    return "".join(f"  {name} {step[name]:.3g}" for name in ("bits_per_dim", "loss") if isinstance(step.get(name), float))
+
+
+def results_table(console: Console, summary: dict[str, Any]) -> None:
+    """Print a run's table: figures, and what each method guarantees."""
+    if summary["status"] != "complete":
+        console.print(f"INCOMPLETE: {summary.get('failure', 'sites are missing')}", style="bold red", markup=False)
+        for gap in summary["missing"]:
+            console.print(f"  {gap['site']} in {gap['phase']}: {gap['reason']}", markup=False, soft_wrap=True)
+    table = Table(title=f"{summary['name']}: tested on real records of {len(summary['sites'])} sites", title_justify="left")
+    for heading in ("method", "accuracy", "balanced", "AUROC", "epsilon", "guarantee"):
+        table.add_column(heading, justify="left" if heading in ("method", "guarantee") else "right")
+    for name, row in summary["methods"].items():
+        figures = [_share(row[key]) for key in ("accuracy", "balanced_accuracy", "auroc")]
+        table.add_row(name, *figures, format_epsilon(row["epsilon"]), _guarantee(row))
+    console.print(table)
+    console.print(
+        f"epsilon at delta {summary['budget']['delta']:g} under replace-one, the largest of the sites."
+        + (" Noise was SEEDED: this run protects nothing." if summary["noise"] == "seeded" else ""),
+        soft_wrap=True,
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _guarantee(row: dict[str, Any]) -> str:
+    if row["guarantee"] == "given-flow":
+        return f"given-flow: flow NOT covered ({format_epsilon(row['epsilon_if_flow_were_fixed'])} if it were fixed)"
+    return str(row["guarantee"]) if row["guarantee"] == "end-to-end" else "none: no privacy"

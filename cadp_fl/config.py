@@ -1,0 +1,360 @@
+"""A study config: YAML in, frozen and typed models out.
+
+This module knows shapes and ranges. Names (of a data source, a mechanism, a method) are resolved by the
+package that owns their registry. Every field says its unit and range, and an unknown key is an error that
+names the nearest known one.
+"""
+
+import difflib
+import os
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cadp_fl.errors import ConfigError
+
+__all__ = [
+    "BudgetConfig",
+    "CentralTrainingConfig",
+    "ClassifierConfig",
+    "DataConfig",
+    "DenseConfig",
+    "FlowConfig",
+    "FlowTrainingConfig",
+    "PartitionConfig",
+    "ReleaseConfig",
+    "ScaleConfig",
+    "Settings",
+    "SitesConfig",
+    "StudyConfig",
+    "dump_study",
+    "load_study",
+    "parse",
+]
+
+MAX_CONFIG_BYTES = 1 << 20
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class DataConfig(Settings):
+    """Which records the study is about."""
+
+    source: str = Field(description="name of a data source, for example digits")
+    path: Path | None = Field(None, description="the source's file or folder; relative to the config file")
+    test_fraction: Fraction = Field(
+        0.2, description="share of a site's records held out for evaluation, where the source has no test split"
+    )
+
+
+class PartitionConfig(Settings):
+    """How a simulation deals records to its sites."""
+
+    kind: str = Field("iid", description="name of a partition: iid or dirichlet")
+    alpha: Positive = Field(1.0, description="dirichlet: concentration; smaller is more skewed")
+    min_records: Count = Field(20, description="training records that every site gets at least")
+
+
+class SitesConfig(Settings):
+    """The federation of a simulation."""
+
+    count: int = Field(ge=2, le=1000, description="number of sites")
+    names: tuple[str, ...] | None = Field(None, description="one name a site; site-1, site-2, ... by default")
+    partition: PartitionConfig = PartitionConfig()
+    quorum: Count | None = Field(None, description="sites below which a run stops; all but one by default")
+    timeout_seconds: Positive = Field(3600.0, description="seconds after which a site counts as late in a round")
+    cpus_per_client: Count = Field(1, description="CPU threads of one site")
+    gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU of one site")
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> "SitesConfig":
+        if self.names is not None:
+            if len(self.names) != self.count or len(set(self.names)) != self.count:
+                raise ValueError(f"names must be {self.count} different names. Found {list(self.names)}")
+            for name in self.names:
+                if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name):
+                    raise ValueError(
+                        f"a site's name is 1 to 40 lower-case letters, digits and hyphens. Found '{name}'"
+                    )
+        if self.quorum is not None and self.quorum > self.count:
+            raise ValueError(f"quorum must be at most the number of sites, {self.count}. Found {self.quorum}")
+        return self
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """One name a site, in the order of the partition."""
+        return self.names or tuple(f"site-{index + 1}" for index in range(self.count))
+
+    @property
+    def needed(self) -> int:
+        """Number of sites that a phase needs to go on."""
+        return self.quorum or max(1, self.count - 1)
+
+
+class ScaleConfig(Settings):
+    """One scale of a convolutional flow: a downsampling, then coupling blocks."""
+
+    blocks: Count = Field(4, description="coupling blocks at this scale")
+    channels: Count = Field(32, description="hidden channels of the subnets at this scale")
+
+
+class DenseConfig(Settings):
+    """The coupling blocks on the flattened latent."""
+
+    blocks: int = Field(2, ge=0, description="coupling blocks on the flattened latent")
+    width: Count = Field(128, description="hidden width of the subnets")
+
+
+class FlowTrainingConfig(Settings):
+    """Federated training of the flow by maximum likelihood."""
+
+    rounds: Count = Field(10, description="rounds of federated averaging")
+    local_epochs: Count = Field(4, description="passes over a site's records in one round")
+    batch_size: Count = Field(64, description="records in one step")
+    learning_rate: Positive = Field(2e-3, description="Adam's step size at its peak; falls to a twentieth by a cosine")
+    weight_decay: float = Field(1e-5, ge=0, description="Adam's L2 penalty")
+    max_gradient_norm: Positive = Field(10.0, description="clipping norm of the averaged gradient (no privacy)")
+
+
+class FlowConfig(Settings):
+    """Architecture and training of the conditional flow. Without scales it is dense."""
+
+    scales: tuple[ScaleConfig, ...] = Field((), description="convolutional scales, the finest first; none for a dense flow")
+    downsampling: str = Field("haar", description="invertible downsampling of every scale: haar or checkerboard")
+    dense: DenseConfig = DenseConfig()
+    clamp: Positive = Field(1.5, description="largest log-scale of one coupling (soft)")
+    input_scale: Positive = Field(2.0, description="public factor from a pixel in [-0.5, 0.5] to the flow's input")
+    training: FlowTrainingConfig = FlowTrainingConfig()
+
+    @model_validator(mode="after")
+    def _has_blocks(self) -> "FlowConfig":
+        if not self.scales and not self.dense.blocks:
+            raise ValueError("a flow needs coupling blocks: give scales, or dense.blocks above zero")
+        return self
+
+
+class ReleaseConfig(Settings):
+    """The mechanism that privatizes a record in the latent space."""
+
+    mechanism: str = Field("gaussian", description="name of a mechanism, for example gaussian")
+    clip_norm: Positive = Field(description="C: a latent's norm after clipping; two latents are within 2 C")
+    latent_dims: Count | None = Field(
+        None, description="number of leading latent dimensions that are privatized; the others come from the prior"
+    )
+    shrinkage: str = Field(
+        "typical-set", description="how a noised latent is drawn towards the prior: typical-set or posterior-mean"
+    )
+    labels: Literal["public"] = Field(
+        description="public: a record's label may be known, and the relation is 'replace one record, keep its label'"
+    )
+    shard_records: Count = Field(4096, description="records in one file of a release")
+
+
+class CentralTrainingConfig(Settings):
+    """Training of the central classifier on privatized records."""
+
+    epochs: Count = Field(60, description="passes over the pooled, class-balanced release")
+    batch_size: Count = Field(64, description="records in one step")
+    learning_rate: Positive = Field(2e-3, description="Adam's step size at its peak; falls to a twentieth by a cosine")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay")
+
+
+class ClassifierConfig(Settings):
+    """The classifier that every method trains."""
+
+    model: str = Field("cnn", description="name of a classifier, for example cnn")
+    width: Count = Field(16, description="channels of the first layer")
+    central: CentralTrainingConfig = CentralTrainingConfig()
+
+
+class BudgetConfig(Settings):
+    """What a method may spend at a site. There is no default."""
+
+    epsilon: Positive = Field(description="epsilon, under replace-one")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="delta, at most 1 / (10 n) for n records at a site")
+    unit: Literal["record"] = Field("record", description="what one neighbouring data set may change")
+
+
+class EvaluationConfig(Settings):
+    """Evaluation on the sites' held-out records. Exact, which only a simulation may do."""
+
+    every: Count = Field(2, description="rounds between two evaluations of a federated baseline")
+
+
+class StudyConfig(Settings):
+    """One study: its records, its sites, its methods and their budget."""
+
+    name: str = Field(min_length=1, max_length=80, description="name of the study")
+    seed: int = Field(0, ge=0, lt=2**63, description="governs splits and initial weights; never privacy noise by default")
+    noise: Literal["entropy", "seeded"] = Field(
+        "entropy", description="where privacy noise comes from; seeded is reproducible, so it protects nothing"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:<index>")
+    data: DataConfig
+    sites: SitesConfig
+    flow: FlowConfig = FlowConfig()
+    release: ReleaseConfig
+    classifier: ClassifierConfig = ClassifierConfig()
+    methods: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="the methods to run, each with its settings; a list takes every default"
+    )
+    budget: BudgetConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _list_of_names(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return {str(name): {} for name in value}
+        if isinstance(value, Mapping):
+            return {name: settings or {} for name, settings in value.items()}
+        return value
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
+    """Read a study from YAML, apply `dotted.key=value` overrides and resolve relative paths.
+
+    `${NAME}` and `${NAME:-default}` expand from the environment. A relative `data.path` is relative to the
+    config file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+    """
+    if not path.is_file():
+        raise ConfigError(f"A study needs a config file. Found none at '{path}'; check the path.")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"A study config is at most {MAX_CONFIG_BYTES} bytes. '{path}' has {path.stat().st_size}.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" (line {where.line + 1})" if where is not None else ""
+        raise ConfigError(f"A study config is YAML in UTF-8. '{path}' is not{line}; mend it there.") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"A study config is a mapping of keys to values. '{path}' holds a {type(tree).__name__}.")
+    for override in overrides:
+        _override(tree, override)
+    study = parse(StudyConfig, _expand(tree))
+    if study.data.path is not None:
+        absolute = (path.resolve().parent / study.data.path.expanduser()).resolve()
+        study = study.model_copy(update={"data": study.data.model_copy(update={"path": absolute})})
+    return study
+
+
+def dump_study(study: StudyConfig) -> str:
+    """Return a study as YAML that `load_study` reads back to an equal one."""
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse(model: type[Model], tree: Mapping[str, Any], *, where: str = "") -> Model:
+    """Validate a mapping against a model; `where` is the dotted key of the mapping in its file.
+
+    Raises:
+        ConfigError: one sentence on the first key that is wrong.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        location = [str(part) for part in first["loc"] if part != "[key]"]
+        raise ConfigError(_sentence(model, first, location, where)) from error
+
+
+def _sentence(model: type[BaseModel], problem: Any, location: list[str], where: str) -> str:
+    key = ".".join(([where] if where else []) + location)
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
+        return f"Unknown key '{key}'. {hint}"
+    if problem["type"] == "missing":
+        return f"'{key}' is required and has no default. Add it to the config."
+    rule = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{f'{key}: ' if key else ''}{rule}."
+    return f"'{key}': {rule}. Found {problem['input']!r}."
+
+
+def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """Return the keys that are known at a dotted location below a model."""
+    for part in location:
+        field = model.model_fields.get(part)
+        if field is None:
+            continue  # an index into a sequence: its members share one model
+        nested = [kind for kind in _types_in(field.annotation) if issubclass(kind, BaseModel)]
+        if not nested:
+            return []
+        model = nested[0]
+    return list(model.model_fields)
+
+
+def _types_in(annotation: Any) -> list[type]:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        return [annotation]
+    return [kind for argument in typing.get_args(annotation) for kind in _types_in(argument)]
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Set one `dotted.key=value` in a tree; the value is read as YAML."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"An override is 'dotted.key=value'. Found '{override}'.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The value of an override is YAML. Found '{text}' for '{key}'; quote it.") from error
+    node: Any = tree
+    for part in parts[:-1]:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        else:
+            raise ConfigError(f"'{key}' cannot be set: '{part}' is not below a mapping. Check the key.")
+    if isinstance(node, list) and parts[-1].isdigit() and int(parts[-1]) < len(node):
+        node[int(parts[-1])] = value
+    elif isinstance(node, dict):
+        node[parts[-1]] = value
+    else:
+        raise ConfigError(f"'{key}' cannot be set: '{parts[-1]}' is not below a mapping. Check the key.")
+
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _expand(node: Any) -> Any:
+    """Expand `${NAME}` and `${NAME:-default}` in every string of a tree."""
+    if isinstance(node, dict):
+        return {key: _expand(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_expand(value) for value in node]
+    if isinstance(node, str):
+        return _VARIABLE.sub(_value_of_variable, node)
+    return node
+
+
+def _value_of_variable(match: re.Match[str]) -> str:
+    name, default = match.group(1), match.group(2)
+    value = os.environ.get(name, default)
+    if value is None:
+        raise ConfigError(f"The config uses ${{{name}}}, which is not set. Export {name}, or write ${{{name}:-default}}.")
+    return value

@@ -1,0 +1,139 @@
+"""The server's side of a federation: whom it can ask, who did not answer, what crossed.
+
+Methods and the workflow see this protocol alone; the Flower adapter implements it over a Grid.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cadp_fl.errors import CadpError, FederationError
+from cadp_fl.federated.recorder import Recorder
+from cadp_fl.site.protocol import Reply, Request
+
+__all__ = ["Federation", "Missing", "Roster", "Traffic", "Transport"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A site that did not answer, or not usefully."""
+
+    site: str
+    phase: str
+    reason: str
+
+
+@dataclass
+class Traffic:
+    """Bytes of tensors that crossed, as a site sees them: `up` left it, `down` reached it."""
+
+    up: int = 0
+    down: int = 0
+
+
+Roster = Mapping[str, int]
+"""Node id by site name."""
+
+Answer = Reply | CadpError
+"""What came back from a node: a reply, or the error that it named."""
+
+
+class Transport(Protocol):
+    """Carries requests to nodes. Nodes are numbered; only the federation knows their names."""
+
+    def nodes(self, expected: int) -> list[int]:
+        """Return the ids of the nodes, once `expected` are there or waiting is in vain."""
+        ...
+
+    def exchange(
+        self, requests: Mapping[int, Request], *, group: str, on_answer: Callable[[int, Answer], None]
+    ) -> dict[int, Answer]:
+        """Send a request to each node, and return what came back in time, by node."""
+        ...
+
+
+@dataclass
+class Federation:
+    """Asks named sites, checks who answered, and keeps going above a quorum.
+
+    Attributes:
+        transport: carries requests.
+        needed: number of sites below which a phase stops the run.
+        recorder: is told of every answer.
+        roster: node id by site; frozen once the sites have described themselves.
+        missing: who did not answer, and why; one entry a site and phase.
+        traffic: bytes by site.
+    """
+
+    transport: Transport
+    needed: int
+    recorder: Recorder
+    roster: Roster = field(default_factory=dict)
+    missing: list[Missing] = field(default_factory=list)
+    traffic: dict[str, Traffic] = field(default_factory=dict)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of all sites, in order."""
+        return tuple(sorted(self.roster))
+
+    def ask(
+        self,
+        request: Request,
+        *,
+        phase: str,
+        round: int = 1,
+        of: int = 1,
+        check: Callable[[str, Reply], None] = lambda site, reply: None,
+    ) -> dict[str, Reply]:
+        """Send one request to every site, and return the replies that pass the check, by site in order of name.
+
+        Args:
+            phase: the phase of the run, for progress and for naming who is missing.
+            check: raises a `CadpError` where a reply does not fit.
+
+        Raises:
+            FederationError: fewer sites than needed answered.
+        """
+        names = {node: site for site, node in self.roster.items()}
+        answers: dict[str, Answer] = {}
+
+        def on_answer(node: int, answer: Answer) -> None:
+            site = names[node]
+            answers[site] = self._checked(site, answer, check)
+            self.recorder.answer(phase, round, of, site, answers[site])
+
+        down = sum(array.nbytes for array in request.arrays.values())
+        for site in self.sites:
+            self.traffic.setdefault(site, Traffic()).down += down
+        self.transport.exchange(
+            dict.fromkeys(names, request), group=f"{phase}-{round}", on_answer=on_answer
+        )
+        replies: dict[str, Reply] = {}
+        for site in self.sites:
+            answer = answers.get(site)
+            if isinstance(answer, Reply):
+                self.traffic[site].up += sum(array.nbytes for array in answer.arrays.values())
+                replies[site] = answer
+            else:
+                self._note_missing(site, phase, "did not answer in time" if answer is None else str(answer))
+        if len(replies) < self.needed:
+            lost = "; ".join(f"{gap.site}: {gap.reason}" for gap in self.missing if gap.phase == phase)
+            raise FederationError(
+                f"Phase '{phase}' needs {self.needed} sites (sites.quorum). {len(replies)} of {len(self.sites)} "
+                f"answered. {lost}"
+            )
+        return replies
+
+    def _checked(self, site: str, answer: Answer, check: Callable[[str, Reply], None]) -> Answer:
+        if isinstance(answer, CadpError):
+            return answer
+        try:
+            check(site, answer)
+        except CadpError as error:
+            return error
+        return answer
+
+    def _note_missing(self, site: str, phase: str, reason: str) -> None:
+        if not any(gap.site == site and gap.phase == phase for gap in self.missing):
+            self.missing.append(Missing(site, phase, reason))

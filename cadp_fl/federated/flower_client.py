@@ -1,0 +1,118 @@
+"""The Flower side of a site: named actions on any `ClientApp`, passed on to a `SitePort`.
+
+In deployment this code arrives from the server, so it holds neither torch nor data code: it can ask the site, and
+nothing else.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from cadp_fl.errors import CadpError, ExchangeError
+from cadp_fl.site.protocol import ACTIONS, Action, Reply, Request, SitePort
+
+__all__ = ["MAX_JSON_BYTES", "decode_reply", "encode_request", "register"]
+
+MAX_JSON_BYTES = 16 << 20
+RECORD = "cadp"
+
+_log = logging.getLogger(__name__)
+
+SiteFactory = Callable[[Context], SitePort]
+
+
+def register(app: ClientApp, site_for: SiteFactory, *, explain: bool = False) -> None:
+    """Add the actions of a site to a `ClientApp`. Its own handlers stay as they are.
+
+    Args:
+        app: any Flower `ClientApp` of the message API.
+        site_for: returns the site that a message is for.
+        explain: whether an error's text crosses to the server. Only for simulations: it may hold values that
+            records had a part in, so a real site sends the error's number alone and keeps the text in its log.
+    """
+    for action, message_type in ACTIONS.items():
+        category, name = message_type.split(".")
+        getattr(app, category)(name)(_handler(action, site_for, explain))
+
+
+def _handler(action: Action, site_for: SiteFactory, explain: bool) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            request = _decode_request(action, message.content)
+            content = _encode_reply(site_for(context).call(request))
+        except CadpError as error:
+            _log.error("%s was refused: %s", action, error)
+            content = _encode_error(error.code, str(error) if explain else "")
+        except Exception as error:  # whatever it is, it must not carry values to the server
+            _log.exception("%s failed", action)
+            content = _encode_error(CadpError.code, f"{type(error).__name__}: {error}" if explain else "")
+        return Message(content, reply_to=message)
+
+    return handle
+
+
+def encode_request(request: Request) -> RecordDict:
+    """Return a request as Flower records."""
+    return _encode(dict(request.settings), dict(request.arrays))
+
+
+def decode_reply(content: RecordDict) -> Reply | CadpError:
+    """Return what a site answered: a reply, or the error that it named.
+
+    Raises:
+        ExchangeError: it is neither.
+    """
+    error = content.config_records.get(f"{RECORD}-error")
+    if error is not None:
+        return _decode_error(error)
+    settings, arrays = _decode(content)
+    return Reply(settings, arrays)
+
+
+def _decode_request(action: Action, content: RecordDict) -> Request:
+    settings, arrays = _decode(content)
+    return Request(action, settings, arrays)
+
+
+def _encode_reply(reply: Reply) -> RecordDict:
+    return _encode(dict(reply.content), dict(reply.arrays))
+
+
+def _encode(values: dict, arrays: dict) -> RecordDict:
+    return RecordDict(
+        {
+            f"{RECORD}-json": ConfigRecord({"json": json.dumps(values)}),
+            f"{RECORD}-arrays": ArrayRecord({name: Array(array) for name, array in arrays.items()}),
+        }
+    )
+
+
+def _decode(content: RecordDict) -> tuple[dict, dict]:
+    try:
+        text = content.config_records[f"{RECORD}-json"]["json"]
+        record = content.array_records[f"{RECORD}-arrays"]
+    except KeyError as error:
+        raise ExchangeError(f"A message holds the record {error}. It does not; compare the library's versions.") from None
+    if not isinstance(text, str) or len(text) > MAX_JSON_BYTES:
+        raise ExchangeError(f"A message's settings are JSON of at most {MAX_JSON_BYTES} bytes. Found something else.")
+    try:
+        values = json.loads(text)
+        arrays = {name: array.numpy() for name, array in record.items()}
+    except (ValueError, TypeError, EOFError) as error:
+        raise ExchangeError("A message holds JSON and numpy arrays. Found something else.") from error
+    if not isinstance(values, dict):
+        raise ExchangeError(f"A message's settings are a JSON object. Found {type(values).__name__}.")
+    return values, arrays
+
+
+def _encode_error(code: int, text: str) -> RecordDict:
+    return RecordDict({f"{RECORD}-error": ConfigRecord({"code": code, "text": text})})
+
+
+def _decode_error(record: ConfigRecord) -> CadpError:
+    code, text = record.get("code"), record.get("text")
+    number = code if isinstance(code, int) else CadpError.code
+    return CadpError.named(number, str(text or "")[:1000])

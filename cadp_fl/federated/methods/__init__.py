@@ -1,0 +1,26 @@
+"""The methods that a study compares, in one registry.
+
+To add one, write a class with the members of `Method` in a file of its own and put it into `METHODS`.
+"""
+
+from cadp_fl.config import StudyConfig
+from cadp_fl.errors import ConfigError
+from cadp_fl.federated.methods.base import Method
+from cadp_fl.federated.methods.cadp_given_flow import CadpGivenFlow
+from cadp_fl.federated.methods.federated_classifier import DpSgd, FedAvg
+
+__all__ = ["METHODS", "build_methods"]
+
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (CadpGivenFlow, DpSgd, FedAvg)}
+
+
+def build_methods(study: StudyConfig) -> list[Method]:
+    """Return a study's methods, in its order, with their noise calibrated.
+
+    Raises:
+        ConfigError: a method or one of its settings is unknown.
+    """
+    unknown = [name for name in study.methods if name not in METHODS]
+    if unknown:
+        raise ConfigError(f"Unknown method '{unknown[0]}'. Choose from: {', '.join(METHODS)}.")
+    return [METHODS[name](settings, study) for name, settings in study.methods.items()]

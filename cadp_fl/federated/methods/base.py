@@ -1,0 +1,136 @@
+"""What a method is: what it will spend, and how it trains a classifier with the sites."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import nn
+
+from cadp_fl.classifier.models import build_classifier
+from cadp_fl.config import ClassifierConfig, StudyConfig
+from cadp_fl.data.schema import Schema
+from cadp_fl.errors import ExchangeError
+from cadp_fl.evaluation.utility import Evaluation, Metrics, metrics_of, pool
+from cadp_fl.federated.federation import Federation
+from cadp_fl.privacy.accounting import Event
+from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.weights import check_arrays, get_weights, structure_sha256
+
+__all__ = ["Method", "StudyRun", "Trained", "evaluate_at_sites", "fits_module"]
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """What a method works with at the server.
+
+    Attributes:
+        study: the config.
+        schema: the public schema that all sites share.
+        sizes: n_k, declared number of training records by site.
+        federation: asks the sites.
+        folder: the run folder.
+        device: where the server computes.
+    """
+
+    study: StudyConfig
+    schema: Schema
+    sizes: dict[str, int]
+    federation: Federation
+    folder: Path
+    device: torch.device
+
+    def classifier(self, config: ClassifierConfig) -> nn.Module:
+        """Return a new classifier with the study's initial weights, on the server's device."""
+        model = build_classifier(config, self.schema.shape, len(self.schema.classes), seed=self.study.seed)
+        return model.to(self.device)
+
+
+@dataclass
+class Trained:
+    """A method's result.
+
+    Attributes:
+        model: the classifier.
+        classifier: its config.
+        pooled: figures on the test records of all sites together.
+        per_site: figures by site.
+        flow: the flow's weights, where the method trained one.
+    """
+
+    model: nn.Module
+    classifier: ClassifierConfig
+    pooled: Metrics
+    per_site: dict[str, Metrics]
+    flow: nn.Module | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """One row of a comparison. One file a method; `METHODS` is the registry."""
+
+    name: ClassVar[str]
+
+    def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
+        """Parse the method's settings and calibrate its noise; reads no record.
+
+        Raises:
+            ConfigError: a setting is wrong.
+        """
+        ...
+
+    def phases(self) -> dict[str, int]:
+        """Return the number of rounds of every phase, in order."""
+        ...
+
+    def events(self) -> tuple[Event, ...]:
+        """Return everything that the method will spend at a site."""
+        ...
+
+    def run(self, run: StudyRun) -> Trained:
+        """Train with the sites.
+
+        Raises:
+            FederationError: too few sites are left.
+        """
+        ...
+
+
+def evaluate_at_sites(
+    run: StudyRun, model: nn.Module, classifier: ClassifierConfig, *, phase: str, round: int, of: int
+) -> tuple[Metrics, dict[str, Metrics]]:
+    """Return a classifier's figures on the sites' test records: pooled, and by site."""
+    evaluations: dict[str, Evaluation] = {}
+    classes = run.schema.classes
+
+    def check(site: str, reply: Reply) -> None:
+        if set(reply.arrays) != {"confusion", "histograms"}:
+            raise ExchangeError(f"An evaluation holds confusion and histograms. Found {sorted(reply.arrays)}.")
+        evaluation = Evaluation(reply.arrays["confusion"], reply.arrays["histograms"])
+        if len(evaluation.confusion) != len(classes):
+            raise ExchangeError(f"An evaluation has {len(classes)} classes. Found {len(evaluation.confusion)}.")
+        evaluations[site] = evaluation
+
+    settings = {"classifier": classifier.model_dump(mode="json"), "seed": run.study.seed}
+    replies = run.federation.ask(
+        Request("evaluate", settings, get_weights(model)), phase=phase, round=round, of=of, check=check
+    )
+    pooled = metrics_of(pool([evaluations[site] for site in replies]), classes)
+    figures = {name: value for name, value in pooled.to_json().items() if isinstance(value, float)}
+    run.federation.recorder.round(phase, round, of, **figures)
+    return pooled, {site: metrics_of(evaluations[site], classes) for site in replies}
+
+
+def fits_module(module: nn.Module) -> Any:
+    """Return the check that a reply holds the weights of a module, and that the site built the same one."""
+    structure, expected = structure_sha256(module), get_weights(module)
+
+    def check(site: str, reply: Reply) -> None:
+        if reply.content.get("structure") != structure:
+            raise ExchangeError(
+                f"Every site builds the same network. '{site}' built another one; compare the versions of FrEIA, numpy "
+                "and torch there."
+            )
+        check_arrays(reply.arrays, expected)
+
+    return check

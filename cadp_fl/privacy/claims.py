@@ -1,0 +1,105 @@
+"""What may be claimed of a plan: derived from its events, never typed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cadp_fl.privacy.accounting import Event, LatentGaussian, Relation, Unprotected, epsilon_of
+from cadp_fl.privacy.ledger import Plan
+
+__all__ = ["Claim", "Together", "claim_of", "compose_plans", "format_epsilon"]
+
+Guarantee = Literal["end-to-end", "given-flow", "none"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What holds for one site after one method, if only that method had been run.
+
+    Attributes:
+        guarantee: `end-to-end` if every event is accounted; `given-flow` if only the flow's training is not; else
+            `none`.
+        epsilon: at `delta`, under replace-one; None without an end-to-end guarantee.
+        epsilon_add_remove: the same events under add-or-remove, for comparison with the literature.
+        epsilon_if_flow_were_fixed: would hold had the flow been fixed without these records. It was not.
+        epsilon_if_flow_were_fixed_add_remove: the same under add-or-remove.
+        delta: the delta of all epsilons.
+        relation: what two neighbouring data sets may differ in.
+    """
+
+    guarantee: Guarantee
+    epsilon: float | None
+    epsilon_add_remove: float | None
+    epsilon_if_flow_were_fixed: float | None
+    epsilon_if_flow_were_fixed_add_remove: float | None
+    delta: float
+    relation: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the claim as plain JSON values."""
+        return dict(vars(self))
+
+
+def claim_of(plan: Plan) -> Claim:
+    """Return what the events of a plan allow to claim."""
+    open_stages = {event.stage for event in plan.events if isinstance(event, Unprotected)}
+    protected = tuple(event for event in plan.events if not isinstance(event, Unprotected))
+    guarantee: Guarantee = "end-to-end"
+    if open_stages:
+        guarantee = "given-flow" if open_stages == {"flow"} and protected else "none"
+    # Decoding is told the true label, so a release with public labels protects all of a record but that.
+    keeps_label = any(isinstance(event, LatentGaussian) for event in plan.events)
+    whole = _epsilons(protected, plan.delta) if guarantee == "end-to-end" else (None, None)
+    given_flow = _epsilons(protected, plan.delta) if guarantee == "given-flow" else (None, None)
+    return Claim(
+        guarantee=guarantee,
+        epsilon=whole[0],
+        epsilon_add_remove=whole[1],
+        epsilon_if_flow_were_fixed=given_flow[0],
+        epsilon_if_flow_were_fixed_add_remove=given_flow[1],
+        delta=plan.delta,
+        relation="replace one record, keep its label" if keeps_label else "replace one record",
+    )
+
+
+@dataclass(frozen=True)
+class Together:
+    """What running several plans on the same records composes to.
+
+    Attributes:
+        epsilon: the sum over plans; None if something left unprotected.
+        delta: the sum over plans.
+        epsilon_of_protected_events: the sum without what left unprotected. It is no guarantee.
+        unprotected: what left unprotected.
+    """
+
+    epsilon: float | None
+    delta: float
+    epsilon_of_protected_events: float
+    unprotected: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        return {**vars(self), "unprotected": list(self.unprotected)}
+
+
+def compose_plans(plans: Sequence[Plan]) -> Together:
+    """Return what plans on the same records compose to. Epsilons and deltas add, whatever made the plans follow."""
+    unprotected = {event.what for plan in plans for event in plan.events if isinstance(event, Unprotected)}
+    total, delta = 0.0, 0.0
+    for plan in plans:
+        events = tuple(event for event in plan.events if not isinstance(event, Unprotected))
+        if events:
+            total += epsilon_of(events, plan.delta)
+            delta += plan.delta
+    return Together(None if unprotected else total, delta, total, tuple(sorted(unprotected)))
+
+
+def format_epsilon(epsilon: float | None) -> str:
+    """Return an epsilon with two decimals, rounded up: a printed figure is never below the true one."""
+    return "-" if epsilon is None else f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"
+
+
+def _epsilons(events: tuple[Event, ...], delta: float) -> tuple[float, float]:
+    return epsilon_of(events, delta), epsilon_of(events, delta, Relation.ADD_OR_REMOVE_ONE)

@@ -1,0 +1,48 @@
+"""clip(z; C): scale a record's vector into the ball of radius C. Per record, never per batch."""
+
+import torch
+
+from cadp_fl.errors import PrivacyError
+
+__all__ = ["CLIP_MARGIN", "clip_factors", "clip_l2"]
+
+CLIP_MARGIN = 1e-5
+"""Vectors are clipped to C (1 - CLIP_MARGIN), so that float32 rounding never leaves one outside of C."""
+
+
+def clip_factors(norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
+    """Return min(1, C (1 - margin) / norm) of every record; 0 where the norm is not finite.
+
+    Args:
+        norms: float64, (records,).
+        clip_norm: C, above zero.
+
+    Raises:
+        PrivacyError: C is not positive.
+    """
+    if not clip_norm > 0:
+        raise PrivacyError(f"clip_norm must be positive. Found {clip_norm}; set it in the study config.")
+    bound = clip_norm * (1 - CLIP_MARGIN)
+    factors = (bound / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
+    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+
+def clip_l2(latents: torch.Tensor, clip_norm: float) -> torch.Tensor:
+    """Return latents of L2 norm at most C, each clipped by itself; any two are within 2 C.
+
+    A latent with a non-finite entry becomes zero, silently: an error here would tell that the record is there.
+
+    Args:
+        latents: (records, dims).
+        clip_norm: C, above zero.
+
+    Returns:
+        (records, dims), in the dtype of `latents`.
+
+    Raises:
+        PrivacyError: C is not positive.
+    """
+    norms = torch.linalg.vector_norm(latents.double(), dim=1)
+    factors = clip_factors(norms, clip_norm)[:, None]
+    finite = torch.isfinite(norms)[:, None]
+    return torch.where(finite, latents, torch.zeros_like(latents)) * factors.to(latents.dtype)

@@ -1,0 +1,115 @@
+"""x -> x': encode, clip, perturb, shrink, decode. The content-aware mechanism of the paper.
+
+    z = f(x; y)        z1 = clip(z[:k]; C) + N(0, sigma^2 I)        x' = f^-1([s z1, u]; y),  u ~ N(0, I)
+
+The label y is the condition: the noise never touches it. Noise comes after encoding, so the mechanism protects
+whatever flow a server sends. All that follows it (shrinking, fresh dimensions, decoding, quantization) is
+post-processing and costs nothing.
+
+References:
+    Tölle, Köthe, André, Meder, Engelhardt: Content-aware differential privacy with conditional invertible neural
+    networks, arXiv 2207.14625.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cadp_fl.data.schema import Dataset
+from cadp_fl.errors import ConfigError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.conditions import one_hot
+from cadp_fl.flow.training import dequantize, quantize
+from cadp_fl.privacy.accounting import Event
+from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
+from cadp_fl.privacy.noise import NoiseSource
+
+__all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize"]
+
+
+def _typical_set(signal: float, noise_std: float) -> float:
+    """Return 1 / sqrt(a^2 + sigma^2): the noised latent gets the prior's variance."""
+    return 1 / math.sqrt(signal**2 + noise_std**2)
+
+
+def _posterior_mean(signal: float, noise_std: float) -> float:
+    """Return a / (a^2 + sigma^2): E[z | a z + N(0, sigma^2)] under the prior."""
+    return signal / (signal**2 + noise_std**2)
+
+
+SHRINKAGES: dict[str, Callable[[float, float], float]] = {
+    "typical-set": _typical_set,
+    "posterior-mean": _posterior_mean,
+}
+"""The factor s of a noised latent: functions of public numbers alone. `a` is the share of a standard normal latent
+that the clip lets through, min(1, C / sqrt(k))."""
+
+
+@dataclass(frozen=True)
+class ReleaseSettings:
+    """How latents become records.
+
+    Attributes:
+        mechanism: clips and perturbs.
+        latent_dims: k, the number of leading latent dimensions that carry a record's information.
+        shrinkage: name of the factor s.
+    """
+
+    mechanism: Mechanism
+    latent_dims: int
+    shrinkage: str
+
+    @property
+    def factor(self) -> float:
+        """The factor s of a noised latent."""
+        signal = min(1.0, self.mechanism.clip_norm / math.sqrt(self.latent_dims))
+        return SHRINKAGES[self.shrinkage](signal, self.mechanism.noise_std)
+
+
+def check_release(mechanism: str, shrinkage: str, latent_dims: int, dims: int) -> None:
+    """Check that a release names what exists, and fits a flow of `dims` dimensions.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    mechanism_type(mechanism)
+    if shrinkage not in SHRINKAGES:
+        raise ConfigError(f"Unknown shrinkage '{shrinkage}'. Choose one of: {', '.join(sorted(SHRINKAGES))}.")
+    if latent_dims > dims:
+        raise ConfigError(f"release.latent_dims is at most the flow's {dims} dimensions. Found {latent_dims}.")
+
+
+@torch.no_grad()
+def privatize(
+    flow: ConditionalFlow,
+    records: Dataset,
+    settings: ReleaseSettings,
+    *,
+    noise: NoiseSource,
+    device: torch.device,
+    batch_size: int = 1024,
+) -> tuple[Dataset, Event]:
+    """Return one privatized record for every record, in a secret random order, and what that cost.
+
+    Args:
+        flow: on `device`; any flow, also a hostile one.
+        records: the training records of a site.
+        noise: of this release alone.
+    """
+    flow.eval()
+    perturbation, prior = noise.child("perturbation"), noise.child("prior")
+    released = np.empty_like(records.images)
+    for start in range(0, len(records), batch_size):
+        part = slice(start, start + batch_size)
+        images = torch.from_numpy(records.images[part]).to(device)
+        condition = one_hot(torch.from_numpy(records.labels[part]).to(device), flow.classes)
+        latents, _ = flow.encode(dequantize(images, records.schema.levels), condition)
+        noised = settings.mechanism(latents[:, : settings.latent_dims], noise=perturbation) * settings.factor
+        fresh = prior.normal((len(images), flow.dims - settings.latent_dims), 1.0, like=latents)
+        decoded = flow.decode(torch.cat([noised, fresh], dim=1), condition)
+        released[part] = quantize(decoded, records.schema.levels).cpu().numpy()
+    order = noise.child("order").permutation(len(records))
+    return Dataset(records.schema, released[order], records.labels[order]), settings.mechanism.event()

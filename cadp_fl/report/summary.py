@@ -1,0 +1,201 @@
+"""`summary.json` and `privacy.json`: what a run found, and what may be claimed of it. Formats others rely on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from cadp_fl.config import StudyConfig
+from cadp_fl.evaluation.utility import Metrics
+from cadp_fl.privacy.accounting import Event
+from cadp_fl.privacy.claims import Claim, claim_of, compose_plans
+from cadp_fl.privacy.ledger import Plan
+from cadp_fl.report.statement import ASSUMPTIONS, NOT_COVERED, statement_of_method, statement_of_study
+
+__all__ = ["SCHEMA_VERSION", "Account", "MethodFigures", "Results", "SiteEntry", "privacy_json", "summary_json"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SiteEntry:
+    """What a site declared of itself.
+
+    Attributes:
+        train: number of training records.
+        test: number of test records.
+        class_counts: declared number of training records by class; classes it does not hold are left out.
+    """
+
+    train: int
+    test: int
+    class_counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a site's ledger holds of one method.
+
+    Attributes:
+        plan: what was reserved. Every epsilon is computed from this.
+        spent: what was computed, in order.
+    """
+
+    plan: Plan
+    spent: tuple[Event, ...]
+
+
+@dataclass(frozen=True)
+class MethodFigures:
+    """How good a method's classifier is.
+
+    Attributes:
+        classifier: name of the model.
+        pooled: on the test records of all sites together.
+        per_site: by site.
+    """
+
+    classifier: str
+    pooled: Metrics
+    per_site: Mapping[str, Metrics]
+
+
+@dataclass
+class Results:
+    """All that a run knows when it ends, however it ends.
+
+    Attributes:
+        study: the config.
+        started: when it began.
+        dataset: name of the data set.
+        sites: what each site declared.
+        missing: site, phase and reason of each answer that did not come.
+        failure: why the run stopped early, if it did.
+        figures: by method.
+        accounts: by method, then site.
+        traffic: bytes of tensors that left a site and reached it, by site.
+        seconds: wall time by phase.
+        software: versions.
+    """
+
+    study: StudyConfig
+    started: datetime
+    dataset: str = ""
+    sites: dict[str, SiteEntry] = field(default_factory=dict)
+    missing: list[dict[str, str]] = field(default_factory=list)
+    failure: str | None = None
+    figures: dict[str, MethodFigures] = field(default_factory=dict)
+    accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
+    traffic: dict[str, tuple[int, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    software: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """`complete` if every site answered in every phase and every method ended; else `incomplete`."""
+        return "incomplete" if self.failure or self.missing else "complete"
+
+
+def summary_json(results: Results) -> dict[str, Any]:
+    """Return the summary as JSON values."""
+    study = results.study
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "name": study.name,
+        "seed": study.seed,
+        "noise": study.noise,
+        "simulation": True,
+        "dataset": results.dataset,
+        "relation": "replace one record",
+        "unit": study.budget.unit,
+        "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
+        "started": results.started.isoformat(timespec="seconds"),
+        "status": results.status,
+        "missing": results.missing,
+        "seconds": results.seconds,
+        "sites": [
+            {
+                "site": name,
+                "train": entry.train,
+                "test": entry.test,
+                "classes": list(entry.class_counts),
+                "class_counts": dict(entry.class_counts),
+            }
+            for name, entry in sorted(results.sites.items())
+        ],
+        "methods": {name: _method(results, name, figures) for name, figures in results.figures.items()},
+        "bytes": {site: {"up": up, "down": down} for site, (up, down) in sorted(results.traffic.items())},
+        "software": results.software,
+    }
+    return summary | ({"failure": results.failure} if results.failure else {})
+
+
+def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, Any]:
+    claims = {site: claim_of(account.plan) for site, account in results.accounts.get(name, {}).items()}
+    worst = _worst(list(claims.values()))
+    return {
+        **figures.pooled.to_json(),
+        **worst.to_json(),
+        "against": "server",
+        "classifier": figures.classifier,
+        "per_site": {
+            site: metrics.to_json() | ({"epsilon": claims[site].epsilon} if site in claims else {})
+            for site, metrics in sorted(figures.per_site.items())
+        },
+    }
+
+
+def _worst(claims: list[Claim]) -> Claim:
+    """Return the claim of the site that spent the most. It assumes that no patient is at two sites."""
+    return max(claims, key=lambda claim: claim.epsilon or claim.epsilon_if_flow_were_fixed or 0.0)
+
+
+def privacy_json(results: Results) -> dict[str, Any]:
+    """Return the privacy accounts and the statement as JSON values. Every epsilon is recomputed from events."""
+    study = results.study
+    methods: dict[str, Any] = {}
+    for name, accounts in results.accounts.items():
+        worst = _worst([claim_of(account.plan) for account in accounts.values()])
+        methods[name] = {
+            "guarantee": worst.guarantee,
+            "relation": worst.relation,
+            "against": "server",
+            "statement": statement_of_method(name, worst),
+            "sites": {site: _account(account) for site, account in sorted(accounts.items())},
+        }
+    together = {}
+    for site in sorted(results.sites):
+        plans = [accounts[site].plan for accounts in results.accounts.values() if site in accounts]
+        together[site] = compose_plans(plans).to_json()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "simulation": True,
+        "noise": study.noise,
+        "relation": "replace one record",
+        "unit": study.budget.unit,
+        "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
+        "methods": methods,
+        "all_methods_together": {
+            "meaning": "what running every method of this study on the same records composes to, by site; the methods "
+            "are compared here, each with a ledger of its own",
+            "sites": together,
+        },
+        "test_units": {
+            "simulation_only": True,
+            "metrics": "exact",
+            "meaning": "confusion counts and score histograms of the test records are exact, which only a simulation "
+            "may do; no epsilon covers them",
+        },
+        "assumptions": ASSUMPTIONS,
+        "not_covered": NOT_COVERED,
+        "statement": statement_of_study(study, {name: entry["statement"] for name, entry in methods.items()}),
+    }
+
+
+def _account(account: Account) -> dict[str, Any]:
+    claim = claim_of(account.plan).to_json()
+    return {
+        "events": [event.model_dump() for event in account.plan.events],
+        "spent": [event.model_dump() for event in account.spent],
+        **{name: value for name, value in claim.items() if name.startswith("epsilon") or name == "delta"},
+    }

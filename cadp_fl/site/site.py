@@ -1,0 +1,303 @@
+"""Site: the one object that touches private records.
+
+It answers requests. Whatever it computes from training records and lets go is an event in its ledger first; what is
+not (losses, above all) stays, except in a simulation.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+import cadp_fl
+from cadp_fl.classifier.models import build_classifier
+from cadp_fl.classifier.training import as_input, log_probabilities, train_epochs
+from cadp_fl.config import ClassifierConfig, FlowConfig, Settings, parse
+from cadp_fl.data.partition import SiteData
+from cadp_fl.errors import BudgetError, ExchangeError
+from cadp_fl.evaluation.utility import evaluate
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.training import Progress, train_flow
+from cadp_fl.privacy.accounting import PoissonGaussian, Unprotected, check_delta, events_from_json
+from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.ledger import Ledger, Plan
+from cadp_fl.privacy.mechanisms import mechanism_type
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release.bundle import ReleaseParameters, manifest_to_json, pack
+from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
+from cadp_fl.site.description import Description
+from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.weights import get_weights, set_weights, structure_sha256, weights_sha256
+
+__all__ = ["DpSgdTraining", "EpochTraining", "Site"]
+
+FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
+CLASSIFIER_WEIGHTS = Unprotected(stage="classifier", what="weights of a classifier trained without differential privacy")
+
+
+class ReserveRequest(Settings):
+    """Set a method's whole plan aside."""
+
+    plan: dict[str, Any]
+
+
+class FlowRequest(Settings):
+    """Train the flow for one round, from the weights in the request's arrays."""
+
+    method: str
+    flow: FlowConfig
+    seed: int
+    round: int = Field(ge=1, description="from 1")
+
+
+class ReleaseRequest(Settings):
+    """Privatize every training record with the flow in the request's arrays."""
+
+    method: str
+    flow: FlowConfig
+    seed: int
+    mechanism: str
+    clip_norm: float = Field(gt=0, allow_inf_nan=False)
+    noise_std: float = Field(gt=0, allow_inf_nan=False)
+    latent_dims: int = Field(ge=1)
+    shrinkage: str
+    shard_records: int = Field(ge=1, le=100_000)
+
+
+class EpochTraining(Settings):
+    """Local training without privacy."""
+
+    kind: Literal["epochs"] = "epochs"
+    epochs: int = Field(ge=1, le=1000)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(ge=0, lt=1)
+
+
+class DpSgdTraining(Settings):
+    """Local DP-SGD; `event` is what one round of it costs."""
+
+    kind: Literal["dp-sgd"] = "dp-sgd"
+    event: PoissonGaussian
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(ge=0, lt=1)
+
+
+class ClassifierRequest(Settings):
+    """Train the classifier in the request's arrays for one round."""
+
+    method: str
+    classifier: ClassifierConfig
+    seed: int
+    round: int = Field(ge=1, description="from 1")
+    training: Annotated[EpochTraining | DpSgdTraining, Field(discriminator="kind")]
+
+
+class EvaluateRequest(Settings):
+    """Evaluate the classifier in the request's arrays on the test records."""
+
+    classifier: ClassifierConfig
+    seed: int
+
+
+class Site:
+    """One hospital: its records, its ledger, its entropy source.
+
+    Args:
+        name: pseudonym of the site.
+        data: training and test records.
+        ledger: where events are written down before they are computed.
+        noise: the site's entropy source; every event draws from a child of its own.
+        device: where to compute.
+        simulation: whether figures of training records and exact test metrics may leave.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        data: SiteData,
+        *,
+        ledger: Ledger,
+        noise: NoiseSource,
+        device: torch.device,
+        simulation: bool,
+    ) -> None:
+        self.name = name
+        self._data = data
+        self._ledger = ledger
+        self._noise = noise
+        self._device = device
+        self._simulation = simulation
+        self._answers: Mapping[str, Callable[[Request], Reply]] = {
+            "describe": self._describe,
+            "reserve": self._reserve,
+            "train_flow": self._train_flow,
+            "release": self._release,
+            "train_classifier": self._train_classifier,
+            "evaluate": self._evaluate,
+            "account": self._account,
+        }
+
+    def call(self, request: Request) -> Reply:
+        """Answer a request.
+
+        Raises:
+            CadpError: the request is malformed, breaks a rule, or cannot be met.
+        """
+        if request.action not in self._answers:
+            raise ExchangeError(f"A site offers: {', '.join(self._answers)}. Found '{request.action}'.")
+        return self._answers[request.action](request)
+
+    def _describe(self, _request: Request) -> Reply:
+        train = self._data.train
+        counts = train.class_counts()
+        declared = {name: int(count) for name, count in zip(train.schema.classes, counts, strict=True) if count}
+        description = Description(
+            site=self.name,
+            library=cadp_fl.__version__,
+            dataset=train.schema,
+            train=len(train),
+            test=len(self._data.test),
+            class_counts=declared,
+            noise=self._noise.kind,
+        )
+        return Reply(description.model_dump(mode="json"))
+
+    def _reserve(self, request: Request) -> Reply:
+        asked = parse(ReserveRequest, request.settings)
+        try:
+            plan = Plan.from_json(asked.plan)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
+        check_delta(plan.delta, len(self._data.train))
+        self._ledger.reserve(plan)
+        return Reply()
+
+    def _train_flow(self, request: Request) -> Reply:
+        asked = parse(FlowRequest, request.settings)
+        train = self._data.train
+        flow = self._flow(asked.flow, asked.seed, request)
+        self._ledger.spend(asked.method, FLOW_WEIGHTS)
+        loss = train_flow(
+            flow,
+            torch.from_numpy(train.images).to(self._device),
+            torch.from_numpy(train.labels).to(self._device),
+            asked.flow.training,
+            levels=train.schema.levels,
+            progress=Progress(asked.round - 1, asked.flow.training.rounds),
+            generator=self._shuffler(asked.seed, asked.method, "flow", asked.round, device=self._device),
+        )
+        return Reply(
+            {"structure": structure_sha256(flow), **self._simulation_only(bits_per_dim=loss)}, get_weights(flow)
+        )
+
+    def _release(self, request: Request) -> Reply:
+        asked = parse(ReleaseRequest, request.settings)
+        flow = self._flow(asked.flow, asked.seed, request)
+        check_release(asked.mechanism, asked.shrinkage, asked.latent_dims, flow.dims)
+        mechanism = mechanism_type(asked.mechanism)(asked.clip_norm, asked.noise_std)
+        settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage)
+        event_id = self._ledger.spend(asked.method, mechanism.event())
+        records, cost = privatize(
+            flow, self._data.train, settings, noise=self._noise.child("release", event_id), device=self._device
+        )
+        assert cost == mechanism.event(), "what was written down is what was drawn"
+        bundle = pack(
+            records,
+            site=self.name,
+            mechanism=asked.mechanism,
+            parameters=ReleaseParameters(
+                clip_norm=asked.clip_norm,
+                noise_std=asked.noise_std,
+                latent_dims=asked.latent_dims,
+                dims=flow.dims,
+                shrinkage=asked.shrinkage,
+            ),
+            noise=self._noise.kind,
+            flow_sha256=weights_sha256(get_weights(flow)),
+            event_id=event_id,
+            shard_records=asked.shard_records,
+        )
+        shards = {
+            entry.name: np.frombuffer(data, dtype=np.uint8)
+            for entry, data in zip(bundle.manifest.shards, bundle.shards, strict=True)
+        }
+        return Reply({"manifest": manifest_to_json(bundle.manifest)}, shards)
+
+    def _train_classifier(self, request: Request) -> Reply:
+        asked = parse(ClassifierRequest, request.settings)
+        train = self._data.train
+        model = self._classifier(asked.classifier, asked.seed, request)
+        images = torch.from_numpy(train.images).to(self._device)
+        labels = torch.from_numpy(train.labels).to(self._device)
+        training = asked.training
+        figures: dict[str, Any] = {}
+        if isinstance(training, DpSgdTraining):
+            event_id = self._ledger.spend(asked.method, training.event)
+            train_dp_sgd(
+                model,
+                as_input(images),
+                labels,
+                training.event,
+                optimizer=lambda parameters: _sgd(parameters, training),
+                noise=self._noise.child("dp-sgd", event_id),
+            )
+        else:
+            self._ledger.spend(asked.method, CLASSIFIER_WEIGHTS)
+            loss = train_epochs(
+                model,
+                images,
+                labels,
+                epochs=training.epochs,
+                batch_size=training.batch_size,
+                optimizer=_sgd(list(model.parameters()), training),
+                generator=self._shuffler(asked.seed, asked.method, "classifier", asked.round),
+            )
+            figures = self._simulation_only(loss=loss)
+        return Reply({"structure": structure_sha256(model), **figures}, get_weights(model))
+
+    def _evaluate(self, request: Request) -> Reply:
+        asked = parse(EvaluateRequest, request.settings)
+        if not self._simulation:
+            raise BudgetError("Exact metrics leave a site only in a simulation. This site is not one.")
+        test = self._data.test
+        model = self._classifier(asked.classifier, asked.seed, request)
+        scores = log_probabilities(model, torch.from_numpy(test.images).to(self._device))
+        evaluation = evaluate(scores.cpu().numpy(), test.labels)
+        return Reply({}, {"confusion": evaluation.confusion, "histograms": evaluation.histograms})
+
+    def _account(self, _request: Request) -> Reply:
+        ledger = self._ledger
+        accounts = [
+            {"plan": plan.to_json(), "spent": [event.model_dump() for event in ledger.spent(plan.method)]}
+            for plan in ledger.plans()
+        ]
+        return Reply({"ledger": "simulation" if ledger.simulation else "durable", "accounts": accounts})
+
+    def _flow(self, config: FlowConfig, seed: int, request: Request) -> ConditionalFlow:
+        schema = self._data.train.schema
+        flow = ConditionalFlow(config, schema.shape, len(schema.classes), seed=seed)
+        set_weights(flow, request.arrays)
+        return flow.to(self._device)
+
+    def _classifier(self, config: ClassifierConfig, seed: int, request: Request) -> torch.nn.Module:
+        schema = self._data.train.schema
+        model = build_classifier(config, schema.shape, len(schema.classes), seed=seed)
+        set_weights(model, request.arrays)
+        return model.to(self._device)
+
+    def _shuffler(self, seed: int, *purpose: str | int, device: torch.device | None = None) -> torch.Generator:
+        """Return the generator that shuffles and dequantizes for a purpose. Not a source of privacy."""
+        name = repr((seed, self.name, purpose)).encode()
+        state = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+        return torch.Generator(device=device or "cpu").manual_seed(state)
+
+    def _simulation_only(self, **figures: float) -> dict[str, Any]:
+        return {"simulation_only": figures} if self._simulation else {}
+
+
+def _sgd(parameters: list[torch.nn.Parameter], training: EpochTraining | DpSgdTraining) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=training.learning_rate, momentum=training.momentum)

@@ -1,0 +1,197 @@
+"""Runs a study through Flower's own front door: a private SuperLink, one `flwr run`, and nothing left behind.
+
+The SuperLink gets a Flower home and a port of its own, so that two simulations do not meet; it installs no
+dependencies, sends no telemetry and looks for no update. The server app writes its progress to a file that this
+module follows.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cadp_fl.config import StudyConfig
+from cadp_fl.errors import CadpError
+from cadp_fl.study.app_folder import stage_app
+from cadp_fl.study.processes import ProcessTracker
+
+__all__ = ["PROGRESS_VARIABLE", "simulate"]
+
+PROGRESS_VARIABLE = "CADP_FL_PROGRESS"
+START_SECONDS = 60.0
+PAUSE_SECONDS = 0.1
+LOOK_SECONDS = 2.0
+CONNECTION = "simulation"
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watch) -> None:
+    """Run a study in Flower's simulation engine, and return when its run folder is filled.
+
+    Args:
+        study: what `config` holds.
+        config: a resolved config file, absolute.
+        output: the run folder, absolute.
+        watch: is called with each step of the run.
+
+    Raises:
+        CadpError: the run failed; Flower's log is in the run folder.
+    """
+    log = output / "flower.log"
+    with tempfile.TemporaryDirectory(prefix="cadp-fl-") as temporary:
+        home = Path(temporary)
+        progress = home / "progress.jsonl"
+        progress.touch()
+        tracker = ProcessTracker()
+        environment = tracker.environment | _quiet_flower(home) | {PROGRESS_VARIABLE: str(progress)}
+        app = stage_app(home)
+        try:
+            address = _start_superlink(environment, log)
+            (home / "config.toml").write_text(
+                f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
+                "insecure = true\n"
+            )
+            run_id = _start_run(study, config, output, app, environment)
+            for step in _steps(progress, run_id, tracker, environment, log):
+                watch(step)
+        finally:
+            tracker.stop()
+
+
+def _quiet_flower(home: Path) -> dict[str, str]:
+    """Return the environment that keeps Flower and Ray to themselves."""
+    scripts = str(Path(sys.executable).parent)
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_ADDRESS": "local",
+        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _start_superlink(environment: dict[str, str], log: Path) -> str:
+    """Start a SuperLink on a free port, and return its address once it answers."""
+    port = _free_port()
+    command = [
+        *("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"),
+        *("--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"),
+    ]
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops all others
+        )
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(f"http://127.0.0.1:{port}/health"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise CadpError(f"Flower's SuperLink did not start within {START_SECONDS:.0f} s; see '{log}'.")
+        time.sleep(PAUSE_SECONDS)
+    return f"127.0.0.1:{port}"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _start_run(study: StudyConfig, config: Path, output: Path, app: Path, environment: dict[str, str]) -> int:
+    sites = study.sites
+    federation = (
+        f"num-supernodes={sites.count} client-resources-num-cpus={sites.cpus_per_client} "
+        f"client-resources-num-gpus={sites.gpus_per_client}"
+    )
+    run_config = f"config={json.dumps(str(config))} output-dir={json.dumps(str(output))}"
+    answer = _flwr(
+        ["run", str(app), CONNECTION, "-c", run_config, "--federation-config", federation, "--format", "json"],
+        environment,
+    )
+    if "run-id" not in answer:
+        raise CadpError(f"Flower did not take the run: {answer.get('error-message', answer)}")
+    return int(answer["run-id"])
+
+
+def _flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    """Call Flower's command line, and return the JSON that it prints."""
+    finished = subprocess.run(
+        ["flwr", *arguments], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+    start = finished.stdout.find("{")
+    try:
+        return dict(json.loads(finished.stdout[start:]))
+    except ValueError:
+        said = (finished.stderr or finished.stdout).strip().splitlines()
+        raise CadpError(f"Flower's command failed: {said[-1] if said else 'it said nothing'}") from None
+
+
+def _steps(
+    progress: Path, run_id: int, tracker: ProcessTracker, environment: dict[str, str], log: Path
+) -> Iterator[dict[str, Any]]:
+    """Yield every step until the run says that it is done, or is found to be over.
+
+    Raises:
+        CadpError: the run failed.
+    """
+    next_look = time.monotonic() + LOOK_SECONDS
+    with progress.open(encoding="utf-8") as lines:
+        pending = ""
+        while True:
+            pending += lines.readline()
+            if pending.endswith("\n"):
+                step, pending = json.loads(pending), ""
+                if step["step"] == "failed":
+                    raise CadpError(step["reason"])
+                yield step
+                if step["step"] == "done":
+                    return
+                continue
+            if time.monotonic() > next_look:
+                # Looking at processes is cheaper than asking Flower, and remembers them for the end.
+                names = [_command(process) for process in tracker.alive()]
+                if not any("flwr-simulation" in name for name in names):
+                    status = _status(run_id, environment)
+                    if status.startswith("finished"):
+                        raise CadpError(f"The run ended early. Flower says '{status}'; see '{log}'.")
+                next_look = time.monotonic() + LOOK_SECONDS
+            time.sleep(PAUSE_SECONDS)
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _status(run_id: int, environment: dict[str, str]) -> str:
+    answer = _flwr(["ls", CONNECTION, "--run-id", str(run_id), "--format", "json"], environment)
+    runs = answer.get("runs", [])
+    return str(runs[0].get("status", "unknown")) if runs else "unknown"

@@ -1,0 +1,102 @@
+"""The sites of a simulation: one data set dealt to as many `Site` objects, with seeded or real noise."""
+
+from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cadp_fl.config import StudyConfig, load_study
+from cadp_fl.data.partition import SiteData, deal
+from cadp_fl.data.sources import load_source
+from cadp_fl.device import resolve_device
+from cadp_fl.errors import ConfigError
+from cadp_fl.privacy.ledger import MemoryLedger
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.site.site import Site
+
+__all__ = ["simulated_site", "study_from_run_config"]
+
+PREVIEWS_PER_CLASS = 8
+
+
+def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tuple[StudyConfig, Path]:
+    """Return the study and the output folder that Flower's run config names.
+
+    Args:
+        run_config: `config`, `output-dir` and `set`; the last is overrides separated by semicolons.
+        app_folder: a relative config path is below it.
+
+    Raises:
+        ConfigError: a key is missing, or the study is wrong.
+    """
+    config, output = str(run_config.get("config", "")), str(run_config.get("output-dir", ""))
+    if not Path(output).is_absolute():
+        raise ConfigError(
+            f"output-dir is an absolute path, since Flower's processes start elsewhere. Found '{output}'; pass "
+            "-c 'output-dir=\"/absolute/path\"'."
+        )
+    overrides = tuple(part.strip() for part in str(run_config.get("set", "")).split(";") if part.strip())
+    return _load(app_folder / config, overrides), Path(output)
+
+
+@lru_cache(maxsize=8)
+def _load(path: Path, overrides: tuple[str, ...]) -> StudyConfig:
+    return load_study(path, overrides)
+
+
+def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableMapping[str, Any]) -> Site:
+    """Return the site of a partition.
+
+    Args:
+        index: number of the site, from 0.
+        output: the run folder; a few original records are put there once, for the report's pictures.
+        state: survives between two messages to the site; holds its ledger.
+
+    Raises:
+        ConfigError: there is no such site.
+    """
+    if not 0 <= index < study.sites.count:
+        raise ConfigError(f"The study has {study.sites.count} sites. Found partition {index}; start that many nodes.")
+    torch.set_num_threads(study.sites.cpus_per_client)
+    name = study.sites.site_names[index]
+    data = _dealt(study.model_dump_json())[index]
+    _write_preview(output / "sites" / name / "preview.npz", data)
+    root = NoiseSource.from_seed(study.seed) if study.noise == "seeded" else NoiseSource.from_entropy()
+    return Site(
+        name,
+        data,
+        ledger=MemoryLedger(state),
+        noise=root.child("site", name),
+        device=resolve_device(study.device),
+        simulation=True,
+    )
+
+
+@lru_cache(maxsize=2)
+def _dealt(study_json: str) -> list[SiteData]:
+    """Return the records of every site; read once in a process."""
+    study = StudyConfig.model_validate_json(study_json)
+    return deal(
+        load_source(study.data),
+        study.sites.count,
+        study.sites.partition,
+        study.data.test_fraction,
+        seed=study.seed,
+    )
+
+
+def _write_preview(path: Path, data: SiteData) -> None:
+    if path.exists():
+        return
+    train = data.train
+    chosen = np.concatenate(
+        [np.flatnonzero(train.labels == label)[:PREVIEWS_PER_CLASS] for label in range(len(train.schema.classes))]
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, images=train.images[chosen], labels=train.labels[chosen])
+    temporary.replace(path)
