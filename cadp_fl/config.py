@@ -86,9 +86,7 @@ class SitesConfig(Settings):
                 raise ValueError(f"names must be {self.count} different names. Found {list(self.names)}")
             for name in self.names:
                 if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name):
-                    raise ValueError(
-                        f"a site's name is 1 to 40 lower-case letters, digits and hyphens. Found '{name}'"
-                    )
+                    raise ValueError(f"a site's name is 1 to 40 lower-case letters, digits and hyphens. Found '{name}'")
         if self.quorum is not None and self.quorum > self.count:
             raise ValueError(f"quorum must be at most the number of sites, {self.count}. Found {self.quorum}")
         return self
@@ -132,7 +130,7 @@ class FlowTrainingConfig(Settings):
 class FlowConfig(Settings):
     """Architecture and training of the conditional flow. Without scales it is dense."""
 
-    scales: tuple[ScaleConfig, ...] = Field((), description="convolutional scales, the finest first; none for a dense flow")
+    scales: tuple[ScaleConfig, ...] = Field((), description="scales, the finest first; none for a dense flow")
     downsampling: str = Field("haar", description="invertible downsampling of every scale: haar or checkerboard")
     dense: DenseConfig = DenseConfig()
     clamp: Positive = Field(1.5, description="largest log-scale of one coupling (soft)")
@@ -198,7 +196,7 @@ class StudyConfig(Settings):
     """One study: its records, its sites, its methods and their budget."""
 
     name: str = Field(min_length=1, max_length=80, description="name of the study")
-    seed: int = Field(0, ge=0, lt=2**63, description="governs splits and initial weights; never privacy noise by default")
+    seed: int = Field(0, ge=0, lt=2**63, description="governs splits and initial weights, and noise where it is seeded")
     noise: Literal["entropy", "seeded"] = Field(
         "entropy", description="where privacy noise comes from; seeded is reproducible, so it protects nothing"
     )
@@ -356,5 +354,5 @@ def _value_of_variable(match: re.Match[str]) -> str:
     name, default = match.group(1), match.group(2)
     value = os.environ.get(name, default)
     if value is None:
-        raise ConfigError(f"The config uses ${{{name}}}, which is not set. Export {name}, or write ${{{name}:-default}}.")
+        raise ConfigError(f"The config uses ${{{name}}}, which is not set. Export it, or write ${{{name}:-default}}.")
     return value

@@ -65,11 +65,13 @@ def average(weights: Mapping[str, Mapping[str, np.ndarray]], sizes: Mapping[str,
     """
     sites = sorted(weights)
     total = sum(sizes[site] for site in sites)
-    first = weights[sites[0]]
-    return {
-        name: (sum(weights[site][name].astype(np.float64) * sizes[site] for site in sites) / total).astype(array.dtype)
-        for name, array in first.items()
-    }
+    averaged = {}
+    for name, first in weights[sites[0]].items():
+        summed = np.zeros(first.shape, dtype=np.float64)
+        for site in sites:
+            summed += weights[site][name].astype(np.float64) * sizes[site]
+        averaged[name] = (summed / total).astype(first.dtype)
+    return averaged
 
 
 def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:

@@ -5,7 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from cadp_fl.federated.recorder import describe_step
@@ -68,7 +76,7 @@ class _Bars:
             task = self._begin(step["phase"])
             self._progress.update(task, completed=step["round"], news=_figures(step))
         elif step["step"] == "round" and "accuracy" in step:
-            train = next((name for name in reversed(self._tasks) if name.split("/")[0] == step["phase"].split("/")[0]))
+            train = next(name for name in reversed(self._tasks) if name.split("/")[0] == step["phase"].split("/")[0])
             self._progress.update(self._tasks[train], news=f"accuracy {step['accuracy']:.3f}")
 
     def _answer(self, step: dict[str, Any]) -> None:
@@ -84,7 +92,8 @@ class _Bars:
 
 
 def _figures(step: dict[str, Any]) -> str:
-    return "".join(f"  {name} {step[name]:.3g}" for name in ("bits_per_dim", "loss") if isinstance(step.get(name), float))
+    names = [name for name in ("bits_per_dim", "loss") if isinstance(step.get(name), float)]
+    return "".join(f"  {name} {step[name]:.3g}" for name in names)
 
 
 def results_table(console: Console, summary: dict[str, Any]) -> None:
@@ -93,7 +102,8 @@ def results_table(console: Console, summary: dict[str, Any]) -> None:
         console.print(f"INCOMPLETE: {summary.get('failure', 'sites are missing')}", style="bold red", markup=False)
         for gap in summary["missing"]:
             console.print(f"  {gap['site']} in {gap['phase']}: {gap['reason']}", markup=False, soft_wrap=True)
-    table = Table(title=f"{summary['name']}: tested on real records of {len(summary['sites'])} sites", title_justify="left")
+    title = f"{summary['name']}: tested on real records of {len(summary['sites'])} sites"
+    table = Table(title=title, title_justify="left")
     for heading in ("method", "accuracy", "balanced", "AUROC", "epsilon", "guarantee"):
         table.add_column(heading, justify="left" if heading in ("method", "guarantee") else "right")
     for name, row in summary["methods"].items():

@@ -60,9 +60,7 @@ def check_partition(config: PartitionConfig) -> None:
         raise ConfigError(f"Unknown partition '{config.kind}'. Choose one of: {', '.join(sorted(PARTITIONS))}.")
 
 
-def deal(
-    dataset: Dataset, sites: int, config: PartitionConfig, test_fraction: float, *, seed: int
-) -> list[SiteData]:
+def deal(dataset: Dataset, sites: int, config: PartitionConfig, test_fraction: float, *, seed: int) -> list[SiteData]:
     """Return the records of every site, each split into training and test, stratified by class.
 
     Args:

@@ -54,7 +54,7 @@ class Dataset:
             )
         if self.labels.dtype != np.int64 or self.labels.ndim != 1:
             raise DataError(f"Labels are int64 of shape (records,). Found {self.labels.dtype} {self.labels.shape}.")
-        if len(self.labels) and not (0 <= self.labels.min() and self.labels.max() < len(self.schema.classes)):
+        if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.schema.classes)):
             raise DataError(
                 f"A label is 0 to {len(self.schema.classes) - 1}. Found {self.labels.min()} to {self.labels.max()}."
             )

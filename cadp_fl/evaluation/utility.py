@@ -99,8 +99,8 @@ def metrics_of(evaluation: Evaluation, classes: tuple[str, ...]) -> Metrics:
     confusion = evaluation.confusion.astype(np.float64)
     total = confusion.sum()
     if total == 0:
-        reason = "no test record"
-        return Metrics(None, None, None, None, dict.fromkeys(("accuracy", "balanced_accuracy", "auroc", "macro_f1"), reason))
+        names = ("accuracy", "balanced_accuracy", "auroc", "macro_f1")
+        return Metrics(None, None, None, None, dict.fromkeys(names, "no test record"))
     correct, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     held = true > 0
     recall = correct[held] / true[held]

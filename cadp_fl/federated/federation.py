@@ -106,9 +106,7 @@ class Federation:
         down = sum(array.nbytes for array in request.arrays.values())
         for site in self.sites:
             self.traffic.setdefault(site, Traffic()).down += down
-        self.transport.exchange(
-            dict.fromkeys(names, request), group=f"{phase}-{round}", on_answer=on_answer
-        )
+        self.transport.exchange(dict.fromkeys(names, request), group=f"{phase}-{round}", on_answer=on_answer)
         replies: dict[str, Reply] = {}
         for site in self.sites:
             answer = answers.get(site)

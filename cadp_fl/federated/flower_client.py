@@ -7,7 +7,9 @@ nothing else.
 import json
 import logging
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -81,7 +83,7 @@ def _encode_reply(reply: Reply) -> RecordDict:
     return _encode(dict(reply.content), dict(reply.arrays))
 
 
-def _encode(values: dict, arrays: dict) -> RecordDict:
+def _encode(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> RecordDict:
     return RecordDict(
         {
             f"{RECORD}-json": ConfigRecord({"json": json.dumps(values)}),
@@ -90,12 +92,12 @@ def _encode(values: dict, arrays: dict) -> RecordDict:
     )
 
 
-def _decode(content: RecordDict) -> tuple[dict, dict]:
+def _decode(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         text = content.config_records[f"{RECORD}-json"]["json"]
         record = content.array_records[f"{RECORD}-arrays"]
     except KeyError as error:
-        raise ExchangeError(f"A message holds the record {error}. It does not; compare the library's versions.") from None
+        raise ExchangeError(f"A message lacks the record {error}; compare the library's versions.") from None
     if not isinstance(text, str) or len(text) > MAX_JSON_BYTES:
         raise ExchangeError(f"A message's settings are JSON of at most {MAX_JSON_BYTES} bytes. Found something else.")
     try:

@@ -17,7 +17,7 @@ import cadp_fl
 from cadp_fl.config import StudyConfig, dump_study
 from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import CadpError, ExchangeError, FederationError
+from cadp_fl.errors import ExchangeError, FederationError
 from cadp_fl.federated.federation import Federation, Missing, Transport
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, StudyRun, Trained
@@ -44,7 +44,8 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
     recorder = Recorder(folder / "metrics.jsonl", watch)
-    recorder.phases({phase: rounds for method in methods for phase, rounds in method.phases().items()}, study.sites.count)
+    phases = {phase: rounds for method in methods for phase, rounds in method.phases().items()}
+    recorder.phases(phases, study.sites.count)
     federation = Federation(transport, study.sites.needed, recorder)
     results = Results(study, datetime.now(UTC), software=_software())
     try:

@@ -1,6 +1,6 @@
 """f(x; y) = z and its inverse: a conditional invertible neural network.
 
-    x in [0, 1]  --(x - 1/2) s-->  [ downsample, coupling blocks ] per scale  -->  flatten, dense coupling blocks  -->  z
+    x in [0, 1] --(x - 1/2) s--> [ downsample, coupling blocks ] per scale --> flatten, dense coupling blocks --> z
 
 Every coupling block is told the condition y. Under the flow, z is standard normal:
 
@@ -81,7 +81,7 @@ class ConditionalFlow(nn.Module):
             condition: (batch, classes).
         """
         # FrEIA's Haar transform scales its input in place on the way back, hence the copy.
-        x, _ = self.graph(z.clone(), c=self._conditions(condition), rev=True, jac=False)
+        x: torch.Tensor = self.graph(z.clone(), c=self._conditions(condition), rev=True, jac=False)[0]
         return x / self.input_scale + 0.5
 
     def log_prob(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
@@ -91,9 +91,7 @@ class ConditionalFlow(nn.Module):
 
     def sample(self, condition: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
         """Return x ~ p(x | y), (batch, channels, height, width), for a condition (batch, classes)."""
-        z = torch.randn(
-            len(condition), self.dims, generator=generator, device=condition.device, dtype=condition.dtype
-        )
+        z = torch.randn(len(condition), self.dims, generator=generator, device=condition.device, dtype=condition.dtype)
         return self.decode(z, condition)
 
     def _conditions(self, condition: torch.Tensor) -> list[torch.Tensor]:

@@ -21,7 +21,8 @@ def dense_subnet(dims_in: int, dims_out: int, *, hidden: int) -> nn.Sequential:
 
 def _zero_last(network: nn.Sequential) -> nn.Sequential:
     last = network[-1]
-    assert isinstance(last, (nn.Conv2d, nn.Linear)) and last.bias is not None
+    assert isinstance(last, (nn.Conv2d, nn.Linear))
+    assert last.bias is not None
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return network

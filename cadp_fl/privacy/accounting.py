@@ -50,7 +50,7 @@ class Relation(Enum):
 
 class _EventModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str = Field(min_length=1, max_length=40, description="the part of a method that spent it: flow, release, ...")
+    stage: str = Field(min_length=1, max_length=40, description="the part of a method that spent it")
 
 
 class LatentGaussian(_EventModel):
@@ -108,10 +108,10 @@ def epsilon_of(
 
 @lru_cache(maxsize=1024)
 def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: float) -> float:
-    if any(isinstance(event, Unprotected) for event in events):
-        return math.inf
     accountant = _accountant(relation, grid)
     for event in events:
+        if isinstance(event, Unprotected):
+            return math.inf
         accountant.compose(_to_dp_event(event))
     return float(accountant.get_epsilon(delta))
 
@@ -134,7 +134,7 @@ def _to_dp_event(event: LatentGaussian | PoissonGaussian) -> dp_accounting.DpEve
 
 
 def calibrate_noise(
-    events_at: Callable[[float], Sequence[Event]],
+    events_at: Callable[[float], Sequence[LatentGaussian | PoissonGaussian]],
     epsilon: float,
     delta: float,
     *,
@@ -154,10 +154,7 @@ def calibrate_noise(
     unit = clip_norm
 
     def event_at(multiplier: float) -> dp_accounting.DpEvent:
-        events = events_at(multiplier * unit)
-        if any(isinstance(event, Unprotected) for event in events):
-            raise ValueError("Noise cannot be calibrated for an unprotected event.")
-        return dp_accounting.ComposedDpEvent([_to_dp_event(event) for event in events])  # type: ignore[arg-type]
+        return dp_accounting.ComposedDpEvent([_to_dp_event(event) for event in events_at(multiplier * unit)])
 
     multiplier = dp_accounting.calibrate_dp_mechanism(
         lambda: _accountant(Relation.REPLACE_ONE, grid),

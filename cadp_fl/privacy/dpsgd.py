@@ -16,16 +16,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-_flower_level = logging.getLogger("flwr").level
+from cadp_fl.errors import PrivacyError
+from cadp_fl.privacy.accounting import PoissonGaussian
+from cadp_fl.privacy.clipping import clip_factors
+from cadp_fl.privacy.noise import NoiseSource
+
+_root_handlers = logging.root.handlers[:]
 from opacus import GradSampleModule  # noqa: E402
 from opacus.optimizers import DPOptimizer  # noqa: E402
 
-logging.getLogger("flwr").setLevel(_flower_level)  # importing Opacus sets this logger to DEBUG
-
-from cadp_fl.errors import PrivacyError  # noqa: E402
-from cadp_fl.privacy.accounting import PoissonGaussian  # noqa: E402
-from cadp_fl.privacy.clipping import clip_factors  # noqa: E402
-from cadp_fl.privacy.noise import NoiseSource  # noqa: E402
+logging.root.handlers[:] = _root_handlers  # importing Opacus adds one, which would print every library's debug lines
 
 __all__ = ["COVERED_LAYERS", "check_layers", "train_dp_sgd"]
 
@@ -133,8 +133,10 @@ def train_dp_sgd(
     finally:
         wrapped.remove_hooks()
         for parameter in model.parameters():
-            del parameter.grad_sample, parameter.summed_grad
             parameter.grad = None
+            for attribute in ("grad_sample", "summed_grad"):
+                if hasattr(parameter, attribute):
+                    delattr(parameter, attribute)
 
 
 def _pretend_empty_batch(model: nn.Module) -> None:

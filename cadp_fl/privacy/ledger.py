@@ -65,8 +65,8 @@ class Ledger(Protocol):
         """
         ...
 
-    def spend(self, method: str, event: Event) -> int:
-        """Write an event down before it is computed, and return its number.
+    def spend(self, method: str, event: Event) -> str:
+        """Write an event down before it is computed, and return its id, `<method>-<number of the event in it>`.
 
         Raises:
             BudgetError: the method's plan does not hold the event, or holds less of it than would be spent.
@@ -106,18 +106,19 @@ class MemoryLedger:
                 return
         self._append({"reserve": plan.to_json()})
 
-    def spend(self, method: str, event: Event) -> int:
-        """Write an event down before it is computed, and return its number."""
+    def spend(self, method: str, event: Event) -> str:
+        """Write an event down before it is computed, and return its id, `<method>-<number of the event in it>`."""
         plan = next((plan for plan in self.plans() if plan.method == method), None)
         if plan is None:
             raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
-        if not _fits(plan, (*self.spent(method), event)):
+        spent = self.spent(method)
+        if not _fits(plan, (*spent, event)):
             raise BudgetError(
                 f"An event must be in the plan that was reserved. '{method}' asked for {event.model_dump()}, and its "
                 "plan holds no such event or less of it; start a new run with a larger plan."
             )
         self._append({"spend": {"method": method, "event": event.model_dump()}})
-        return len(self._entries()) - 1
+        return f"{method}-{len(spent) + 1}"
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""

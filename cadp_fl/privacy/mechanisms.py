@@ -20,19 +20,22 @@ class Mechanism(Protocol):
     """M(z) = clip(z; C) + noise, with what it costs."""
 
     name: ClassVar[str]
-    clip_norm: float
-    noise_std: float
 
-    @classmethod
-    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> "Mechanism":
-        """Return the mechanism with the least noise that costs at most (epsilon, delta) under replace-one."""
+    @property
+    def clip_norm(self) -> float:
+        """C: a latent's norm after clipping."""
+        ...
+
+    @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise."""
         ...
 
     def event(self) -> LatentGaussian:
         """Return what one release of every record costs."""
         ...
 
-    def __call__(self, latents: torch.Tensor, *, noise: NoiseSource) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor, /, *, noise: NoiseSource) -> torch.Tensor:
         """Return noised latents (records, dims), each of its own record alone."""
         ...
 
@@ -56,9 +59,7 @@ class GaussianMechanism:
     @classmethod
     def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> "GaussianMechanism":
         """Return the mechanism with the least noise that costs at most (epsilon, delta) under replace-one."""
-        noise_std = calibrate_noise(
-            lambda std: [cls(clip_norm, std).event()], epsilon, delta, clip_norm=clip_norm
-        )
+        noise_std = calibrate_noise(lambda std: [cls(clip_norm, std).event()], epsilon, delta, clip_norm=clip_norm)
         return cls(clip_norm, noise_std)
 
     @property

@@ -8,6 +8,7 @@ the noise. So noise, permutations and Poisson samples all come from here.
 """
 
 import hashlib
+import math
 import os
 from typing import Literal
 
@@ -67,8 +68,9 @@ class NoiseSource:
         The inverse of the normal distribution function at 53 uniform bits, in float64; it reaches 8.2 standard
         deviations.
         """
-        uniform = torch.from_numpy(self.uniform(int(np.prod(shape)))).to(like.device)
-        return (torch.special.ndtri(uniform) * std).reshape(shape).to(like.dtype)
+        uniform = torch.from_numpy(self.uniform(math.prod(shape))).to(like.device)
+        normal: torch.Tensor = torch.special.ndtri(uniform) * std
+        return normal.reshape(shape).to(like.dtype)
 
     def poisson_sample(self, population: int, rate: float) -> np.ndarray:
         """Return the indices, int64, of a sample that holds each of `population` records with probability `rate`."""

@@ -39,7 +39,6 @@ __all__ = [
     "write_bundle",
 ]
 
-SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_SHARD_BYTES = 1 << 30
 
@@ -72,14 +71,14 @@ class ReleaseParameters(_Model):
 class Manifest(_Model):
     """What a release says of itself. It holds no time, no order and no identity of a record."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="pseudonym of the site")
     dataset: Schema
     mechanism: str
     parameters: ReleaseParameters
     noise: Literal["entropy", "seeded"]
     flow_sha256: _Sha256 = Field(description="hash of the weights that encoded and decoded")
-    event_id: int = Field(ge=0, description="number of the event in the site's ledger")
+    event_id: str = Field(min_length=1, max_length=80, description="id of the event in the site's ledger")
     released_labels: dict[str, int] = Field(description="count of every released label")
     shards: tuple[ShardEntry, ...] = Field(min_length=1, max_length=100_000)
 
@@ -105,7 +104,7 @@ def pack(
     parameters: ReleaseParameters,
     noise: Literal["entropy", "seeded"],
     flow_sha256: str,
-    event_id: int,
+    event_id: str,
     shard_records: int,
 ) -> Bundle:
     """Return the bundle of privatized records, `shard_records` of them in a shard."""
@@ -142,7 +141,7 @@ def manifest_from_json(text: str | bytes) -> Manifest:
         ExchangeError: it is too large, or not a manifest.
     """
     if len(text) > MAX_MANIFEST_BYTES:
-        raise ExchangeError(f"A manifest has at most {MAX_MANIFEST_BYTES} bytes. Found {len(text)}; refuse the release.")
+        raise ExchangeError(f"A manifest has at most {MAX_MANIFEST_BYTES} bytes. Found {len(text)}; refuse it.")
     try:
         return Manifest.model_validate_json(text)
     except ValidationError as error:

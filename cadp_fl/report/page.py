@@ -1,1 +1,138 @@
-def write_report(folder): ...
+"""One HTML file that a person can judge a run by. It needs nothing beside it, and loads nothing from elsewhere."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from cadp_fl.errors import InputError
+from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.release.bundle import Bundle, read_bundle, unpack
+from cadp_fl.report.figures import curves, image_grid
+
+__all__ = ["write_report"]
+
+COLUMNS = 8
+MAX_ROWS = 12
+MAX_PREVIEW_BYTES = 64 << 20
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` from what a run folder holds, and return its path.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    summary, privacy = _json(folder / "summary.json"), _json(folder / "privacy.json")
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    bundles = {site["site"]: bundle for site in summary["sites"] if (bundle := _bundle(folder, site["site"]))}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cadp_fl.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"share": _share, "epsilon": format_epsilon, "size": _size}
+    page = environment.get_template("report.html").render(
+        summary=summary,
+        privacy=privacy,
+        sites=[_site(site, bundles.get(site["site"])) for site in summary["sites"]],
+        pictures=_pictures(folder, bundles),
+        manifest=next(iter(bundles.values())).manifest if bundles else None,
+        bits=_bits(metrics),
+        accuracy=_accuracy(metrics),
+    )
+    return _write(folder / "report.html", page)
+
+
+def _site(entry: dict[str, Any], bundle: Bundle | None) -> dict[str, Any]:
+    """Return a site's entry with the number and bytes of its released records."""
+    manifest = bundle.manifest if bundle else None
+    return entry | {
+        "released": manifest.records if manifest else 0,
+        "released_bytes": sum(shard.bytes for shard in manifest.shards) if manifest else 0,
+    }
+
+
+def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
+    """Return, by site, a grid of originals beside a grid of what was released, one row a class."""
+    pictures = []
+    for site, bundle in bundles.items():
+        preview = _preview(folder / "sites" / site / "preview.npz")
+        released = unpack(bundle)
+        names = released.schema.classes
+        labels = [label for label in range(len(names)) if (released.labels == label).any()][:MAX_ROWS]
+        grids = {"released": image_grid([released.images[released.labels == label] for label in labels], COLUMNS)}
+        if preview is not None and preview[0].shape[1:] == released.images.shape[1:]:
+            images, own = preview
+            grids["originals"] = image_grid([images[own == label] for label in labels], COLUMNS)
+        pictures.append({"site": site, "classes": [names[label] for label in labels], **grids})
+    return pictures
+
+
+def _preview(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return a simulation's few original records, or None where there are none."""
+    if not path.is_file() or path.stat().st_size > MAX_PREVIEW_BYTES:
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["images"], stored["labels"]
+
+
+def _bits(metrics: list[dict[str, Any]]) -> str | None:
+    """Draw the sites' bits per dimension over the rounds of the flow."""
+    lines = [line for line in metrics if "bits_per_dim" in line]
+    if not lines:
+        return None
+    rounds = [line["round"] for line in lines]
+    sites = sorted(lines[0].get("simulation_only", {}).get("bits_per_dim", {}))
+    series = {
+        site: (rounds, [line["simulation_only"]["bits_per_dim"].get(site, np.nan) for line in lines]) for site in sites
+    }
+    return curves(series, "round", "bits per dimension (training)")
+
+
+def _accuracy(metrics: list[dict[str, Any]]) -> str | None:
+    """Draw each method's accuracy over its training."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for line in metrics:
+        if line["phase"].endswith("/evaluate") and "accuracy" in line:
+            x, y = series.setdefault(line["phase"].split("/")[0], ([], []))
+            x.append(100 * line["round"] / line["of"])
+            y.append(line["accuracy"])
+    return curves(series, "share of the method's training (%)", "accuracy on real records") if series else None
+
+
+def _bundle(folder: Path, site: str) -> Bundle | None:
+    release = folder / "releases" / site
+    return read_bundle(release) if release.exists() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"A run folder holds {path.name}. '{path.parent}' does not; give one that ended.") from error
+    return tree
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file under a temporary name, and rename it when it is whole."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(temporary).chmod(0o644)
+    Path(temporary).replace(path)
+    return path

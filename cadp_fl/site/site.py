@@ -21,7 +21,7 @@ from cadp_fl.errors import BudgetError, ExchangeError
 from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.privacy.accounting import PoissonGaussian, Unprotected, check_delta, events_from_json
+from cadp_fl.privacy.accounting import PoissonGaussian, Unprotected, check_delta
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_type
@@ -35,7 +35,9 @@ from cadp_fl.weights import get_weights, set_weights, structure_sha256, weights_
 __all__ = ["DpSgdTraining", "EpochTraining", "Site"]
 
 FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
-CLASSIFIER_WEIGHTS = Unprotected(stage="classifier", what="weights of a classifier trained without differential privacy")
+CLASSIFIER_WEIGHTS = Unprotected(
+    stage="classifier", what="weights of a classifier trained without differential privacy"
+)
 
 
 class ReserveRequest(Settings):

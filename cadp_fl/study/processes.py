@@ -7,8 +7,7 @@ that have the mark. Whatever was seen once is stopped at the end, by process id 
 
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 
 import psutil
 
@@ -54,9 +53,5 @@ def _runs(process: psutil.Process) -> bool:
     return False
 
 
-@contextmanager
-def _ignoring_vanished() -> Iterator[None]:
-    try:
-        yield
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        pass
+def _ignoring_vanished() -> AbstractContextManager[None]:
+    return suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)

@@ -57,8 +57,6 @@ def check_study(study: StudyConfig) -> None:
     check_flow(study.flow, dataset.schema.shape)
     release, dims = study.release, math.prod(dataset.schema.shape)
     check_release(release.mechanism, release.shrinkage, release.latent_dims or dims, dims)
-    for site in deal(
-        dataset, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed
-    ):
+    for site in deal(dataset, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed):
         check_delta(study.budget.delta, len(site.train))
     build_methods(study)
