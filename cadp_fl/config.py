@@ -24,6 +24,7 @@ __all__ = [
     "ClassifierConfig",
     "DataConfig",
     "DenseConfig",
+    "EvaluationConfig",
     "FlowConfig",
     "FlowTrainingConfig",
     "PartitionConfig",
@@ -148,7 +149,7 @@ class ReleaseConfig(Settings):
     """The mechanism that privatizes a record in the latent space."""
 
     mechanism: str = Field("gaussian", description="name of a mechanism, for example gaussian")
-    clip_norm: Positive = Field(description="C: a latent's norm after clipping; two latents are within 2 C")
+    clip_norm: float = Field(ge=1e-6, le=1e6, description="C: a latent's norm after clipping; two are within 2 C")
     latent_dims: Count | None = Field(
         None, description="number of leading latent dimensions that are privatized; the others come from the prior"
     )
@@ -181,7 +182,7 @@ class ClassifierConfig(Settings):
 class BudgetConfig(Settings):
     """What a method may spend at a site. There is no default."""
 
-    epsilon: Positive = Field(description="epsilon, under replace-one")
+    epsilon: float = Field(ge=1e-3, le=100, description="epsilon, under replace-one")
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="delta, at most 1 / (10 n) for n records at a site")
     unit: Literal["record"] = Field("record", description="what one neighbouring data set may change")
 

@@ -9,7 +9,7 @@ from torch import nn
 from cadp_fl.config import CentralTrainingConfig
 from cadp_fl.errors import TrainingError
 
-__all__ = ["as_input", "log_probabilities", "train_class_balanced", "train_epochs"]
+__all__ = ["as_input", "log_odds", "train_class_balanced", "train_epochs"]
 
 FINAL_RATE = 0.05
 
@@ -100,7 +100,18 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tens
 
 
 @torch.no_grad()
-def log_probabilities(model: nn.Module, images: torch.Tensor, *, batch_size: int = 1024) -> torch.Tensor:
-    """Return log p(y | x), float32 (records, classes), of uint8 images (records, channels, height, width)."""
+def log_odds(model: nn.Module, images: torch.Tensor, *, batch_size: int = 1024) -> torch.Tensor:
+    """Return log p(y | x) / (1 - p(y | x)), float64 (records, classes), of uint8 images (records, c, h, w).
+
+    Taken from the logits, s_y - logsumexp of all others, so that a score near certainty keeps its digits.
+    """
     model.eval()
-    return torch.cat([model(as_input(part)).log_softmax(dim=1) for part in images.split(batch_size)])
+    return torch.cat([_log_odds(model(as_input(part)).double()) for part in images.split(batch_size)])
+
+
+def _log_odds(logits: torch.Tensor) -> torch.Tensor:
+    own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    columns = [
+        logits[:, label] - logits.masked_fill(own[label], -math.inf).logsumexp(dim=1) for label in range(len(own))
+    ]
+    return torch.stack(columns, dim=1)

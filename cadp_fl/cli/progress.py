@@ -83,7 +83,9 @@ class _Bars:
         if "failed" in step:
             self._progress.console.print(describe_step(step), markup=False, soft_wrap=True)
         elif step["phase"] in self._tasks:
-            self._progress.update(self._begin(step["phase"]), news=f"{step['site']} answered{_figures(step)}")
+            self._progress.update(
+                self._begin(step["phase"]), news=f"{step['site']} answered{_figures(step.get('figures', {}))}"
+            )
 
     def _begin(self, phase: str) -> TaskID:
         task = self._tasks[phase]
@@ -91,9 +93,9 @@ class _Bars:
         return task
 
 
-def _figures(step: dict[str, Any]) -> str:
-    names = [name for name in ("bits_per_dim", "loss") if isinstance(step.get(name), float)]
-    return "".join(f"  {name} {step[name]:.3g}" for name in names)
+def _figures(figures: dict[str, Any]) -> str:
+    names = [name for name in ("bits_per_dim", "loss") if isinstance(figures.get(name), float)]
+    return "".join(f"  {name} {figures[name]:.3g}" for name in names)
 
 
 def results_table(console: Console, summary: dict[str, Any]) -> None:

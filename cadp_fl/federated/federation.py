@@ -3,15 +3,19 @@
 Methods and the workflow see this protocol alone; the Flower adapter implements it over a Grid.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cadp_fl.errors import CadpError, FederationError
+from cadp_fl.errors import CadpError, ExchangeError, FederationError
 from cadp_fl.federated.recorder import Recorder
 from cadp_fl.site.protocol import Reply, Request
 
 __all__ = ["Federation", "Missing", "Roster", "Traffic", "Transport"]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Federation:
         needed: number of sites below which a phase stops the run.
         recorder: is told of every answer.
         roster: node id by site; frozen once the sites have described themselves.
+        late: sites that let a deadline pass. They are not asked again: they may still be at work on what they were
+            asked, and two requests at once would race for one ledger.
         missing: who did not answer, and why; one entry a site and phase.
         traffic: bytes by site.
     """
@@ -69,6 +75,7 @@ class Federation:
     needed: int
     recorder: Recorder
     roster: Roster = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)
     missing: list[Missing] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
 
@@ -86,16 +93,19 @@ class Federation:
         of: int = 1,
         check: Callable[[str, Reply], None] = lambda site, reply: None,
     ) -> dict[str, Reply]:
-        """Send one request to every site, and return the replies that pass the check, by site in order of name.
+        """Send one request to every site that is not late, and return the replies that pass, by site in order of name.
 
         Args:
+            request: what to ask.
             phase: the phase of the run, for progress and for naming who is missing.
+            round: number of the round in its phase, from 1.
+            of: number of rounds in the phase.
             check: raises a `CadpError` where a reply does not fit.
 
         Raises:
             FederationError: fewer sites than needed answered.
         """
-        names = {node: site for site, node in self.roster.items()}
+        names = {node: site for site, node in self.roster.items() if site not in self.late}
         answers: dict[str, Answer] = {}
 
         def on_answer(node: int, answer: Answer) -> None:
@@ -104,7 +114,7 @@ class Federation:
             self.recorder.answer(phase, round, of, site, answers[site])
 
         down = sum(array.nbytes for array in request.arrays.values())
-        for site in self.sites:
+        for site in names.values():
             self.traffic.setdefault(site, Traffic()).down += down
         self.transport.exchange(dict.fromkeys(names, request), group=f"{phase}-{round}", on_answer=on_answer)
         replies: dict[str, Reply] = {}
@@ -113,8 +123,13 @@ class Federation:
             if isinstance(answer, Reply):
                 self.traffic[site].up += sum(array.nbytes for array in answer.arrays.values())
                 replies[site] = answer
+            elif answer is not None:
+                self._note_missing(site, phase, str(answer))
+            elif site in self.late:
+                self._note_missing(site, phase, "was late before, and is not asked again")
             else:
-                self._note_missing(site, phase, "did not answer in time" if answer is None else str(answer))
+                self.late.add(site)
+                self._note_missing(site, phase, "did not answer in time")
         if len(replies) < self.needed:
             lost = "; ".join(f"{gap.site}: {gap.reason}" for gap in self.missing if gap.phase == phase)
             raise FederationError(
@@ -130,6 +145,9 @@ class Federation:
             check(site, answer)
         except CadpError as error:
             return error
+        except Exception as error:  # a reply is untrusted: whatever it breaks, it must not break the run
+            _log.exception("The reply of %s cannot be read", site)
+            return ExchangeError(f"A reply has the form that was asked for. This one broke its reader: {error!r:.200}.")
         return answer
 
     def _note_missing(self, site: str, phase: str, reason: str) -> None:

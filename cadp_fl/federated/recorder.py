@@ -43,7 +43,7 @@ class Recorder:
         """Tell that a site answered, or how it failed."""
         step: dict[str, Any] = {"step": "answer", "phase": phase, "round": round, "of": of, "site": site}
         if isinstance(answer, Reply):
-            step |= dict(answer.content.get("simulation_only", {}))
+            step["figures"] = _figures(answer.content.get("simulation_only"))
         else:
             step["failed"] = str(answer)
         self._watch(step)
@@ -65,6 +65,13 @@ class Recorder:
     def failed(self, reason: str) -> None:
         """Tell that the run stopped, and why."""
         self._watch({"step": "failed", "reason": reason})
+
+
+def _figures(untrusted: object) -> dict[str, float]:
+    """Return the numbers of what a site sent beside its reply, and nothing else of it."""
+    if not isinstance(untrusted, dict):
+        return {}
+    return {str(name)[:40]: value for name, value in list(untrusted.items())[:8] if isinstance(value, float)}
 
 
 def _milliseconds(seconds: float) -> float:

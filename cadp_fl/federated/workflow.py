@@ -4,6 +4,7 @@ What is known is written even when a run stops early, so that one which lost a s
 not.
 """
 
+import contextlib
 import json
 import platform
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from cadp_fl.report.page import write_report
 from cadp_fl.report.summary import Account, MethodFigures, Results, SiteEntry, privacy_json, summary_json
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import ReserveRequest
 from cadp_fl.weights import get_weights
 
 __all__ = ["conduct"]
@@ -76,14 +78,19 @@ def _run_phases(
         check_delta(study.budget.delta, size)
     plans = [Plan(method.name, method.events(), study.budget.delta) for method in methods]
     for plan in plans:
-        federation.ask(Request("reserve", {"plan": plan.to_json()}), phase="reserve")
-        results.accounts[plan.method] = {site: Account(plan, ()) for site in federation.sites}
+        federation.ask(Request("reserve", ReserveRequest(plan=plan.to_json()).model_dump(mode="json")), phase="reserve")
+        results.accounts[plan.method] = {site: Account(plan) for site in federation.sites}
     federation.recorder.round("reserve", 1, 1)
     run = StudyRun(study, schema, sizes, federation, folder, resolve_device(study.device))
-    for method in methods:
-        trained = method.run(run)
-        results.figures[method.name] = MethodFigures(trained.classifier.model, trained.pooled, trained.per_site)
-        _save_models(folder / "models", method.name, trained)
+    try:
+        for method in methods:
+            trained = method.run(run)
+            results.figures[method.name] = MethodFigures(trained.classifier.model, trained.pooled, trained.per_site)
+            _save_models(folder / "models", trained, {"method": method.name, "noise": study.noise})
+    except FederationError:
+        with contextlib.suppress(FederationError):
+            _account(federation, results)
+        raise
     _account(federation, results)
 
 
@@ -162,11 +169,14 @@ def _account(federation: Federation, results: Results) -> None:
 
     def check(site: str, reply: Reply) -> None:
         try:
-            for tree in reply.content["accounts"]:
-                plan, spent = Plan.from_json(tree["plan"]), events_from_json(tree["spent"])
-                if plan != results.accounts[plan.method][site].plan:
-                    raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
-                results.accounts[plan.method][site] = Account(plan, spent)
+            told = [
+                Account(Plan.from_json(tree["plan"]), events_from_json(tree["spent"]))
+                for tree in reply.content["accounts"]
+            ]
+            if [account.plan for account in told] != [by_site[site].plan for by_site in results.accounts.values()]:
+                raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
+            for account in told:
+                results.accounts[account.plan.method][site] = account
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError(f"An account lists plans and events. That of '{site}' does not.") from error
 
@@ -174,11 +184,11 @@ def _account(federation: Federation, results: Results) -> None:
     federation.recorder.round("account", 1, 1)
 
 
-def _save_models(folder: Path, method: str, trained: Trained) -> None:
+def _save_models(folder: Path, trained: Trained, metadata: dict[str, str]) -> None:
     folder.mkdir(exist_ok=True)
-    save_file(get_weights(trained.model), folder / f"classifier-{method}.safetensors", {"method": method})
+    save_file(get_weights(trained.model), folder / f"classifier-{metadata['method']}.safetensors", metadata)
     if trained.flow is not None:
-        save_file(get_weights(trained.flow), folder / "flow.safetensors", {"method": method})
+        save_file(get_weights(trained.flow), folder / "flow.safetensors", metadata)
 
 
 def _software() -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 import dp_accounting
 from dp_accounting.pld import PLDAccountant
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from scipy.special import log_ndtr
 
 from cadp_fl.errors import BudgetError
@@ -38,7 +38,9 @@ __all__ = [
     "gaussian_delta",
 ]
 
-_PositiveFinite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_ClipNorm = Annotated[float, Field(ge=1e-6, le=1e6, description="C")]
+_NoiseStd = Annotated[float, Field(ge=1e-9, le=1e9, description="sigma")]
+"""Ranges in which float32 neither overflows nor loses digits: beyond them an epsilon would not hold."""
 
 
 class Relation(Enum):
@@ -60,16 +62,16 @@ class LatentGaussian(_EventModel):
     """
 
     kind: Literal["latent-gaussian"] = "latent-gaussian"
-    clip_norm: _PositiveFinite = Field(description="C")
-    noise_std: _PositiveFinite = Field(description="sigma")
+    clip_norm: _ClipNorm
+    noise_std: _NoiseStd
 
 
 class PoissonGaussian(_EventModel):
     """DP-SGD: `steps` noised sums, sum clip(g_i; C) + N(0, sigma^2 I), each over a fresh Poisson sample."""
 
     kind: Literal["poisson-gaussian"] = "poisson-gaussian"
-    clip_norm: _PositiveFinite = Field(description="C")
-    noise_std: _PositiveFinite = Field(description="sigma")
+    clip_norm: _ClipNorm
+    noise_std: _NoiseStd
     sampling_rate: float = Field(gt=0, le=1, description="q")
     steps: int = Field(ge=1, le=10**7)
 
@@ -148,22 +150,33 @@ def calibrate_noise(
     Args:
         events_at: the events at a noise standard deviation.
         clip_norm: C; the search is in units of it, to a precision of 1e-5.
+        epsilon: the budget.
+        delta: of the budget.
         grid: discretization of the privacy loss during the search. A tenth of the accountant's own resolution
             takes a tenth of the time, errs on the private side, and moved sigma by 1e-5 where it was tried.
+
+    Raises:
+        BudgetError: no noise meets the budget.
     """
     unit = clip_norm
 
     def event_at(multiplier: float) -> dp_accounting.DpEvent:
         return dp_accounting.ComposedDpEvent([_to_dp_event(event) for event in events_at(multiplier * unit)])
 
-    multiplier = dp_accounting.calibrate_dp_mechanism(
-        lambda: _accountant(Relation.REPLACE_ONE, grid),
-        event_at,
-        epsilon,
-        delta,
-        dp_accounting.LowerEndpointAndGuess(0.2, 1.0 + 2.0 / epsilon),
-        tol=1e-5,
-    )
+    try:
+        multiplier = dp_accounting.calibrate_dp_mechanism(
+            lambda: _accountant(Relation.REPLACE_ONE, grid),
+            event_at,
+            epsilon,
+            delta,
+            dp_accounting.LowerEndpointAndGuess(0.1, 1.0 + 2.0 / epsilon),
+            tol=1e-5,
+        )
+    except (dp_accounting.mechanism_calibration.NoBracketIntervalFoundError, ValidationError) as error:
+        raise BudgetError(
+            f"Some noise must meet the budget. None does for epsilon {epsilon:g} at delta {delta:g}; use an epsilon "
+            "from 0.001 to 100."
+        ) from error
     return float(multiplier) * unit
 
 
@@ -181,9 +194,10 @@ def check_delta(delta: float, records: int) -> None:
     """Check that delta is at most 1 / (10 n).
 
     Raises:
-        BudgetError: it is larger, so that it would allow the disclosure of single records.
+        BudgetError: it is not; a larger delta would allow the disclosure of single records.
     """
-    if delta * 10 * records > 1 + 1e-9:
+    if not 0 < delta * 10 * records <= 1 + 1e-9:
         raise BudgetError(
-            f"delta is at most 1 / (10 n). Found {delta:g} for n = {records}; use {1 / (10 * records):.1e} or less."
+            f"delta is above zero and at most 1 / (10 n). Found {delta:g} for n = {records}; use "
+            f"{1 / (10 * records):.1e} or less."
         )

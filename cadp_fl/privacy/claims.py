@@ -1,14 +1,18 @@
 """What may be claimed of a plan: derived from its events, never typed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, Literal
 
-from cadp_fl.privacy.accounting import Event, LatentGaussian, Relation, Unprotected, epsilon_of
+from cadp_fl.privacy.accounting import Event, Relation, Unprotected, epsilon_of
 from cadp_fl.privacy.ledger import Plan
 
-__all__ = ["Claim", "Together", "claim_of", "compose_plans", "format_epsilon"]
+__all__ = ["RELATION", "Claim", "Together", "claim_of", "compose_plans", "format_epsilon"]
+
+RELATION = "replace one record, keep its label"
+"""The neighbouring relation of every claim while labels are public by declaration: a site's class counts are told to
+all, and a release decodes under the true label, so no claim may cover a label."""
 
 Guarantee = Literal["end-to-end", "given-flow", "none"]
 
@@ -25,7 +29,6 @@ class Claim:
         epsilon_if_flow_were_fixed: would hold had the flow been fixed without these records. It was not.
         epsilon_if_flow_were_fixed_add_remove: the same under add-or-remove.
         delta: the delta of all epsilons.
-        relation: what two neighbouring data sets may differ in.
     """
 
     guarantee: Guarantee
@@ -34,7 +37,6 @@ class Claim:
     epsilon_if_flow_were_fixed: float | None
     epsilon_if_flow_were_fixed_add_remove: float | None
     delta: float
-    relation: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim as plain JSON values."""
@@ -48,8 +50,6 @@ def claim_of(plan: Plan) -> Claim:
     guarantee: Guarantee = "end-to-end"
     if open_stages:
         guarantee = "given-flow" if open_stages == {"flow"} and protected else "none"
-    # Decoding is told the true label, so a release with public labels protects all of a record but that.
-    keeps_label = any(isinstance(event, LatentGaussian) for event in plan.events)
     whole = _epsilons(protected, plan.delta) if guarantee == "end-to-end" else (None, None)
     given_flow = _epsilons(protected, plan.delta) if guarantee == "given-flow" else (None, None)
     return Claim(
@@ -59,7 +59,6 @@ def claim_of(plan: Plan) -> Claim:
         epsilon_if_flow_were_fixed=given_flow[0],
         epsilon_if_flow_were_fixed_add_remove=given_flow[1],
         delta=plan.delta,
-        relation="replace one record, keep its label" if keeps_label else "replace one record",
     )
 
 
@@ -98,7 +97,7 @@ def compose_plans(plans: Sequence[Plan]) -> Together:
 
 def format_epsilon(epsilon: float | None) -> str:
     """Return an epsilon with two decimals, rounded up: a printed figure is never below the true one."""
-    return "-" if epsilon is None else f"{math.ceil(epsilon * 100 - 1e-9) / 100:.2f}"
+    return "-" if epsilon is None else str(Decimal(repr(epsilon)).quantize(Decimal("0.01"), ROUND_CEILING))
 
 
 def _epsilons(events: tuple[Event, ...], delta: float) -> tuple[float, float]:

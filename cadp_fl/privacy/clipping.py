@@ -4,14 +4,23 @@ import torch
 
 from cadp_fl.errors import PrivacyError
 
-__all__ = ["CLIP_MARGIN", "clip_factors", "clip_l2"]
+__all__ = ["CLIP_MARGIN", "MAX_NORM", "clip_factors", "clip_l2", "is_clippable"]
 
 CLIP_MARGIN = 1e-5
 """Vectors are clipped to C (1 - CLIP_MARGIN), so that float32 rounding never leaves one outside of C."""
 
 
+MAX_NORM = 1e30
+"""A longer vector counts as not finite: its factor would fall below what float32 can hold exactly."""
+
+
+def is_clippable(norms: torch.Tensor) -> torch.Tensor:
+    """Tell of every norm, float64 (records,), whether its vector can be scaled; if not, it counts as zero."""
+    return norms <= MAX_NORM
+
+
 def clip_factors(norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
-    """Return min(1, C (1 - margin) / norm) of every record; 0 where the norm is not finite.
+    """Return min(1, C (1 - margin) / norm) of every record; 0 where it cannot be scaled.
 
     Args:
         norms: float64, (records,).
@@ -24,13 +33,14 @@ def clip_factors(norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
         raise PrivacyError(f"clip_norm must be positive. Found {clip_norm}; set it in the study config.")
     bound = clip_norm * (1 - CLIP_MARGIN)
     factors = (bound / norms.clamp_min(torch.finfo(norms.dtype).tiny)).clamp_max(1.0)
-    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+    return torch.where(is_clippable(norms), factors, torch.zeros_like(factors))
 
 
 def clip_l2(latents: torch.Tensor, clip_norm: float) -> torch.Tensor:
     """Return latents of L2 norm at most C, each clipped by itself; any two are within 2 C.
 
-    A latent with a non-finite entry becomes zero, silently: an error here would tell that the record is there.
+    A latent with an entry that is not finite, or near overflow, becomes zero, silently: an error here would tell
+    that the record is there.
 
     Args:
         latents: (records, dims).
@@ -44,5 +54,4 @@ def clip_l2(latents: torch.Tensor, clip_norm: float) -> torch.Tensor:
     """
     norms = torch.linalg.vector_norm(latents.double(), dim=1)
     factors = clip_factors(norms, clip_norm)[:, None]
-    finite = torch.isfinite(norms)[:, None]
-    return torch.where(finite, latents, torch.zeros_like(latents)) * factors.to(latents.dtype)
+    return torch.where(is_clippable(norms)[:, None], latents, torch.zeros_like(latents)) * factors.to(latents.dtype)

@@ -11,6 +11,7 @@ References:
 """
 
 import logging
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 
 from cadp_fl.errors import PrivacyError
 from cadp_fl.privacy.accounting import PoissonGaussian
-from cadp_fl.privacy.clipping import clip_factors
+from cadp_fl.privacy.clipping import clip_factors, is_clippable
 from cadp_fl.privacy.noise import NoiseSource
 
 _root_handlers = logging.root.handlers[:]
@@ -79,9 +80,9 @@ class _SiteOptimizer(DPOptimizer):
         squares = [gradient.double().flatten(1).square().sum(dim=1) for gradient in gradients]
         norms = torch.stack(squares).sum(dim=0).sqrt()
         factors = clip_factors(norms, self.max_grad_norm)
-        finite = torch.isfinite(norms)
+        clippable = is_clippable(norms)
         for parameter, gradient in zip(self.params, gradients, strict=True):
-            keep = finite.view(-1, *[1] * (gradient.dim() - 1))
+            keep = clippable.view(-1, *[1] * (gradient.dim() - 1))
             safe = torch.where(keep, gradient, torch.zeros_like(gradient))
             parameter.summed_grad = torch.einsum("i,i...", factors.to(safe.dtype), safe)
 
@@ -125,8 +126,7 @@ def train_dp_sgd(
             chosen = torch.from_numpy(samples.poisson_sample(records, event.sampling_rate)).to(images.device)
             stepper.zero_grad(set_to_none=True)
             if len(chosen):
-                loss = nn.functional.cross_entropy(wrapped(images[chosen]), labels[chosen], reduction="sum")
-                loss.backward()
+                _backward(nn.functional.cross_entropy(wrapped(images[chosen]), labels[chosen], reduction="sum"))
             else:
                 _pretend_empty_batch(model)
             stepper.step()
@@ -137,6 +137,13 @@ def train_dp_sgd(
             for attribute in ("grad_sample", "summed_grad"):
                 if hasattr(parameter, attribute):
                     delattr(parameter, attribute)
+
+
+def _backward(loss: torch.Tensor) -> None:
+    """Call `loss.backward()` without torch's remark that images need no gradient, which is as it should be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        loss.backward()
 
 
 def _pretend_empty_batch(model: nn.Module) -> None:

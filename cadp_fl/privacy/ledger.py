@@ -48,8 +48,15 @@ class Plan:
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> "Plan":
-        """Return the plan that `to_json` wrote."""
-        return cls(str(tree["method"]), events_from_json(tree["events"]), float(tree["delta"]))
+        """Return the plan that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no plan.
+        """
+        delta = float(tree["delta"])
+        if not 0 < delta < 1:
+            raise ValueError(f"delta is between 0 and 1. Found {delta}.")
+        return cls(str(tree["method"]), events_from_json(tree["events"]), delta)
 
 
 class Ledger(Protocol):

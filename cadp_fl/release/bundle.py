@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ExchangeError, InputError
@@ -41,6 +41,7 @@ __all__ = [
 
 MAX_MANIFEST_BYTES = 8 << 20
 MAX_SHARD_BYTES = 1 << 30
+MAX_RELEASE_BYTES = 8 << 30
 
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -49,7 +50,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ShardEntry(_Model):
+class _Shard(_Model):
     """One file of a release."""
 
     name: str = Field(pattern=r"^[0-9]{5}\.npz$")
@@ -80,7 +81,16 @@ class Manifest(_Model):
     flow_sha256: _Sha256 = Field(description="hash of the weights that encoded and decoded")
     event_id: str = Field(min_length=1, max_length=80, description="id of the event in the site's ledger")
     released_labels: dict[str, int] = Field(description="count of every released label")
-    shards: tuple[ShardEntry, ...] = Field(min_length=1, max_length=100_000)
+    shards: tuple[_Shard, ...] = Field(min_length=1, max_length=100_000)
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> "Manifest":
+        if [shard.name for shard in self.shards] != [f"{number:05d}.npz" for number in range(len(self.shards))]:
+            raise ValueError("shards are numbered from 00000 without a gap")
+        unpacked = self.records * (math.prod(self.dataset.shape) + 8)
+        if unpacked > MAX_RELEASE_BYTES:
+            raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")
+        return self
 
     @property
     def records(self) -> int:
@@ -114,7 +124,7 @@ def pack(
         data = _npz(part)
         shards.append(data)
         entries.append(
-            ShardEntry(
+            _Shard(
                 name=f"{number:05d}.npz", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), records=len(part)
             )
         )
@@ -218,7 +228,7 @@ def _npz(records: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _check_bytes(shard: ShardEntry, data: bytes) -> None:
+def _check_bytes(shard: _Shard, data: bytes) -> None:
     if len(data) != shard.bytes or hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ExchangeError(
             f"A shard is what the manifest says: {shard.bytes} bytes of sha256 {shard.sha256[:12]}... Shard "
@@ -226,14 +236,14 @@ def _check_bytes(shard: ShardEntry, data: bytes) -> None:
         )
 
 
-def _records(shard: ShardEntry, data: bytes, schema: Schema) -> Dataset:
+def _records(shard: _Shard, data: bytes, schema: Schema) -> Dataset:
     expected = {
         "images": ((shard.records, *schema.shape), np.dtype(np.uint8)),
         "labels": ((shard.records,), np.dtype(np.int64)),
     }
     try:
         arrays = dict(_arrays(data, expected))
-    except (zipfile.BadZipFile, ValueError, EOFError, KeyError, OSError, NotImplementedError) as error:
+    except Exception as error:  # zip, zlib, npy headers and codecs each have errors of their own
         raise ExchangeError(f"A shard is an npz of images and labels. Shard {shard.name} is not: {error}.") from error
     if int(arrays["labels"].min()) < 0 or int(arrays["labels"].max()) >= len(schema.classes):
         raise ExchangeError(f"A released label is one of {len(schema.classes)} classes. Shard {shard.name} has others.")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 
 from cadp_fl.data.schema import Dataset
 from cadp_fl.errors import ConfigError
@@ -30,22 +31,34 @@ from cadp_fl.privacy.noise import NoiseSource
 __all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize"]
 
 
-def _typical_set(signal: float, noise_std: float) -> float:
-    """Return 1 / sqrt(a^2 + sigma^2): the noised latent gets the prior's variance."""
-    return 1 / math.sqrt(signal**2 + noise_std**2)
+def _typical_set(clip_norm: float, noise_std: float, dims: int) -> float:
+    """Return 1 / sqrt(E|clip(z)|^2 / k + sigma^2): the noised latent gets the prior's variance."""
+    return 1 / math.sqrt(_clipped_power(clip_norm, dims) + noise_std**2)
 
 
-def _posterior_mean(signal: float, noise_std: float) -> float:
-    """Return a / (a^2 + sigma^2): E[z | a z + N(0, sigma^2)] under the prior."""
-    return signal / (signal**2 + noise_std**2)
+def _posterior_mean(clip_norm: float, noise_std: float, dims: int) -> float:
+    """Return the s that minimises E|z - s (clip(z) + noise)|^2: (E<z, clip(z)> / k) / (E|clip(z)|^2 / k + sigma^2)."""
+    return _clipped_overlap(clip_norm, dims) / (_clipped_power(clip_norm, dims) + noise_std**2)
 
 
-SHRINKAGES: dict[str, Callable[[float, float], float]] = {
+def _clipped_power(clip_norm: float, dims: int) -> float:
+    """Return E min(|z|, C)^2 / k for z ~ N(0, I_k), by the chi-squared distribution of |z|^2."""
+    square = clip_norm**2
+    return float(chi2.cdf(square, dims + 2) + square / dims * chi2.sf(square, dims))
+
+
+def _clipped_overlap(clip_norm: float, dims: int) -> float:
+    """Return E |z| min(|z|, C) / k for z ~ N(0, I_k)."""
+    square = clip_norm**2
+    mean_norm = math.sqrt(2) * math.exp(math.lgamma((dims + 1) / 2) - math.lgamma(dims / 2))
+    return float(chi2.cdf(square, dims + 2) + clip_norm / dims * mean_norm * chi2.sf(square, dims + 1))
+
+
+SHRINKAGES: dict[str, Callable[[float, float, int], float]] = {
     "typical-set": _typical_set,
     "posterior-mean": _posterior_mean,
 }
-"""The factor s of a noised latent: functions of public numbers alone. `a` is the share of a standard normal latent
-that the clip lets through, min(1, C / sqrt(k))."""
+"""The factor s of a noised latent, from C, sigma and k: public numbers and the prior alone."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +78,8 @@ class ReleaseSettings:
     @property
     def factor(self) -> float:
         """The factor s of a noised latent."""
-        signal = min(1.0, self.mechanism.clip_norm / math.sqrt(self.latent_dims))
-        return SHRINKAGES[self.shrinkage](signal, self.mechanism.noise_std)
+        own = self.mechanism
+        return SHRINKAGES[self.shrinkage](own.clip_norm, own.noise_std, self.latent_dims)
 
 
 def check_release(mechanism: str, shrinkage: str, latent_dims: int, dims: int) -> None:

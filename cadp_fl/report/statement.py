@@ -3,61 +3,63 @@
 from collections.abc import Mapping
 
 from cadp_fl.config import StudyConfig
-from cadp_fl.privacy.claims import Claim, format_epsilon
+from cadp_fl.privacy.claims import RELATION, Claim, format_epsilon
 
 __all__ = ["ASSUMPTIONS", "NOT_COVERED", "statement_of_method", "statement_of_study"]
 
 ASSUMPTIONS = [
     "No patient is at two sites. If one is at k sites, the claim for that patient is the sum over those sites.",
-    "The number of training records of a site is public, and so are the classes and their counts, by declaration.",
+    "Labels are public: the number of training records of each class at a site is told to all, by declaration, so no "
+    "claim covers a record's label.",
     "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates every "
     "replaced record under such sampling is checked numerically, not proven here.",
-    "Config, architecture, clip norms and splits were chosen without looking at the training records.",
+    "Config, architecture and clip norms were chosen without looking at the training records, and each record's site "
+    "and its split into training and test do not depend on its image.",
 ]
 
 NOT_COVERED = [
+    "A record's label, and the number of records of a site.",
     "Test records: in a simulation their confusion counts and score histograms are exact.",
     "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
-    "Timing and the fact that a site took part.",
-    "Attacks on floating-point arithmetic by a flow that the server chose with bad intent.",
+    "Timing, failures, and the fact that a site took part.",
+    "What floating-point rounding of noised values reveals, above all under weights that a server chose to that end.",
 ]
 
 
-def statement_of_method(name: str, claim: Claim) -> str:
+def statement_of_method(name: str, claim: Claim, *, noise: str) -> str:
     """Return what may be claimed of a method, if only it had been run."""
-    delta = f"delta = {claim.delta:g}"
+    if claim.guarantee == "none":
+        return f"{name}: no privacy. Weights trained on the records without any protection left the sites."
+    holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     if claim.guarantee == "end-to-end":
         return (
             f"{name}: everything computed from training records that leaves a site is accounted. For two data sets of "
-            f"a site that differ by '{claim.relation}', it is ({format_epsilon(claim.epsilon)}, delta)-differentially "
-            f"private with {delta}, over all steps of all rounds, against the server and whoever it shares with "
-            f"(the same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)})."
+            f"a site that differ by '{RELATION}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
+            "differentially private, over all steps of all rounds, against the server and all that it shares with. "
+            f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
         )
-    if claim.guarantee == "given-flow":
-        conditional = format_epsilon(claim.epsilon_if_flow_were_fixed)
-        return (
-            f"{name}: NO end-to-end guarantee. The flow was trained on the same records without differential privacy, "
-            "and its weights left the sites; nothing bounds what they reveal. Epsilon "
-            f"{conditional} ({delta}, '{claim.relation}') would hold for the released records had the flow been fixed "
-            "without these records; it was not."
-        )
-    return f"{name}: no privacy. Weights trained on the records without any protection left the sites."
+    conditional = format_epsilon(claim.epsilon_if_flow_were_fixed)
+    return (
+        f"{name}: NO end-to-end guarantee. The flow was trained on the same records without differential privacy, and "
+        "its weights left the sites; nothing bounds what they reveal. The released records alone would be "
+        f"({conditional}, {claim.delta:g})-differentially private ('{RELATION}') had the flow been fixed without these "
+        f"records{' and the noise not been seeded' if noise == 'seeded' else ''}; it was not."
+    )
 
 
 def statement_of_study(study: StudyConfig, methods: Mapping[str, str]) -> str:
     """Return the paragraph on a whole study."""
-    noise = (
+    source = (
         "The privacy noise of this run was derived from a seed, so that the run can be repeated. Whoever knows the "
-        "seed can remove the noise: nothing released here is protected. The figures say what the same run with "
-        "entropy noise would have spent."
+        "seed can remove the noise: nothing released here is protected."
         if study.noise == "seeded"
         else "The privacy noise came from the operating system's entropy at each site."
     )
     return " ".join(
         [
             f"This is a simulation of {study.sites.count} sites. The privacy unit is one {study.budget.unit} of a "
-            f"site's training data; neighbouring data sets replace one.",
-            noise,
+            f"site's training data; the neighbouring relation is '{RELATION}'.",
+            source,
             *methods.values(),
             "Each statement holds if only that method had been run; all methods of this study together compose to what "
             "privacy.json says.",

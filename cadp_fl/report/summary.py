@@ -8,7 +8,7 @@ from typing import Any
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
-from cadp_fl.privacy.claims import Claim, claim_of, compose_plans
+from cadp_fl.privacy.claims import RELATION, Claim, claim_of, compose_plans
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.statement import ASSUMPTIONS, NOT_COVERED, statement_of_method, statement_of_study
 
@@ -38,11 +38,11 @@ class Account:
 
     Attributes:
         plan: what was reserved. Every epsilon is computed from this.
-        spent: what was computed, in order.
+        spent: what was computed, in order; None where the site did not say.
     """
 
     plan: Plan
-    spent: tuple[Event, ...]
+    spent: tuple[Event, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def summary_json(results: Results) -> dict[str, Any]:
         "noise": study.noise,
         "simulation": True,
         "dataset": results.dataset,
-        "relation": "replace one record",
+        "relation": RELATION,
         "unit": study.budget.unit,
         "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
         "started": results.started.isoformat(timespec="seconds"),
@@ -136,6 +136,7 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
     return {
         **figures.pooled.to_json(),
         **worst.to_json(),
+        "relation": RELATION,
         "against": "server",
         "classifier": figures.classifier,
         "per_site": {
@@ -158,9 +159,9 @@ def privacy_json(results: Results) -> dict[str, Any]:
         worst = _worst([claim_of(account.plan) for account in accounts.values()])
         methods[name] = {
             "guarantee": worst.guarantee,
-            "relation": worst.relation,
+            "relation": RELATION,
             "against": "server",
-            "statement": statement_of_method(name, worst),
+            "statement": statement_of_method(name, worst, noise=study.noise),
             "sites": {site: _account(account) for site, account in sorted(accounts.items())},
         }
     together = {}
@@ -171,7 +172,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "simulation": True,
         "noise": study.noise,
-        "relation": "replace one record",
+        "relation": RELATION,
         "unit": study.budget.unit,
         "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
         "methods": methods,
@@ -196,6 +197,6 @@ def _account(account: Account) -> dict[str, Any]:
     claim = claim_of(account.plan).to_json()
     return {
         "events": [event.model_dump() for event in account.plan.events],
-        "spent": [event.model_dump() for event in account.spent],
+        "spent": None if account.spent is None else [event.model_dump() for event in account.spent],
         **{name: value for name, value in claim.items() if name.startswith("epsilon") or name == "delta"},
     }

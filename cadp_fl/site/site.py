@@ -6,22 +6,21 @@ not (losses, above all) stays, except in a simulation.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 import cadp_fl
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.classifier.training import as_input, log_probabilities, train_epochs
-from cadp_fl.config import ClassifierConfig, FlowConfig, Settings, parse
+from cadp_fl.classifier.training import as_input, log_odds, train_epochs
+from cadp_fl.config import ClassifierConfig, FlowConfig, parse
 from cadp_fl.data.partition import SiteData
 from cadp_fl.errors import BudgetError, ExchangeError
 from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.privacy.accounting import PoissonGaussian, Unprotected, check_delta
+from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_type
@@ -30,79 +29,20 @@ from cadp_fl.release.bundle import ReleaseParameters, manifest_to_json, pack
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import (
+    CLASSIFIER_WEIGHTS,
+    FLOW_WEIGHTS,
+    ClassifierRequest,
+    DpSgdTraining,
+    EpochTraining,
+    EvaluateRequest,
+    FlowRequest,
+    ReleaseRequest,
+    ReserveRequest,
+)
 from cadp_fl.weights import get_weights, set_weights, structure_sha256, weights_sha256
 
-__all__ = ["DpSgdTraining", "EpochTraining", "Site"]
-
-FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
-CLASSIFIER_WEIGHTS = Unprotected(
-    stage="classifier", what="weights of a classifier trained without differential privacy"
-)
-
-
-class ReserveRequest(Settings):
-    """Set a method's whole plan aside."""
-
-    plan: dict[str, Any]
-
-
-class FlowRequest(Settings):
-    """Train the flow for one round, from the weights in the request's arrays."""
-
-    method: str
-    flow: FlowConfig
-    seed: int
-    round: int = Field(ge=1, description="from 1")
-
-
-class ReleaseRequest(Settings):
-    """Privatize every training record with the flow in the request's arrays."""
-
-    method: str
-    flow: FlowConfig
-    seed: int
-    mechanism: str
-    clip_norm: float = Field(gt=0, allow_inf_nan=False)
-    noise_std: float = Field(gt=0, allow_inf_nan=False)
-    latent_dims: int = Field(ge=1)
-    shrinkage: str
-    shard_records: int = Field(ge=1, le=100_000)
-
-
-class EpochTraining(Settings):
-    """Local training without privacy."""
-
-    kind: Literal["epochs"] = "epochs"
-    epochs: int = Field(ge=1, le=1000)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    momentum: float = Field(ge=0, lt=1)
-
-
-class DpSgdTraining(Settings):
-    """Local DP-SGD; `event` is what one round of it costs."""
-
-    kind: Literal["dp-sgd"] = "dp-sgd"
-    event: PoissonGaussian
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    momentum: float = Field(ge=0, lt=1)
-
-
-class ClassifierRequest(Settings):
-    """Train the classifier in the request's arrays for one round."""
-
-    method: str
-    classifier: ClassifierConfig
-    seed: int
-    round: int = Field(ge=1, description="from 1")
-    training: Annotated[EpochTraining | DpSgdTraining, Field(discriminator="kind")]
-
-
-class EvaluateRequest(Settings):
-    """Evaluate the classifier in the request's arrays on the test records."""
-
-    classifier: ClassifierConfig
-    seed: int
+__all__ = ["Site"]
 
 
 class Site:
@@ -200,20 +140,20 @@ class Site:
         asked = parse(ReleaseRequest, request.settings)
         flow = self._flow(asked.flow, asked.seed, request)
         check_release(asked.mechanism, asked.shrinkage, asked.latent_dims, flow.dims)
-        mechanism = mechanism_type(asked.mechanism)(asked.clip_norm, asked.noise_std)
+        mechanism = mechanism_type(asked.mechanism)(asked.event.clip_norm, asked.event.noise_std)
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage)
-        event_id = self._ledger.spend(asked.method, mechanism.event())
+        event_id = self._ledger.spend(asked.method, asked.event)
         records, cost = privatize(
             flow, self._data.train, settings, noise=self._noise.child("release", event_id), device=self._device
         )
-        assert cost == mechanism.event(), "what was written down is what was drawn"
+        assert cost == asked.event, "what was written down is what was drawn"
         bundle = pack(
             records,
             site=self.name,
             mechanism=asked.mechanism,
             parameters=ReleaseParameters(
-                clip_norm=asked.clip_norm,
-                noise_std=asked.noise_std,
+                clip_norm=mechanism.clip_norm,
+                noise_std=mechanism.noise_std,
                 latent_dims=asked.latent_dims,
                 dims=flow.dims,
                 shrinkage=asked.shrinkage,
@@ -267,7 +207,7 @@ class Site:
             raise BudgetError("Exact metrics leave a site only in a simulation. This site is not one.")
         test = self._data.test
         model = self._classifier(asked.classifier, asked.seed, request)
-        scores = log_probabilities(model, torch.from_numpy(test.images).to(self._device))
+        scores = log_odds(model, torch.from_numpy(test.images).to(self._device))
         evaluation = evaluate(scores.cpu().numpy(), test.labels)
         return Reply({}, {"confusion": evaluation.confusion, "histograms": evaluation.histograms})
 

@@ -15,6 +15,7 @@ from cadp_fl.evaluation.utility import Evaluation, Metrics, metrics_of, pool
 from cadp_fl.federated.federation import Federation
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import EvaluateRequest
 from cadp_fl.weights import check_arrays, get_weights, structure_sha256
 
 __all__ = ["Method", "StudyRun", "Trained", "evaluate_at_sites", "fits_module"]
@@ -111,10 +112,9 @@ def evaluate_at_sites(
             raise ExchangeError(f"An evaluation has {len(classes)} classes. Found {len(evaluation.confusion)}.")
         evaluations[site] = evaluation
 
-    settings = {"classifier": classifier.model_dump(mode="json"), "seed": run.study.seed}
-    replies = run.federation.ask(
-        Request("evaluate", settings, get_weights(model)), phase=phase, round=round, of=of, check=check
-    )
+    settings = EvaluateRequest(classifier=classifier, seed=run.study.seed)
+    request = Request("evaluate", settings.model_dump(mode="json"), get_weights(model))
+    replies = run.federation.ask(request, phase=phase, round=round, of=of, check=check)
     pooled = metrics_of(pool([evaluations[site] for site in replies]), classes)
     figures = {name: value for name, value in pooled.to_json().items() if isinstance(value, float)}
     run.federation.recorder.round(phase, round, of, **figures)

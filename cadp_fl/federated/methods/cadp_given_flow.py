@@ -18,7 +18,7 @@ from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.bundle import Bundle, manifest_from_json, unpack, write_bundle
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.site import FLOW_WEIGHTS
+from cadp_fl.site.requests import FLOW_WEIGHTS, FlowRequest, ReleaseRequest
 from cadp_fl.weights import average, get_weights, set_weights, weights_sha256
 
 __all__ = ["CadpGivenFlow"]
@@ -61,16 +61,14 @@ class CadpGivenFlow:
         trained.flow = flow
         return trained
 
-    def _flow_settings(self, run: StudyRun) -> dict[str, Any]:
-        return {"method": self.name, "flow": run.study.flow.model_dump(mode="json"), "seed": run.study.seed}
-
     def _train_flow(self, run: StudyRun) -> ConditionalFlow:
         """Federated averaging of the flow's trainable tensors."""
         flow = ConditionalFlow(run.study.flow, run.schema.shape, len(run.schema.classes), seed=run.study.seed)
         rounds, phase = run.study.flow.training.rounds, f"{self.name}/flow"
         check = fits_module(flow)
         for number in range(1, rounds + 1):
-            request = Request("train_flow", {**self._flow_settings(run), "round": number}, get_weights(flow))
+            settings = FlowRequest(method=self.name, flow=run.study.flow, seed=run.study.seed, round=number)
+            request = Request("train_flow", settings.model_dump(mode="json"), get_weights(flow))
             replies = run.federation.ask(request, phase=phase, round=number, of=rounds, check=check)
             set_weights(flow, average({site: reply.arrays for site, reply in replies.items()}, run.sizes))
             run.federation.recorder.round(phase, number, rounds, **_mean_figures(replies, run.sizes))
@@ -79,15 +77,16 @@ class CadpGivenFlow:
     def _collect_releases(self, run: StudyRun, flow: ConditionalFlow) -> tuple[np.ndarray, np.ndarray]:
         """Ask each site for its release, verify it, store it, and return the records of all."""
         release, weights = run.study.release, get_weights(flow)
-        settings = {
-            **self._flow_settings(run),
-            "mechanism": release.mechanism,
-            "clip_norm": self._mechanism.clip_norm,
-            "noise_std": self._mechanism.noise_std,
-            "latent_dims": release.latent_dims or flow.dims,
-            "shrinkage": release.shrinkage,
-            "shard_records": release.shard_records,
-        }
+        settings = ReleaseRequest(
+            method=self.name,
+            flow=run.study.flow,
+            seed=run.study.seed,
+            mechanism=release.mechanism,
+            event=self._mechanism.event(),
+            latent_dims=release.latent_dims or flow.dims,
+            shrinkage=release.shrinkage,
+            shard_records=release.shard_records,
+        )
         flow_sha256 = weights_sha256(weights)
         records = {}
         bundles: dict[str, Bundle] = {}
@@ -110,7 +109,8 @@ class CadpGivenFlow:
             bundles[site] = bundle
 
         phase = f"{self.name}/release"
-        replies = run.federation.ask(Request("release", settings, weights), phase=phase, check=check)
+        request = Request("release", settings.model_dump(mode="json"), weights)
+        replies = run.federation.ask(request, phase=phase, check=check)
         for site in replies:
             write_bundle(bundles[site], run.folder / "releases" / site)
         run.federation.recorder.round(phase, 1, 1, records={site: len(records[site]) for site in replies})
@@ -141,9 +141,13 @@ class CadpGivenFlow:
 
 def _mean_figures(replies: dict[str, Reply], sizes: dict[str, int]) -> dict[str, Any]:
     """Return the sites' simulation-only bits per dimension: each, and their mean weighted by size."""
-    figures = {site: reply.content.get("simulation_only", {}).get("bits_per_dim") for site, reply in replies.items()}
-    if not all(isinstance(value, float) for value in figures.values()):
-        return {}
+    figures: dict[str, float] = {}
+    for site, reply in replies.items():
+        told = reply.content.get("simulation_only")
+        value = told.get("bits_per_dim") if isinstance(told, dict) else None
+        if not isinstance(value, float):
+            return {}
+        figures[site] = value
     total = sum(sizes[site] for site in figures)
     mean = sum(value * sizes[site] for site, value in figures.items()) / total
     return {"bits_per_dim": mean, "simulation_only": {"bits_per_dim": figures}}

@@ -10,7 +10,7 @@ from cadp_fl.config import ClassifierConfig, Settings, StudyConfig, parse
 from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, calibrate_noise
 from cadp_fl.site.protocol import Request
-from cadp_fl.site.site import CLASSIFIER_WEIGHTS, DpSgdTraining, EpochTraining
+from cadp_fl.site.requests import CLASSIFIER_WEIGHTS, ClassifierRequest, DpSgdTraining, EpochTraining
 from cadp_fl.weights import average, get_weights, set_weights
 
 __all__ = ["DpSgd", "FedAvg"]
@@ -32,7 +32,7 @@ class _FedAvgSettings(_Settings):
 class _DpSgdSettings(_Settings):
     local_steps: int = Field(2, ge=1, description="noised steps of a site in one round")
     sampling_rate: float = Field(0.5, gt=0, le=1, description="q: probability of each record to be in a step")
-    clip_norm: float = Field(1.0, gt=0, allow_inf_nan=False, description="C: a record's gradient norm after clipping")
+    clip_norm: float = Field(1.0, ge=1e-6, le=1e6, description="C: a record's gradient norm after clipping")
     learning_rate: float = Field(1.0, gt=0, allow_inf_nan=False, description="step size of local SGD")
 
 
@@ -60,15 +60,16 @@ class _FederatedClassifier(ABC):
         """Train the classifier at the sites, round by round."""
         model = run.classifier(self._classifier)
         check = fits_module(model)
-        settings = {
-            "method": self.name,
-            "classifier": self._classifier.model_dump(mode="json"),
-            "seed": run.study.seed,
-            "training": self.training().model_dump(mode="json"),
-        }
         rounds, phase, every = self._rounds, f"{self.name}/train", run.study.evaluation.every
         for number in range(1, rounds + 1):
-            request = Request("train_classifier", {**settings, "round": number}, get_weights(model))
+            settings = ClassifierRequest(
+                method=self.name,
+                classifier=self._classifier,
+                seed=run.study.seed,
+                round=number,
+                training=self.training(),
+            )
+            request = Request("train_classifier", settings.model_dump(mode="json"), get_weights(model))
             replies = run.federation.ask(request, phase=phase, round=number, of=rounds, check=check)
             set_weights(model, average({site: reply.arrays for site, reply in replies.items()}, run.sizes))
             run.federation.recorder.round(phase, number, rounds)

@@ -1,0 +1,92 @@
+"""The settings of every request that has some, and the events that requests without protection cost.
+
+The server builds these models; a site parses what arrives against them again, since all of it is untrusted.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from cadp_fl.config import ClassifierConfig, FlowConfig, Settings
+from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Unprotected
+
+__all__ = [
+    "CLASSIFIER_WEIGHTS",
+    "FLOW_WEIGHTS",
+    "ClassifierRequest",
+    "DpSgdTraining",
+    "EpochTraining",
+    "EvaluateRequest",
+    "FlowRequest",
+    "ReleaseRequest",
+    "ReserveRequest",
+]
+
+FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
+CLASSIFIER_WEIGHTS = Unprotected(
+    stage="classifier", what="weights of a classifier trained without differential privacy"
+)
+
+
+class ReserveRequest(Settings):
+    """Set a method's whole plan aside."""
+
+    plan: dict[str, Any]
+
+
+class FlowRequest(Settings):
+    """Train the flow for one round, from the weights in the request's arrays."""
+
+    method: str
+    flow: FlowConfig
+    seed: int
+    round: int = Field(ge=1, description="from 1")
+
+
+class ReleaseRequest(Settings):
+    """Privatize every training record with the flow in the request's arrays."""
+
+    method: str
+    flow: FlowConfig
+    seed: int
+    mechanism: str
+    event: LatentGaussian
+    latent_dims: int = Field(ge=1)
+    shrinkage: str
+    shard_records: int = Field(ge=1, le=100_000)
+
+
+class EpochTraining(Settings):
+    """Local training without privacy."""
+
+    kind: Literal["epochs"] = "epochs"
+    epochs: int = Field(ge=1, le=1000)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(ge=0, lt=1)
+
+
+class DpSgdTraining(Settings):
+    """Local DP-SGD; `event` is what one round of it costs."""
+
+    kind: Literal["dp-sgd"] = "dp-sgd"
+    event: PoissonGaussian
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(ge=0, lt=1)
+
+
+class ClassifierRequest(Settings):
+    """Train the classifier in the request's arrays for one round."""
+
+    method: str
+    classifier: ClassifierConfig
+    seed: int
+    round: int = Field(ge=1, description="from 1")
+    training: Annotated[EpochTraining | DpSgdTraining, Field(discriminator="kind")]
+
+
+class EvaluateRequest(Settings):
+    """Evaluate the classifier in the request's arrays on the test records."""
+
+    classifier: ClassifierConfig
+    seed: int

@@ -1,0 +1,54 @@
+"""What tests share: where data lies, a tiny study, and torch on one thread."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cadp_fl.config import StudyConfig, load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+
+os.environ.setdefault("CADP_FL_DATA", str(ROOT.parent / "shared" / "data"))
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+TINY = {
+    "flow.scales": "[{blocks: 1, channels: 4}]",
+    "flow.dense": "{blocks: 1, width: 8}",
+    "flow.training.rounds": "2",
+    "flow.training.local_epochs": "1",
+    "classifier.width": "4",
+    "classifier.central.epochs": "1",
+    "methods.dp-sgd.rounds": "2",
+    "methods.fedavg.rounds": "2",
+    "methods.fedavg.local_epochs": "1",
+}
+"""Overrides that make the quickstart run in a second, and learn next to nothing."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quickstart() -> Path:
+    return ROOT / "configs" / "quickstart.yaml"
+
+
+@pytest.fixture
+def tiny_overrides() -> list[str]:
+    return [f"{key}={value}" for key, value in TINY.items()]
+
+
+@pytest.fixture
+def tiny(quickstart: Path, tiny_overrides: list[str]) -> StudyConfig:
+    return load_study(quickstart, tiny_overrides)
+
+
+@pytest.fixture
+def run_config(quickstart: Path, tiny_overrides: list[str], tmp_path: Path) -> dict[str, Any]:
+    return {"config": str(quickstart), "output-dir": str(tmp_path / "run"), "set": "; ".join(tiny_overrides)}

@@ -1,0 +1,405 @@
+"""The real client and server code over a Grid in memory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from safetensors.numpy import load_file
+
+from cadp_fl.config import load_study
+from cadp_fl.errors import FederationError
+from cadp_fl.federated.flower_server import GridTransport, Workflow
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.ledger import Plan
+from cadp_fl.release.bundle import read_bundle, unpack
+from cadp_fl.site.protocol import ACTIONS
+from clients.client_app import app as client_app
+from tests.local_grid import LocalGrid
+
+RELEASE, FLOW = ACTIONS["release"], ACTIONS["train_flow"]
+
+
+class Run:
+    """One study over a LocalGrid."""
+
+    def __init__(self, run_config, *overrides, nodes=3):
+        self.config = run_config | {"set": "; ".join([run_config["set"], *overrides])}
+        self.folder = Path(run_config["output-dir"])
+        self.study = load_study(Path(run_config["config"]), self.config["set"].split("; "))
+        self.grid = LocalGrid(client_app, nodes, self.config)
+        self.steps = []
+
+    def go(self):
+        return Workflow(self.study, self.folder, watch=self.steps.append).run(self.grid, None)
+
+    def json(self, name):
+        return json.loads((self.folder / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    from tests.conftest import ROOT, TINY
+
+    run = Run(
+        {
+            "config": str(ROOT / "configs" / "quickstart.yaml"),
+            "output-dir": str(tmp_path_factory.mktemp("run") / "out"),
+            "set": "; ".join(f"{key}={value}" for key, value in TINY.items()),
+        }
+    )
+    assert run.go() == "complete"
+    return run
+
+
+def test_the_run_folder_holds_what_the_design_says(complete):
+    names = {path.relative_to(complete.folder).as_posix() for path in complete.folder.rglob("*") if path.is_file()}
+    expected = {"config.yaml", "summary.json", "privacy.json", "report.html", "metrics.jsonl"}
+    expected |= {f"models/{name}.safetensors" for name in ("flow", "classifier-dp-sgd", "classifier-fedavg")}
+    for site in ("north", "east", "south"):
+        expected |= {f"releases/{site}/manifest.json", f"sites/{site}/preview.npz"}
+    assert expected <= names
+    assert load_study(complete.folder / "config.yaml") == complete.study
+
+
+def test_the_summary_has_every_method_with_its_figures_and_guarantee(complete):
+    summary = complete.json("summary.json")
+    assert (summary["schema_version"], summary["status"], summary["missing"]) == (1, "complete", [])
+    assert (summary["noise"], summary["simulation"]) == ("seeded", True)
+    rows = summary["methods"]
+    assert list(rows) == ["cadp-given-flow", "dp-sgd", "fedavg"]
+    assert [row["guarantee"] for row in rows.values()] == ["given-flow", "end-to-end", "none"]
+    assert rows["cadp-given-flow"]["epsilon"] is None
+    assert 2.9 < rows["cadp-given-flow"]["epsilon_if_flow_were_fixed"] <= 3.0
+    assert 2.9 < rows["dp-sgd"]["epsilon"] <= 3.0
+    assert rows["dp-sgd"]["epsilon_add_remove"] < rows["dp-sgd"]["epsilon"]
+    assert rows["fedavg"]["epsilon"] is None
+    for row in rows.values():
+        for figures in (row, *row["per_site"].values()):
+            assert 0 <= figures["accuracy"] <= 1
+            assert figures["auroc"] is not None or figures["undefined"]["auroc"]
+    assert all(crossed["up"] > 0 and crossed["down"] > 0 for crossed in summary["bytes"].values())
+
+
+def test_every_epsilon_is_that_of_the_ledgers_events(complete):
+    privacy = complete.json("privacy.json")
+    for method, entry in privacy["methods"].items():
+        for account in entry["sites"].values():
+            plan = Plan.from_json({"method": method, "events": account["events"], "delta": account["delta"]})
+            if account["epsilon"] is not None:
+                assert account["epsilon"] == epsilon_of(plan.events, plan.delta)
+    steps = privacy["methods"]["dp-sgd"]["sites"]["east"]
+    assert sum(event["steps"] for event in steps["spent"]) == steps["events"][0]["steps"] == 4
+    together = privacy["all_methods_together"]["sites"]["east"]
+    assert together["epsilon"] is None
+    assert together["epsilon_of_protected_events"] == pytest.approx(6.0, abs=0.05)
+
+
+def test_the_statement_says_what_is_not_covered(complete):
+    text = complete.json("privacy.json")["statement"]
+    for part in ("NO end-to-end guarantee", "it was not", "nothing released here is protected", "No patient is at two"):
+        assert part in text
+
+
+def test_releases_are_verified_permuted_uint8_and_of_the_averaged_flow(complete):
+    summary = complete.json("summary.json")
+    for site in summary["sites"]:
+        bundle = read_bundle(complete.folder / "releases" / site["site"])
+        released = unpack(bundle)
+        assert released.images.dtype == np.uint8
+        assert len(released) == site["train"]
+        assert bundle.manifest.released_labels == {name: site["class_counts"].get(name, 0) for name in "0123456789"}
+        assert bundle.manifest.parameters.latent_dims == 16
+
+
+def test_models_are_safetensors_of_floats(complete):
+    for path in (complete.folder / "models").iterdir():
+        assert all(array.dtype == np.float32 for array in load_file(path).values())
+
+
+def test_metrics_hold_a_line_a_round_and_phase(complete):
+    lines = [json.loads(line) for line in (complete.folder / "metrics.jsonl").read_text().splitlines()]
+    keys = [(line["phase"], line["round"]) for line in lines]
+    assert len(keys) == len(set(keys))
+    assert ("cadp-given-flow/flow", 2) in keys
+    flow = next(line for line in lines if line["phase"] == "cadp-given-flow/flow")
+    assert set(flow["simulation_only"]["bits_per_dim"]) == {"north", "east", "south"}
+
+
+def test_nothing_but_named_tensors_and_json_crosses(complete):
+    """What left the sites: weights in rounds, shards once, counts in evaluations, nothing in the rest."""
+    for sent, reply in zip(complete.grid.sent, complete.grid.replies, strict=True):
+        arrays = reply.content.array_records["cadp-arrays"]
+        dtypes = {array.dtype for array in arrays.values()}
+        shapes = {tuple(array.shape) for array in arrays.values()}
+        kind = sent.metadata.message_type
+        if kind == RELEASE:
+            assert dtypes == {"uint8"}
+        elif kind == ACTIONS["evaluate"]:
+            assert set(arrays) == {"confusion", "histograms"}
+            assert shapes == {(10, 10), (10, 2, 1000)}
+        elif kind in (FLOW, ACTIONS["train_classifier"]):
+            assert dtypes == {"float32"}
+        else:
+            assert not arrays
+
+
+def test_progress_names_every_phase_site_and_round(complete):
+    assert complete.steps[0]["step"] == "phases"
+    assert complete.steps[-1] == {"step": "done", "status": "complete"}
+    answers = [step for step in complete.steps if step.get("phase") == "cadp-given-flow/flow" and "site" in step]
+    assert {(step["site"], step["round"]) for step in answers} == {
+        (site, number) for site in ("north", "east", "south") for number in (1, 2)
+    }
+    assert all(isinstance(step["figures"]["bits_per_dim"], float) for step in answers)
+
+
+def test_the_same_seed_gives_the_same_summary(complete, run_config):
+    again = Run(run_config)
+    again.go()
+    assert stable(again.json("summary.json")) == stable(complete.json("summary.json"))
+    for site in ("north", "east", "south"):
+        assert read_bundle(again.folder / "releases" / site) == read_bundle(complete.folder / "releases" / site)
+
+
+def test_a_method_gives_the_same_alone_as_beside_others(complete, run_config):
+    alone = Run(run_config, "methods={cadp-given-flow: {}}")
+    alone.go()
+    name = "cadp-given-flow"
+    assert alone.json("summary.json")["methods"][name] == complete.json("summary.json")["methods"][name]
+
+
+def stable(summary):
+    return {key: value for key, value in summary.items() if key not in ("started", "seconds")}
+
+
+def test_entropy_noise_is_new_each_time_and_says_so(run_config, tmp_path):
+    bundles = []
+    for name in ("a", "b"):
+        run = Run(run_config | {"output-dir": str(tmp_path / name)}, "noise=entropy", "methods={cadp-given-flow: {}}")
+        run.go()
+        bundles.append(read_bundle(run.folder / "releases" / "north"))
+        assert run.json("summary.json")["noise"] == bundles[-1].manifest.noise == "entropy"
+        assert "operating system's entropy" in run.json("privacy.json")["statement"]
+    assert bundles[0].shards != bundles[1].shards
+
+
+@pytest.mark.parametrize("how", ["silent", "crash"])
+@pytest.mark.parametrize("kind", [FLOW, RELEASE, ACTIONS["evaluate"]])
+def test_a_run_that_lost_a_site_goes_on_and_names_it(run_config, how, kind):
+    run = Run(run_config, "sites.timeout_seconds=0.5", "methods={cadp-given-flow: {}, fedavg: {rounds: 1}}")
+    run.grid.fail[(11, kind)] = how
+    assert run.go() == "incomplete"
+    summary = run.json("summary.json")
+    assert summary["status"] == "incomplete"
+    assert {gap["site"] for gap in summary["missing"]} == {"east"}
+    assert "secret" not in json.dumps(summary)
+    assert (run.folder / "report.html").read_text().count("<strong>Incomplete.</strong>") == 1
+    if kind == RELEASE:
+        assert not (run.folder / "releases" / "east").exists()
+
+
+def test_below_the_quorum_a_run_stops_and_says_who(run_config):
+    run = Run(run_config, "sites.timeout_seconds=0.5")
+    run.grid.fail |= {(10, FLOW): "crash", (12, FLOW): "silent"}
+    with pytest.raises(FederationError, match="needs 2 sites"):
+        run.go()
+    summary = run.json("summary.json")
+    assert summary["status"] == "incomplete"
+    assert {gap["site"]: gap["reason"] for gap in summary["missing"] if gap["phase"].endswith("flow")} == {
+        "north": "the site failed; its own log has the details (Flower error 1)",
+        "south": "did not answer in time",
+    }
+    assert "needs 2 sites" in summary["failure"]
+    assert run.steps[-1]["step"] == "failed"
+    assert (run.folder / "report.html").exists()
+
+
+def test_a_site_that_does_not_describe_itself_is_named(run_config):
+    run = Run(run_config, "sites.timeout_seconds=0.5", "methods={fedavg: {rounds: 1}}")
+    run.grid.fail[(11, ACTIONS["describe"])] = "crash"
+    assert run.go() == "incomplete"
+    assert [gap["site"] for gap in run.json("summary.json")["missing"]] == ["east"]
+
+
+@pytest.mark.parametrize("nodes", [2, 4])
+def test_a_federation_has_as_many_nodes_as_sites(run_config, nodes, monkeypatch):
+    monkeypatch.setattr(GridTransport.__init__, "__kwdefaults__", {"join_timeout": 0.1, "pause": 0.01})
+    run = Run(run_config, nodes=nodes)
+    with pytest.raises(FederationError, match=f"has 3 sites, one a node. Found {nodes} nodes"):
+        run.go()
+    assert not (run.folder / "summary.json").exists()
+
+
+def tamper(grid, kind, change):
+    """Let every reply of a kind from node 11 be changed on its way."""
+    original = grid.app
+
+    def app(message, context):
+        reply = original(message, context)
+        if context.node_id == 11 and message.metadata.message_type == kind:
+            change(reply.content)
+        return reply
+
+    grid.app = app
+
+
+def edit_json(**changes):
+    def change(content):
+        tree = json.loads(content["cadp-json"]["json"]) | changes
+        content["cadp-json"] = ConfigRecord({"json": json.dumps(tree)})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"library": "9.9.0"}, "Site 'east' has 9.9.0"),
+        ({"site": "north"}, "'north' is there twice"),
+        ({"noise": "entropy"}, "Site 'east' has noise 'entropy'"),
+        ({"dataset": {"name": "digits", "shape": [1, 8, 8], "classes": ["a", "b"], "levels": 17}}, "Field 'classes'"),
+        ({"dataset": {"name": "digits", "shape": [1, 4, 8], "classes": list("0123456789")}}, "Field 'shape'"),
+    ],
+)
+def test_sites_that_do_not_fit_are_refused_by_name_and_field(run_config, changes, field):
+    run = Run(run_config)
+    tamper(run.grid, ACTIONS["describe"], edit_json(**changes))
+    with pytest.raises(FederationError, match=field):
+        run.go()
+
+
+def drop_arrays(content):
+    content.array_records["cadp-arrays"].clear()
+
+
+def spoil_weights(content):
+    from flwr.app import Array
+
+    record = content.array_records["cadp-arrays"]
+    name = next(iter(record))
+    record[name] = Array(record[name].numpy() * np.nan)
+
+
+def scalar_arrays(content):
+    from flwr.app import Array
+
+    record = content.array_records["cadp-arrays"]
+    for name in list(record):
+        record[name] = Array(np.array(1))
+
+
+def replace_all(content):
+    content.clear()
+    content["x"] = ConfigRecord({"y": 1})
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (FLOW, drop_arrays),
+        (FLOW, spoil_weights),
+        (FLOW, replace_all),
+        (FLOW, edit_json(structure="0" * 64)),
+        (RELEASE, drop_arrays),
+        (RELEASE, edit_json(manifest="{}")),
+        (RELEASE, replace_all),
+        (ACTIONS["evaluate"], drop_arrays),
+        (ACTIONS["evaluate"], scalar_arrays),
+        (ACTIONS["account"], edit_json(accounts=[])),
+        (ACTIONS["train_classifier"], spoil_weights),
+        (ACTIONS["account"], edit_json(accounts=[{"plan": {}}])),
+    ],
+)
+def test_a_reply_that_does_not_fit_counts_as_none(run_config, kind, change):
+    run = Run(run_config, "methods={cadp-given-flow: {}, fedavg: {rounds: 1}}", "flow.training.rounds=1")
+    tamper(run.grid, kind, change)
+    assert run.go() == "incomplete"
+    assert {gap["site"] for gap in run.json("summary.json")["missing"]} == {"east"}
+
+
+@pytest.mark.parametrize("lie", ["abc", {"step": "done"}, {"bits_per_dim": "x"}, [1]])
+def test_what_a_site_says_beside_its_reply_cannot_fake_progress(run_config, lie):
+    run = Run(run_config, "methods={cadp-given-flow: {}}", "flow.training.rounds=1")
+    tamper(run.grid, FLOW, edit_json(simulation_only=lie))
+    assert run.go() == "complete"
+    assert [step["step"] for step in run.steps].count("done") == 1
+
+
+def test_a_late_site_is_not_asked_again(run_config):
+    run = Run(run_config, "sites.timeout_seconds=0.5", "methods={fedavg: {rounds: 3}}")
+    run.grid.fail[(11, ACTIONS["train_classifier"])] = "silent"
+    assert run.go() == "incomplete"
+    asked = [sent for sent in run.grid.sent if sent.metadata.dst_node_id == 11]
+    assert [sent.metadata.message_type for sent in asked].count(ACTIONS["train_classifier"]) == 1
+    privacy = run.json("privacy.json")["methods"]["fedavg"]["sites"]
+    assert privacy["east"]["spent"] is None
+    assert len(privacy["north"]["spent"]) == 3
+
+
+def test_a_run_that_stopped_still_shows_what_was_spent(run_config):
+    run = Run(run_config, "methods={dp-sgd: {rounds: 3}}")
+    run.grid.fail |= {(10, ACTIONS["evaluate"]): "crash", (12, ACTIONS["evaluate"]): "crash"}
+    with pytest.raises(FederationError):
+        run.go()
+    account = run.json("privacy.json")["methods"]["dp-sgd"]["sites"]["east"]
+    assert sum(event["steps"] for event in account["spent"]) == 4
+    assert account["epsilon"] == pytest.approx(3.0, abs=0.1)
+
+
+def test_sites_spend_before_they_compute_and_refuse_what_was_not_reserved(run_config):
+    run = Run(run_config, "methods={dp-sgd: {rounds: 1}}")
+    run.go()
+    request = next(sent for sent in run.grid.sent if sent.metadata.message_type == ACTIONS["train_classifier"])
+    run.grid.push_messages([request])
+    error = run.grid.replies[-1].content["cadp-error"]
+    assert error["code"] == 301
+    assert "holds no such event or less of it" in error["text"]
+
+
+def test_a_real_site_sends_an_errors_number_alone(run_config, tiny):
+    from flwr.clientapp import ClientApp
+
+    from cadp_fl.errors import DataError
+    from cadp_fl.federated.flower_client import decode_reply, register
+
+    app = ClientApp()
+
+    class Broken:
+        def __init__(self, error):
+            self.error = error
+
+        def call(self, request):
+            raise self.error
+
+    for error, code in ((DataError("patient 42 is odd"), 202), (ValueError("patient 42"), 100)):
+        app = ClientApp()
+        register(app, lambda context, error=error: Broken(error))
+        grid = LocalGrid(app, 1, run_config)
+        transport = GridTransport(grid, timeout=1)
+        from cadp_fl.site.protocol import Request
+
+        answers = transport.exchange({10: Request("describe")}, group="x", on_answer=lambda node, answer: None)
+        assert answers[10].code == code
+        assert "42" not in str(answers[10])
+        assert "42" not in str(grid.replies[-1].content)
+        assert isinstance(decode_reply(grid.replies[-1].content), type(answers[10]))
+
+
+def test_a_host_apps_own_handlers_stay():
+    from flwr.app import Message
+    from flwr.clientapp import ClientApp
+
+    from cadp_fl.federated.flower_client import register
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        return Message(RecordDict({"mine": ConfigRecord({"ok": 1})}), reply_to=message)
+
+    register(app, lambda context: None)
+    grid = LocalGrid(app, 1, {})
+    grid.push_messages([Message(RecordDict(), dst_node_id=10, message_type="train")])
+    assert grid.replies[0].content["mine"]["ok"] == 1

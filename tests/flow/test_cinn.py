@@ -1,0 +1,238 @@
+"""One list of properties that every flow passes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cadp_fl.config import FlowConfig, FlowTrainingConfig
+from cadp_fl.errors import ConfigError, TrainingError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.conditions import one_hot
+from cadp_fl.flow.training import Progress, bits_per_dim, cosine, dequantize, quantize, train_flow
+from cadp_fl.weights import get_weights, set_weights, structure_sha256
+
+CONFIGS = {
+    "convolutional": FlowConfig(scales=[{"blocks": 2, "channels": 8}] * 2, dense={"blocks": 1, "width": 16}),
+    "convolutional-only": FlowConfig(scales=[{"blocks": 2, "channels": 8}], dense={"blocks": 0}),
+    "checkerboard": FlowConfig(scales=[{"blocks": 1, "channels": 8}], downsampling="checkerboard"),
+    "dense": FlowConfig(dense={"blocks": 3, "width": 16}),
+}
+SHAPE = (1, 8, 8)
+
+
+def build(name, shape=SHAPE, seed=3, shake=0.05):
+    """Return a flow whose blocks are no longer the identity."""
+    flow = ConditionalFlow(CONFIGS[name], shape, 5, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            if parameter.requires_grad:
+                parameter += shake * torch.randn(parameter.shape, generator=generator)
+    return flow
+
+
+def batch(count, shape=SHAPE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, *shape, generator=generator), one_hot(
+        torch.randint(0, 5, (count,), generator=generator), 5
+    )
+
+
+every_flow = pytest.mark.parametrize("name", list(CONFIGS))
+
+
+@every_flow
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("shape", [SHAPE, (3, 4, 8)])
+def test_decode_inverts_encode_in_float32(name, count, shape):
+    flow = build(name, shape)
+    x, condition = batch(count, shape)
+    with torch.no_grad():
+        z, log_det = flow.encode(x, condition)
+        back = flow.decode(z, condition)
+        again, _ = flow.encode(flow.decode(z, condition), condition)
+    assert (z.shape, log_det.shape) == ((count, flow.dims), (count,))
+    assert (back - x).abs().max() < 1e-4
+    assert (again - z).abs().max() < 1e-3
+
+
+@every_flow
+def test_decode_inverts_encode_after_training(name):
+    flow = ConditionalFlow(CONFIGS[name], SHAPE, 5, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(0, 256, (64, *SHAPE), generator=generator).to(torch.uint8)
+    labels = torch.randint(0, 5, (64,), generator=generator)
+    config = FlowTrainingConfig(local_epochs=5, batch_size=16)
+    train_flow(flow, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator)
+    x, condition = dequantize(images, 256), one_hot(labels, 5)
+    with torch.no_grad():
+        assert (flow.decode(flow.encode(x, condition)[0], condition) - x).abs().max() < 1e-4
+
+
+@every_flow
+def test_the_log_determinant_is_that_of_autograds_jacobian(name):
+    flow = build(name, (1, 4, 4)).double()
+    x, condition = batch(2, (1, 4, 4))
+    x, condition = x.double(), condition.double()
+    _, log_det = flow.encode(x, condition)
+    for index in range(2):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda image, index=index: flow.encode(image.view(1, 1, 4, 4), condition[index][None])[0].flatten(),
+            x[index].flatten(),
+        )
+        assert torch.linalg.slogdet(jacobian).logabsdet.item() == pytest.approx(log_det[index].item(), abs=1e-8)
+
+
+@every_flow
+def test_log_prob_is_the_change_of_variables(name):
+    flow = build(name).double()
+    x, condition = batch(3)
+    z, log_det = flow.encode(x.double(), condition.double())
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(dim=1)
+    torch.testing.assert_close(flow.log_prob(x.double(), condition.double()), prior + log_det)
+
+
+@every_flow
+def test_a_record_ignores_its_batch(name):
+    flow = build(name).double()
+    x, condition = batch(5)
+    z, log_det = flow.encode(x.double(), condition.double())
+    for index in range(5):
+        own = slice(index, index + 1)
+        alone, own_log_det = flow.encode(x[own].double(), condition[own].double())
+        torch.testing.assert_close(alone, z[own], rtol=0, atol=1e-12)
+        torch.testing.assert_close(own_log_det, log_det[own], rtol=0, atol=1e-11)
+
+
+@every_flow
+def test_the_condition_reaches_the_latent_and_gradients_reach_every_parameter(name):
+    flow = build(name)
+    x, condition = batch(4)
+    z, _ = flow.encode(x, condition)
+    other, _ = flow.encode(x, condition.roll(1, dims=1))
+    assert (z - other).abs().max() > 1e-4
+    flow.log_prob(x, condition).sum().backward()
+    for parameter_name, parameter in flow.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, parameter_name
+            assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@every_flow
+def test_a_new_flow_permutes_and_scales_alone(name):
+    flow = ConditionalFlow(CONFIGS[name], SHAPE, 5, seed=0)
+    x, condition = batch(3)
+    z, log_det = flow.encode(x, condition)
+    assert z.norm(dim=1).tolist() == pytest.approx(((x - 0.5) * 2).flatten(1).norm(dim=1).tolist(), rel=1e-5)
+    assert log_det.tolist() == pytest.approx([64 * np.log(2.0)] * 3, rel=1e-5)
+
+
+@every_flow
+def test_samples_repeat_with_their_generator(name):
+    flow = build(name)
+    condition = one_hot(torch.tensor([0, 1, 2]), 5)
+    first, second = (flow.sample(condition, generator=torch.Generator().manual_seed(4)) for _ in range(2))
+    assert first.shape == (3, *SHAPE)
+    assert torch.equal(first, second)
+
+
+@every_flow
+def test_one_config_and_seed_build_one_flow(name):
+    first, second, other = (ConditionalFlow(CONFIGS[name], SHAPE, 5, seed=seed) for seed in (1, 1, 2))
+    assert structure_sha256(first) == structure_sha256(second) != structure_sha256(other)
+    for left, right in zip(get_weights(first).values(), get_weights(second).values(), strict=True):
+        assert np.array_equal(left, right)
+
+
+def test_building_a_flow_leaves_global_generators_alone():
+    """FrEIA seeds numpy's global generator; noise drawn from it afterwards would repeat."""
+    np.random.seed(5)
+    torch.manual_seed(5)
+    numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    ConditionalFlow(CONFIGS["convolutional"], SHAPE, 5, seed=1)
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
+    assert torch.equal(torch_state, torch.get_rng_state())
+
+
+def test_decoding_leaves_the_latent_as_it_was():
+    """FrEIA's Haar transform scales its input in place on the way back."""
+    flow = build("convolutional-only")
+    z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    kept = z.clone()
+    flow.decode(z, one_hot(torch.tensor([0, 1]), 5))
+    assert torch.equal(z, kept)
+
+
+def test_weights_move_between_flows_and_fixed_parts_do_not():
+    source, target = build("convolutional", seed=1), ConditionalFlow(CONFIGS["convolutional"], SHAPE, 5, seed=1)
+    weights = get_weights(source)
+    assert not any("perm" in name or "haar" in name for name in weights)
+    assert all(array.dtype == np.float32 for array in weights.values())
+    set_weights(target, weights)
+    x, condition = batch(2)
+    assert torch.equal(source.encode(x, condition)[0], target.encode(x, condition)[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "sentence"),
+    [
+        (CONFIGS["convolutional"], (1, 6, 8), "2 scales need sides that 4 divides. Found 6 x 8"),
+        (FlowConfig(scales=[{}], downsampling="wavelet"), SHAPE, "Unknown downsampling 'wavelet'"),
+    ],
+)
+def test_an_architecture_that_does_not_fit_is_refused(config, shape, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        ConditionalFlow(config, shape, 5, seed=0)
+
+
+@given(levels=st.integers(2, 256), offset=st.floats(0.01, 0.99))
+@settings(max_examples=60)
+def test_quantize_inverts_dequantize_at_every_level(levels, offset):
+    stored = torch.round(torch.arange(levels) * (255 / (levels - 1))).to(torch.uint8).view(-1, 1, 1, 1)
+    x = dequantize(stored, levels, offset)
+    assert 0 <= x.min() <= x.max() < 1.0001
+    assert torch.equal(quantize(x, levels), stored)
+
+
+def test_quantize_takes_anything():
+    x = torch.tensor([-3.0, 7.0, float("nan"), float("inf"), -float("inf")]).view(-1, 1, 1, 1)
+    assert quantize(x, 256).flatten().tolist() == [0, 255, 0, 255, 0]
+
+
+def test_bits_per_dimension_of_uniform_data_under_a_uniform_density():
+    """A flow that is the identity on [0, 1] scaled by s has a Gaussian density; check the arithmetic by hand."""
+    flow = ConditionalFlow(CONFIGS["dense"], (1, 2, 2), 5, seed=0)
+    images = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
+    z = (1 - 0.5 / 256 - 0.5) * 2.0
+    nats = 0.5 * z**2 + 0.5 * np.log(2 * np.pi) - np.log(2.0)
+    measured = bits_per_dim(flow, images, torch.tensor([0]), 256)
+    assert measured.item() == pytest.approx(nats / np.log(2) + 8, rel=1e-5)
+
+
+def test_training_lowers_the_bits():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(64) % 5
+    images = (labels.view(-1, 1, 1, 1) * 40 + torch.randint(0, 30, (64, *SHAPE), generator=generator)).to(torch.uint8)
+    flow = ConditionalFlow(CONFIGS["dense"], SHAPE, 5, seed=0)
+    before = bits_per_dim(flow, images, labels, 256).mean().item()
+    config = FlowTrainingConfig(local_epochs=20, batch_size=16)
+    train_flow(flow, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator)
+    assert bits_per_dim(flow, images, labels, 256).mean().item() < before - 1
+
+
+def test_training_stops_on_a_loss_that_is_not_finite_and_says_what_to_lower():
+    flow = ConditionalFlow(CONFIGS["dense"], SHAPE, 5, seed=0)
+    images, labels = torch.zeros(32, *SHAPE, dtype=torch.uint8), torch.zeros(32, dtype=torch.int64)
+    with torch.no_grad():
+        next(each for each in flow.parameters() if each.requires_grad).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"lower flow.training.learning_rate \(0.002\) or flow.clamp"):
+        train_flow(
+            flow, images, labels, FlowTrainingConfig(), levels=256, progress=Progress(0, 1),
+            generator=torch.Generator(),
+        )  # fmt: skip
+
+
+def test_the_schedule_is_a_cosine_from_one_to_a_twentieth():
+    assert [cosine(position) for position in (-1, 0, 0.5, 1, 2)] == pytest.approx([1, 1, 0.525, 0.05, 0.05])

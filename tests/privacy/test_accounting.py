@@ -1,0 +1,202 @@
+"""Epsilons against oracles that share no code with the accountant: closed forms, quadrature, an FFT, Opacus."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opacus.accountants import PRVAccountant
+from scipy.integrate import quad
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from cadp_fl.errors import BudgetError
+from cadp_fl.privacy.accounting import (
+    LatentGaussian,
+    PoissonGaussian,
+    Relation,
+    Unprotected,
+    calibrate_noise,
+    check_delta,
+    epsilon_of,
+    events_from_json,
+    gaussian_delta,
+)
+
+DELTA = 1e-5
+
+
+def release(noise_std, clip_norm=1.0):
+    return LatentGaussian(stage="release", clip_norm=clip_norm, noise_std=noise_std)
+
+
+def dp_sgd(noise_std, rate, steps, clip_norm=1.0):
+    return PoissonGaussian(
+        stage="classifier", clip_norm=clip_norm, noise_std=noise_std, sampling_rate=rate, steps=steps
+    )
+
+
+@pytest.mark.parametrize("event", [release(7.4612), dp_sgd(7.4612, 1.0, 1)])
+def test_the_pinned_case_costs_one_under_replace_one(event):
+    """C = 1, sigma = 7.4612: the sensitivity is 2 C, so sigma / (2 C) = 3.7306."""
+    assert epsilon_of([event], DELTA) == pytest.approx(1.000, abs=1e-3)
+
+
+def test_the_same_noise_costs_more_than_twice_under_replace_one():
+    assert epsilon_of([release(3.73)], DELTA) == pytest.approx(2.155, abs=2e-3)
+    assert epsilon_of([release(3.73)], DELTA, Relation.ADD_OR_REMOVE_ONE) == pytest.approx(1.000, abs=2e-3)
+
+
+@pytest.mark.parametrize("noise_std", [0.7, 1.3, 3.0, 9.0, 25.0])
+@pytest.mark.parametrize(("relation", "factor"), [(Relation.REPLACE_ONE, 2), (Relation.ADD_OR_REMOVE_ONE, 1)])
+def test_one_release_costs_what_the_closed_form_says(noise_std, relation, factor):
+    claimed = epsilon_of([release(noise_std)], DELTA, relation)
+    exact = brentq(lambda epsilon: gaussian_delta(epsilon, noise_std, factor) - DELTA, 0, 60)
+    assert exact <= claimed <= exact + 1e-3
+
+
+def test_only_the_ratio_of_noise_to_clip_matters():
+    assert epsilon_of([release(30.0, 10.0)], DELTA) == pytest.approx(epsilon_of([release(3.0)], DELTA), abs=1e-6)
+
+
+def test_gaussian_events_compose_by_adding_squares():
+    both = epsilon_of([release(6.0), release(8.0)], DELTA)
+    assert both == pytest.approx(epsilon_of([release(1 / math.hypot(1 / 6.0, 1 / 8.0))], DELTA), abs=2e-3)
+
+
+def replaced_delta(epsilon, sigma, rate):
+    """Return delta(epsilon) of one step by quadrature: (1-q) N(0) + q N(1) against (1-q) N(0) + q N(-1)."""
+
+    def excess(x):
+        ours = (1 - rate) * norm.pdf(x, 0, sigma) + rate * norm.pdf(x, 1, sigma)
+        theirs = (1 - rate) * norm.pdf(x, 0, sigma) + rate * norm.pdf(x, -1, sigma)
+        return max(0.0, ours - math.exp(epsilon) * theirs)
+
+    return quad(excess, -12 * sigma, 12 * sigma + 1, limit=2000, epsabs=1e-12)[0]
+
+
+@pytest.mark.parametrize(("rate", "sigma", "pinned"), [(0.1, 2.0, 0.460), (0.3, 1.5, None), (0.02, 1.0, None)])
+def test_one_sampled_step_costs_what_quadrature_says(rate, sigma, pinned):
+    claimed = epsilon_of([dp_sgd(sigma, rate, 1)], DELTA)
+    exact = brentq(lambda epsilon: replaced_delta(epsilon, sigma, rate) - DELTA, 1e-3, 20)
+    assert exact - 1e-4 <= claimed <= 1.01 * exact
+    if pinned:
+        assert claimed == pytest.approx(pinned, abs=1e-3)
+
+
+def fft_epsilon(sigma, rate, steps):
+    """Return epsilon of `steps` sampled steps under replace-one, from the privacy loss convolved by an FFT."""
+    width, size = 60.0, 1 << 20
+    x = np.linspace(-14 * sigma - 1, 14 * sigma + 1, 2_000_001)
+    ours = (1 - rate) * norm.pdf(x, 0, sigma) + rate * norm.pdf(x, 1, sigma)
+    theirs = (1 - rate) * norm.pdf(x, 0, sigma) + rate * norm.pdf(x, -1, sigma)
+    loss = np.log(ours) - np.log(theirs)
+    step = 2 * width / size
+    mass = np.bincount(np.clip(np.round((loss + width) / step).astype(int), 0, size - 1), ours * (x[1] - x[0]), size)
+    composed = np.fft.irfft(np.fft.rfft(np.roll(mass, -size // 2)) ** steps, size)
+    composed, losses = np.roll(composed, size // 2), np.arange(size) * step - width
+
+    def delta(epsilon):
+        above = losses > epsilon
+        return float((composed[above] * -np.expm1(epsilon - losses[above])).sum())
+
+    return brentq(lambda epsilon: delta(epsilon) - DELTA, 0.01, 40)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rate", "steps", "pinned"), [(1.1, 0.064, 500, 14.25), (2.0, 0.1, 100, None), (5.0, 0.5, 30, None)]
+)
+def test_many_sampled_steps_cost_what_an_independent_fft_says(sigma, rate, steps, pinned):
+    claimed = epsilon_of([dp_sgd(sigma, rate, steps)], DELTA)
+    assert claimed == pytest.approx(fft_epsilon(sigma, rate, steps), rel=0.01)
+    if pinned:
+        assert claimed == pytest.approx(pinned, abs=0.02)
+
+
+@pytest.mark.parametrize(("sigma", "rate", "steps"), [(1.1, 0.064, 500), (2.0, 0.1, 200), (0.8, 0.01, 1000)])
+def test_add_or_remove_agrees_with_opacus_prv(sigma, rate, steps):
+    accountant = PRVAccountant()
+    accountant.history = [(sigma, rate, steps)]
+    theirs = accountant.get_epsilon(delta=DELTA)
+    ours = epsilon_of([dp_sgd(sigma, rate, steps)], DELTA, Relation.ADD_OR_REMOVE_ONE)
+    assert ours == pytest.approx(theirs, rel=0.02, abs=0.01)
+    assert epsilon_of([dp_sgd(sigma, rate, steps)], DELTA) > 1.2 * ours
+
+
+def test_splitting_steps_over_rounds_changes_nothing():
+    whole = epsilon_of([dp_sgd(2.0, 0.1, 60)], DELTA)
+    rounds = epsilon_of([dp_sgd(2.0, 0.1, 20)] * 3, DELTA)
+    assert rounds == pytest.approx(whole, rel=1e-3)
+
+
+def test_an_unprotected_event_costs_everything_and_nothing_costs_nothing():
+    unprotected = Unprotected(stage="flow", what="weights")
+    assert epsilon_of([release(100.0), unprotected], DELTA) == math.inf
+    assert epsilon_of([], DELTA) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    epsilon=st.floats(0.1, 12),
+    clip_norm=st.floats(0.05, 20),
+    rate=st.floats(0.02, 1.0),
+    steps=st.integers(1, 60),
+    exponent=st.floats(-7, -3),
+)
+def test_a_calibrated_plan_spends_no_more_than_its_budget_and_little_less(epsilon, clip_norm, rate, steps, exponent):
+    delta = 10**exponent
+
+    def events(noise_std):
+        return [release(2 * noise_std, clip_norm), dp_sgd(noise_std, rate, steps, clip_norm)]
+
+    noise_std = calibrate_noise(events, epsilon, delta, clip_norm=clip_norm)
+    spent = epsilon_of(events(noise_std), delta, grid=1e-3)
+    assert 0.98 * epsilon <= spent <= epsilon
+
+
+def test_a_budget_calibrated_on_the_coarse_grid_holds_on_the_fine_one():
+    noise_std = calibrate_noise(lambda std: [dp_sgd(std, 0.5, 30)], 3.0, DELTA, clip_norm=1.0)
+    assert 0.99 * 3.0 <= epsilon_of([dp_sgd(noise_std, 0.5, 30)], DELTA) <= 3.0
+
+
+def test_delta_is_at_most_a_tenth_of_one_over_n():
+    check_delta(1e-4, 1000)
+    with pytest.raises(BudgetError, match=r"Found 0.0001 for n = 1001; use 1.0e-04 or less"):
+        check_delta(1e-4, 1001)
+    for delta in (0.0, -1.0, math.nan):
+        with pytest.raises(BudgetError):
+            check_delta(delta, 10)
+
+
+@pytest.mark.parametrize("epsilon", [0.001, 100.0])
+def test_the_ends_of_the_budgets_range_are_met(epsilon):
+    noise_std = calibrate_noise(lambda std: [release(std)], epsilon, DELTA, clip_norm=1.0)
+    assert 0.97 * epsilon <= epsilon_of([release(noise_std)], DELTA) <= epsilon
+
+
+def test_a_budget_that_no_noise_meets_is_refused_in_a_sentence():
+    with pytest.raises(BudgetError, match="use an epsilon from"):
+        calibrate_noise(lambda std: [release(std)], 1e5, DELTA, clip_norm=1.0)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        [{"kind": "free", "stage": "x"}],
+        [{"kind": "latent-gaussian", "stage": "release", "clip_norm": 1.0, "noise_std": 0.0}],
+        [{"kind": "latent-gaussian", "stage": "release", "clip_norm": math.inf, "noise_std": 1.0}],
+        [{"kind": "latent-gaussian", "stage": "release", "clip_norm": 1e38, "noise_std": 3e38}],
+        [{"kind": "latent-gaussian", "stage": "release", "clip_norm": 1e-7, "noise_std": 1.0}],
+        [{"kind": "poisson-gaussian", "stage": "c", "clip_norm": 1, "noise_std": 1, "sampling_rate": 2, "steps": 1}],
+        [{"kind": "poisson-gaussian", "stage": "c", "clip_norm": 1, "noise_std": 1, "sampling_rate": 1, "steps": 0}],
+    ],
+)
+def test_an_event_out_of_range_is_refused(tree):
+    with pytest.raises(ValueError, match="validation error"):
+        events_from_json(tree)
+
+
+def test_events_survive_json():
+    events = (release(1.0), dp_sgd(1.0, 0.5, 3), Unprotected(stage="flow", what="weights"))
+    assert events_from_json([event.model_dump() for event in events]) == events

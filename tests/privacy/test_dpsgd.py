@@ -1,0 +1,171 @@
+"""DP-SGD against a micro-batch-of-one oracle that uses neither hooks nor Opacus."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cadp_fl.errors import PrivacyError
+from cadp_fl.privacy.accounting import PoissonGaussian
+from cadp_fl.privacy.clipping import CLIP_MARGIN
+from cadp_fl.privacy.dpsgd import check_layers, train_dp_sgd
+from cadp_fl.privacy.noise import NoiseSource
+
+SILENT = 1e-9
+"""A noise standard deviation that leaves nothing to see."""
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(16, 3),
+    )  # fmt: skip
+
+
+def records(count=12, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 6, 6, generator=generator), torch.randint(0, 3, (count,), generator=generator)
+
+
+def event(clip_norm=0.5, noise_std=SILENT, rate=1.0, steps=1):
+    return PoissonGaussian(
+        stage="classifier", clip_norm=clip_norm, noise_std=noise_std, sampling_rate=rate, steps=steps
+    )
+
+
+def train(network, images, labels, what, *, seed=0, learning_rate=1.0):
+    train_dp_sgd(
+        network,
+        images,
+        labels,
+        what,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=learning_rate),
+        noise=NoiseSource.from_seed(seed),
+    )
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def record_gradients(network, images, labels):
+    """Return one flat gradient a record, each from a batch of one."""
+    rows = []
+    for image, label in zip(images, labels, strict=True):
+        network.zero_grad()
+        nn.functional.cross_entropy(network(image[None]), label[None]).backward()
+        rows.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+    return torch.stack(rows).double()
+
+
+def clipped(gradients, clip_norm):
+    norms = gradients.norm(dim=1, keepdim=True)
+    return gradients * (clip_norm * (1 - CLIP_MARGIN) / norms).clamp_max(1.0)
+
+
+@pytest.mark.parametrize("clip_norm", [0.05, 0.5, 1e6])
+def test_a_step_is_the_clipped_sum_of_micro_batches_over_q_n(clip_norm):
+    images, labels = records()
+    start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
+    expected = start - clipped(record_gradients(model(), images, labels), clip_norm).sum(dim=0) / len(labels)
+    moved = train(model(), images, labels, event(clip_norm))
+    torch.testing.assert_close(moved.double(), expected.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_no_noise_and_an_infinite_clip_give_back_plain_sgd():
+    images, labels = records()
+    plain = model()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(images), labels).backward()
+        optimizer.step()
+    expected = torch.cat([parameter.detach().flatten() for parameter in plain.parameters()])
+    moved = train(model(), images, labels, event(1e6, steps=3), learning_rate=0.5)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_divisor_is_the_public_q_n_and_not_the_sample():
+    images, labels = records(40)
+    sampled = NoiseSource.from_seed(0).child("samples").poisson_sample(40, 0.25)
+    assert len(sampled) != 10
+    start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
+    gradients = clipped(record_gradients(model(), images[sampled], labels[sampled]), 0.5)
+    moved = train(model(), images, labels, event(rate=0.25))
+    torch.testing.assert_close(moved.double(), start.double() - gradients.sum(dim=0) / 10, rtol=1e-4, atol=1e-6)
+
+
+def test_noise_has_the_standard_deviation_of_the_event():
+    images, labels = records(4)
+    start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
+    # The clip leaves nothing of the gradients; fifty steps add 50 sigma^2, each step divided by n.
+    moved = train(model(), images, labels, event(clip_norm=1e-6, noise_std=1e-3, steps=50))
+    assert (moved - start).std().item() == pytest.approx(1e-3 * math.sqrt(50) / 4, rel=0.15)
+
+
+def test_an_empty_sample_still_takes_its_noised_step():
+    images, labels = records(4)
+    start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
+    what = event(noise_std=1.0, rate=1e-9)
+    assert len(NoiseSource.from_seed(0).child("samples").poisson_sample(4, 1e-9)) == 0
+    moved = train(model(), images, labels, what)
+    assert ((moved - start) * 4e-9).std().item() == pytest.approx(1.0, rel=0.15)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_a_record_without_a_finite_gradient_counts_as_zero_and_shows_nothing(bad):
+    images, labels = records(6)
+    images[2] = bad
+    others = [0, 1, 3, 4, 5]
+    start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
+    expected = clipped(record_gradients(model(), images[others], labels[others]), 0.5).sum(dim=0) / 6
+    moved = train(model(), images, labels, event())
+    torch.testing.assert_close(moved.double(), start.double() - expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_record_moves_the_sum_by_no_more_than_two_c_whatever_the_weights():
+    images, labels = records(8)
+    changed = images.clone()
+    changed[3] = 1 - changed[3]
+    for scale in (1.0, 1e4, 1e18):
+        hostile = [model(seed=5), model(seed=5)]
+        for network in hostile:
+            for parameter in network.parameters():
+                parameter.data *= scale
+        start = torch.cat([parameter.detach().flatten() for parameter in hostile[0].parameters()]).double()
+        moves = [
+            train(net, each, labels, event()).double() for net, each in zip(hostile, (images, changed), strict=True)
+        ]
+        # Large weights swallow a small move in float32, which can only round; allow for that rounding.
+        rounding = 2 * start.norm() * torch.finfo(torch.float32).eps
+        assert ((moves[0] - moves[1]) * 8).norm() <= 2 * 0.5 + 8 * rounding
+
+
+def test_training_leaves_a_plain_model_behind():
+    images, labels = records()
+    network = model()
+    names = {name for name, _ in network.named_parameters()}
+    train(network, images, labels, event())
+    assert {name for name, _ in network.named_parameters()} == names
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert not any(hasattr(parameter, "grad_sample") for parameter in network.parameters())
+    network(images).sum().backward()
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.Dropout(0.5), nn.InstanceNorm2d(4, track_running_stats=True)])
+def test_a_layer_that_may_mix_records_is_refused_by_name(layer):
+    with pytest.raises(PrivacyError, match=f"Found {type(layer).__name__} at '1'"):
+        check_layers(nn.Sequential(nn.Conv2d(1, 4, 3), layer))
+
+
+def test_importing_opacus_leaves_logging_as_it_was():
+    import logging
+
+    assert not [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]
+
+
+def test_the_same_seed_repeats_and_another_does_not():
+    images, labels = records()
+    runs = [train(model(), images, labels, event(noise_std=0.1, rate=0.5, steps=3), seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1])
+    assert not np.allclose(runs[0], runs[2])

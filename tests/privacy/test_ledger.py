@@ -1,0 +1,125 @@
+import pytest
+
+from cadp_fl.errors import BudgetError
+from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Unprotected
+from cadp_fl.privacy.claims import claim_of, compose_plans, format_epsilon
+from cadp_fl.privacy.ledger import MemoryLedger, Plan
+
+RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=7.4612)
+STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
+FLOW = Unprotected(stage="flow", what="weights of a flow")
+WEIGHTS = Unprotected(stage="classifier", what="weights of a classifier")
+
+
+def steps(count, **changes):
+    return STEPS.model_copy(update={"steps": count, **changes})
+
+
+@pytest.fixture
+def ledger():
+    ledger = MemoryLedger()
+    ledger.reserve(Plan("cadp", (FLOW, RELEASE), 1e-5))
+    ledger.reserve(Plan("dp-sgd", (STEPS,), 1e-5))
+    return ledger
+
+
+def test_a_plan_is_spent_in_parts_and_no_further(ledger):
+    assert [ledger.spend("dp-sgd", steps(4)) for _ in range(2)] == ["dp-sgd-1", "dp-sgd-2"]
+    with pytest.raises(BudgetError, match="An event must be in the plan"):
+        ledger.spend("dp-sgd", steps(3))
+    ledger.spend("dp-sgd", steps(2))
+    assert ledger.spent("dp-sgd") == (steps(4), steps(4), steps(2))
+
+
+def test_a_release_happens_once(ledger):
+    ledger.spend("cadp", RELEASE)
+    with pytest.raises(BudgetError):
+        ledger.spend("cadp", RELEASE)
+
+
+@pytest.mark.parametrize(
+    ("method", "event"),
+    [
+        ("dp-sgd", steps(1, noise_std=4.9)),
+        ("dp-sgd", steps(1, clip_norm=1.1)),
+        ("dp-sgd", steps(1, sampling_rate=0.6)),
+        ("dp-sgd", RELEASE),
+        ("dp-sgd", WEIGHTS),
+        ("cadp", WEIGHTS),
+        ("cadp", STEPS),
+        ("fedavg", WEIGHTS),
+    ],
+)
+def test_what_was_not_reserved_is_refused_and_not_written_down(ledger, method, event):
+    with pytest.raises(BudgetError):
+        ledger.spend(method, event)
+    assert ledger.spent(method) == ()
+
+
+def test_unprotected_rounds_repeat(ledger):
+    for _ in range(3):
+        ledger.spend("cadp", FLOW)
+    assert ledger.spent("cadp") == (FLOW,) * 3
+
+
+def test_a_method_reserves_one_plan(ledger):
+    ledger.reserve(Plan("dp-sgd", (STEPS,), 1e-5))
+    with pytest.raises(BudgetError, match="reserves one plan"):
+        ledger.reserve(Plan("dp-sgd", (steps(11),), 1e-5))
+    assert len(ledger.plans()) == 2
+
+
+def test_a_ledger_lives_in_its_store():
+    store = {}
+    MemoryLedger(store).reserve(Plan("dp-sgd", (STEPS,), 1e-5))
+    MemoryLedger(store).spend("dp-sgd", steps(10))
+    with pytest.raises(BudgetError):
+        MemoryLedger(store).spend("dp-sgd", steps(1))
+    assert MemoryLedger(store).simulation
+
+
+def test_a_dp_flow_free_release_is_end_to_end_with_the_plans_epsilon():
+    claim = claim_of(Plan("m", (RELEASE,), 1e-5))
+    assert claim.guarantee == "end-to-end"
+    assert claim.epsilon == pytest.approx(1.0, abs=1e-3)
+    assert claim.epsilon_if_flow_were_fixed is None
+
+
+def test_a_flow_without_dp_leaves_no_epsilon_but_the_conditional_one():
+    claim = claim_of(Plan("m", (FLOW, RELEASE), 1e-5))
+    assert (claim.guarantee, claim.epsilon, claim.epsilon_add_remove) == ("given-flow", None, None)
+    assert claim.epsilon_if_flow_were_fixed == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("events", [(WEIGHTS,), (FLOW,), (FLOW, WEIGHTS, RELEASE), (WEIGHTS, STEPS)])
+def test_other_unprotected_events_leave_nothing(events):
+    claim = claim_of(Plan("m", events, 1e-5))
+    assert claim.guarantee == "none"
+    assert claim.epsilon is None
+    assert claim.epsilon_if_flow_were_fixed is None
+
+
+def test_plans_add_and_an_unprotected_event_spoils_them_all():
+    together = compose_plans([Plan("a", (RELEASE,), 1e-5), Plan("b", (RELEASE,), 2e-5)])
+    assert together.epsilon == pytest.approx(
+        claim_of(Plan("a", (RELEASE,), 1e-5)).epsilon + claim_of(Plan("b", (RELEASE,), 2e-5)).epsilon
+    )
+    assert together.delta == pytest.approx(3e-5)
+    spoiled = compose_plans([Plan("a", (RELEASE,), 1e-5), Plan("b", (WEIGHTS,), 1e-5)])
+    assert spoiled.epsilon is None
+    assert spoiled.unprotected == (WEIGHTS.what,)
+
+
+@pytest.mark.parametrize("delta", [0.0, -1e-5, 1.0, float("nan")])
+def test_a_plan_has_a_delta_between_zero_and_one(delta):
+    tree = Plan("m", (RELEASE,), 1e-5).to_json() | {"delta": delta}
+    with pytest.raises(ValueError, match="delta is between 0 and 1"):
+        Plan.from_json(tree)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "text"),
+    [(1.0, "1.00"), (1.0000000001, "1.01"), (1.1, "1.10"), (2.9999833, "3.00"), (0.001, "0.01"), (None, "-")],
+)
+def test_a_printed_epsilon_is_never_below_the_true_one(epsilon, text):
+    assert format_epsilon(epsilon) == text

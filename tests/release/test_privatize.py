@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+
+from cadp_fl.config import FlowConfig
+from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.errors import ConfigError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.conditions import one_hot
+from cadp_fl.flow.training import dequantize
+from cadp_fl.privacy.mechanisms import GaussianMechanism
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
+
+SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
+CPU = torch.device("cpu")
+
+
+def records(count, seed=0):
+    generator = np.random.default_rng(seed)
+    return Dataset(
+        SCHEMA, generator.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8), generator.integers(0, 3, count)
+    )
+
+
+def flow():
+    return ConditionalFlow(FlowConfig(scales=[{"blocks": 1, "channels": 4}]), (1, 4, 4), 3, seed=1)
+
+
+def settings(noise_std=3.0, clip_norm=2.0, latent_dims=4, shrinkage="typical-set"):
+    return ReleaseSettings(GaussianMechanism(clip_norm, noise_std), latent_dims, shrinkage)
+
+
+def release(data, how, seed=0, **arguments):
+    return privatize(flow(), data, how, noise=NoiseSource.from_seed(seed), device=CPU, **arguments)
+
+
+def test_every_record_is_released_once_with_its_label_and_its_cost():
+    data = records(50)
+    released, cost = release(data, settings())
+    assert released.schema == SCHEMA
+    assert np.array_equal(released.class_counts(), data.class_counts())
+    assert cost == GaussianMechanism(2.0, 3.0).event()
+
+
+def test_the_order_is_secret():
+    data = records(200)
+    order = NoiseSource.from_seed(0).child("order").permutation(200)
+    released, _ = release(data, settings())
+    assert np.array_equal(released.labels, data.labels[order])
+    assert not np.array_equal(released.labels, data.labels)
+
+
+def test_record_release_ignores_its_batch():
+    data = records(40)
+    whole, _ = release(data, settings())
+    parts, _ = release(data, settings(), batch_size=7)
+    assert np.abs(whole.images.astype(int) - parts.images.astype(int)).max() <= 1
+    assert (whole.images == parts.images).mean() > 0.999
+
+
+def test_changing_a_record_changes_its_own_release_alone():
+    data, order = records(30), NoiseSource.from_seed(0).child("order").permutation(30)
+    images = data.images.copy()
+    images[5] = 255 - images[5]
+    before, _ = release(data, settings(noise_std=0.5))
+    after, _ = release(Dataset(SCHEMA, images, data.labels), settings(noise_std=0.5))
+    differs = (before.images != after.images).any(axis=(1, 2, 3))
+    assert set(order[differs]) == {5}
+
+
+def test_no_noise_a_wide_clip_and_all_dimensions_give_the_records_back():
+    data = records(20)
+    order = NoiseSource.from_seed(0).child("order").permutation(20)
+    how = ReleaseSettings(GaussianMechanism(1e6, 1e-9), 16, "typical-set")
+    released, _ = release(data, how)
+    assert np.array_equal(released.images, data.images[order])
+
+
+def test_a_released_latent_is_the_shrunk_noised_clip_and_fresh_prior():
+    """The identity flow lets a test read the latents off the pixels, as a reader of a release could."""
+    count, how = 4000, settings(noise_std=1.0, clip_norm=1.0)
+    data = Dataset(SCHEMA, np.full((count, 1, 4, 4), 255, np.uint8), np.zeros(count, np.int64))
+    captured = []
+    network = flow()
+    original = network.decode
+    network.decode = lambda z, condition: captured.append(z) or original(z, condition)
+    privatize(network, data, how, noise=NoiseSource.from_seed(1), device=CPU)
+    latents = torch.cat(captured)
+    encoded, _ = network.encode(dequantize(torch.from_numpy(data.images), 256), one_hot(torch.zeros(count).long(), 3))
+    centre = encoded[:, :4] / encoded[:, :4].norm(dim=1, keepdim=True)
+    assert kstest(((latents[:, :4] / how.factor - centre) / 1.0).detach().flatten().numpy(), "norm").pvalue > 1e-4
+    assert kstest(latents[:, 4:].detach().flatten().numpy(), "norm").pvalue > 1e-4
+
+
+def test_the_typical_set_keeps_the_priors_variance_and_the_posterior_mean_shrinks_more():
+    z = torch.randn(100_000, 9, generator=torch.Generator().manual_seed(0))
+    for noise_std, clip_norm in ((0.5, 3.0), (3.0, 1.0), (10.0, 20.0)):
+        how = settings(noise_std, clip_norm, 9)
+        noised = how.mechanism(z, noise=NoiseSource.from_seed(1))
+        assert (noised * how.factor).var().item() == pytest.approx(1.0, rel=0.01)
+        best = (z * noised).sum() / noised.square().sum()
+        posterior = settings(noise_std, clip_norm, 9, "posterior-mean").factor
+        assert posterior == pytest.approx(best.item(), abs=0.01)
+        assert posterior < how.factor
+
+
+def test_a_hostile_flow_releases_nothing_that_is_not_an_image():
+    network = flow()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.fill_(1e30)
+    released, _ = privatize(network, records(10), settings(), noise=NoiseSource.from_seed(0), device=CPU)
+    assert released.images.shape == (10, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("gauss", "typical-set", 4, 16), "Unknown mechanism 'gauss'"),
+        (("gaussian", "none", 4, 16), "Unknown shrinkage 'none'"),
+        (("gaussian", "typical-set", 17, 16), "at most the flow's 16 dimensions. Found 17"),
+    ],
+)
+def test_a_release_that_does_not_fit_is_refused(arguments, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        check_release(*arguments)

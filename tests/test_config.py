@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cadp_fl.config import dump_study, load_study
+from cadp_fl.errors import ConfigError
+
+
+def test_a_dumped_study_loads_back_equal(tiny, tmp_path):
+    (tmp_path / "copy.yaml").write_text(dump_study(tiny))
+    assert load_study(tmp_path / "copy.yaml") == tiny
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("flow.training.ronds=3", "Unknown key 'flow.training.ronds'. Did you mean 'rounds'?"),
+        ("sedd=3", "Unknown key 'sedd'. Did you mean 'seed'?"),
+        ("zzz=3", "Unknown key 'zzz'. Known here: name, seed, noise"),
+        ("flow.scales.0.chanels=3", "Unknown key 'flow.scales.0.chanels'. Did you mean 'channels'?"),
+        ("flow.training.rounds=0", "'flow.training.rounds': Input should be greater than or equal to 1. Found 0."),
+        ("budget.epsilon=-1", "'budget.epsilon': Input should be greater than or equal to 0.001. Found -1."),
+        ("budget.epsilon=.inf", "'budget.epsilon': Input should be less than or equal to 100. Found inf."),
+        ("budget.delta=2", "'budget.delta': Input should be less than 1. Found 2."),
+        ("budget.epsilon=null", "'budget.epsilon': Input should be a valid number. Found None."),
+        ("sites.count=1", "'sites.count': Input should be greater than or equal to 2. Found 1."),
+        ("sites.count=4", "sites: names must be 4 different names."),
+        ("sites.names=[a, b, ../c]", "Found '../c'"),
+        ("sites.quorum=4", "sites: quorum must be at most the number of sites, 3. Found 4."),
+        ("noise=none", "'noise': Input should be 'entropy' or 'seeded'. Found 'none'."),
+        ("methods=[]", "'methods'"),
+        ("nokey", "An override is 'dotted.key=value'. Found 'nokey'."),
+        ("name.first=3", "'name.first' cannot be set: 'first' is not below a mapping."),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_with_its_key(quickstart, override, sentence):
+    with pytest.raises(ConfigError) as caught:
+        load_study(quickstart, [override])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["epsilon", "delta"])
+def test_a_budget_has_no_default(quickstart, tmp_path, key):
+    tree = yaml.safe_load(quickstart.read_text())
+    del tree["budget"][key]
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match=f"'budget.{key}' is required and has no default"):
+        load_study(tmp_path / "study.yaml")
+
+
+def test_a_missing_config_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="Found none at"):
+        load_study(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "\x00", "a: !!python/object:os.system {}"])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="A study config is"):
+        load_study(tmp_path / "study.yaml")
+
+
+def test_variables_expand_and_relative_paths_start_at_the_config(quickstart, tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(quickstart.read_text())
+    monkeypatch.setenv("FOLDER", "images")
+    overrides = ["data.path=${FOLDER}/${FILE:-x.npz}"]
+    assert load_study(tmp_path / "study.yaml", overrides).data.path == tmp_path / "images" / "x.npz"
+    monkeypatch.delenv("FOLDER")
+    with pytest.raises(ConfigError, match="FOLDER"):
+        load_study(tmp_path / "study.yaml", overrides)
+
+
+def test_a_list_of_methods_takes_every_default(quickstart):
+    study = load_study(quickstart, ["methods=[fedavg, dp-sgd]"])
+    assert study.methods == {"fedavg": {}, "dp-sgd": {}}
+
+
+def test_an_absolute_path_stays(quickstart, tmp_path):
+    assert load_study(quickstart, [f"data.path={tmp_path / 'x.npz'}"]).data.path == Path(tmp_path / "x.npz")
