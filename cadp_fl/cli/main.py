@@ -33,9 +33,6 @@ def main() -> None:
             raise
         _complain(str(error))
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        _complain("Stopped. No process was left behind.")
-        sys.exit(130)
     except OSError as error:
         if _debug:
             raise
@@ -80,8 +77,12 @@ def simulate(
 
     console = Console(highlight=False)
     silent = quiet or as_json
-    with progress_to(console, silent=silent) as watch:
-        summary = run_study(config, output, set_ or [], watch=watch)
+    try:
+        with progress_to(console, silent=silent) as watch:
+            summary = run_study(config, output, set_ or [], watch=watch)
+    except KeyboardInterrupt:
+        _complain(f"Stopped. No process was left behind; what the run had written is in '{output}'.")
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:

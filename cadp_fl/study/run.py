@@ -11,7 +11,7 @@ from cadp_fl.config import StudyConfig, dump_study, load_study
 from cadp_fl.data.partition import check_partition, deal
 from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import InputError
+from cadp_fl.errors import BudgetError, ConfigError, InputError
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.flow.cinn import check_flow
 from cadp_fl.privacy.accounting import check_delta
@@ -57,6 +57,10 @@ def check_study(study: StudyConfig) -> None:
     check_flow(study.flow, dataset.schema.shape)
     release, dims = study.release, math.prod(dataset.schema.shape)
     check_release(release.mechanism, release.shrinkage, release.latent_dims or dims, dims)
-    for site in deal(dataset, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed):
-        check_delta(study.budget.delta, len(site.train))
-    build_methods(study)
+    sites = deal(dataset, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    try:
+        for site in sites:
+            check_delta(study.budget.delta, len(site.train))
+        build_methods(study)
+    except BudgetError as error:
+        raise ConfigError(str(error)) from error

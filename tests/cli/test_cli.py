@@ -1,0 +1,197 @@
+"""What a user sees: one sentence, the right exit status, nothing half-written. Nothing here starts Flower."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+import cadp_fl
+from cadp_fl.cli import main as cli
+from cadp_fl.cli.progress import progress_to, results_table
+from cadp_fl.errors import CadpError, FederationError
+
+
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["cadp-fl", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    printed = capsys.readouterr()
+    return exited.value.code, printed.out, printed.err
+
+
+@pytest.fixture
+def no_flower(monkeypatch):
+    def launched(*arguments, **named):
+        raise AssertionError("a wrong input reached Flower")
+
+    monkeypatch.setattr("cadp_fl.study.run.simulate", launched)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("flow.training.ronds=3", "Did you mean 'rounds'?"),
+        ("flow.training.rounds=0", "Found 0."),
+        ("sites.count=1", "'sites.count'"),
+        ("data.source=digitz", "Unknown data source 'digitz'. Choose one of: digits."),
+        ("data.path=/nowhere.npz", "takes no path"),
+        ("sites.partition.kind=random", "Unknown partition 'random'"),
+        ("sites.partition.min_records=5000", "use fewer sites"),
+        ("flow.downsampling=wavelet", "Unknown downsampling 'wavelet'"),
+        ("flow.scales=[{}, {}, {}, {}]", "use fewer scales"),
+        ("release.mechanism=laplacian", "Unknown mechanism 'laplacian'"),
+        ("release.shrinkage=x", "Unknown shrinkage 'x'"),
+        ("release.latent_dims=65", "at most the flow's 64 dimensions. Found 65."),
+        ("classifier.model=vgg", "Unknown classifier 'vgg'"),
+        ("methods=[cadp]", "Unknown method 'cadp'"),
+        ("methods.dp-sgd.sampling=0.1", "Unknown key 'methods.dp-sgd.sampling'"),
+        ("methods.dp-sgd.model=vgg", "Unknown classifier 'vgg'"),
+        ("methods.fedavg.rounds=0", "'methods.fedavg.rounds'"),
+        ("budget.delta=0.01", "at most 1 / (10 n)"),
+        ("device=gpu", "device must be auto, cpu, cuda"),
+        ("device=cuda:99", "This machine has"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_and_writes_nothing(
+    monkeypatch, capsys, tmp_path, quickstart, no_flower, override, sentence
+):
+    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run", "--set", override)
+    assert code == 2
+    assert err.startswith("cadp-fl: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_config_is_one_sentence(monkeypatch, capsys, tmp_path, no_flower):
+    code, _, err = call(monkeypatch, capsys, "simulate", tmp_path / "none.yaml", "--output", tmp_path / "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "Found none at" in err
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_output_in_use_is_refused_and_kept(monkeypatch, capsys, tmp_path, quickstart, no_flower, kind):
+    output = tmp_path / "run"
+    kept = output if kind == "file" else output / "kept.txt"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text("mine")
+    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", output)
+    assert code == 2
+    assert "A run folder is new or empty" in err
+    assert kept.read_text() == "mine"
+
+
+def test_a_failed_run_exits_with_one(monkeypatch, capsys, tmp_path, quickstart):
+    def fail(*arguments, **named):
+        raise FederationError("Phase 'x' needs 2 sites (sites.quorum). 1 of 3 answered. east: late")
+
+    monkeypatch.setattr("cadp_fl.study.run.simulate", fail)
+    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run")
+    assert code == 1
+    assert "needs 2 sites" in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["cadp-fl", "--debug", "simulate", str(tmp_path / "x"), "--output", str(tmp_path)])
+    with pytest.raises(CadpError):
+        cli.main()
+
+
+def test_the_version_is_the_packages(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "--version")
+    assert (code, out) == (0, f"cadp-fl {cadp_fl.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["simulate", "report"])
+def test_every_command_helps_with_an_example(monkeypatch, capsys, command):
+    code, out, _ = call(monkeypatch, capsys, command, "--help")
+    assert code == 0
+    assert f"Example: cadp-fl {command}" in out
+
+
+def test_a_folder_without_a_run_has_no_report(monkeypatch, capsys, tmp_path):
+    code, _, err = call(monkeypatch, capsys, "report", tmp_path)
+    assert code == 2
+    assert "A run folder holds summary.json" in err
+
+
+def row(guarantee, epsilon=None, conditional=None):
+    figures = dict.fromkeys(("accuracy", "balanced_accuracy", "auroc"), 0.9)
+    return figures | {"guarantee": guarantee, "epsilon": epsilon, "epsilon_if_flow_were_fixed": conditional}
+
+
+SUMMARY = {
+    "name": "s",
+    "status": "complete",
+    "noise": "seeded",
+    "missing": [],
+    "relation": "replace one record, keep its label",
+    "budget": {"epsilon": 3.0, "delta": 1e-5},
+    "sites": [{}, {}],
+    "methods": {
+        "cadp-given-flow": row("given-flow", conditional=2.99999),
+        "dp-sgd": row("end-to-end", 2.991),
+        "fedavg": row("none"),
+    },
+}
+
+
+def shown(summary):
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        results_table(console, summary)
+    return console.export_text()
+
+
+def test_the_table_never_shows_a_conditional_epsilon_as_one():
+    text = shown(SUMMARY)
+    line = next(line for line in text.splitlines() if "cadp-given-flow" in line)
+    assert line.count("3.00") == 1
+    assert "flow NOT covered (3.00 if it were fixed)" in line
+    assert "3.00" in next(line for line in text.splitlines() if "dp-sgd" in line)
+    assert "none: no privacy" in text
+    assert "SEEDED: this run protects nothing" in text
+
+
+def test_an_incomplete_run_says_so_and_who():
+    gap = {"site": "east", "phase": "cadp-given-flow/release", "reason": "did not answer in time"}
+    text = shown(SUMMARY | {"status": "incomplete", "missing": [gap]})
+    assert "INCOMPLETE" in text
+    assert "east in cadp-given-flow/release: did not answer in time" in text
+
+
+STEPS = [
+    {"step": "phases", "phases": {"m/flow": 2, "m/central": 1}, "sites": 2},
+    {"step": "answer", "phase": "m/flow", "round": 1, "of": 2, "site": "a", "figures": {"bits_per_dim": 2.5}},
+    {"step": "answer", "phase": "m/flow", "round": 1, "of": 2, "site": "b", "failed": "did [not] answer"},
+    {"step": "round", "phase": "m/flow", "round": 1, "of": 2, "bits_per_dim": 2.5, "at_seconds": 1.0},
+    {"step": "round", "phase": "m/evaluate", "round": 1, "of": 1, "accuracy": 0.91, "at_seconds": 2.0},
+    {"step": "done", "status": "incomplete"},
+]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_shows_phase_round_loss_and_who_is_missing(terminal, capsys):
+    console = Console(force_terminal=terminal, width=140, highlight=False)
+    with progress_to(console, silent=False) as watch:
+        for step in STEPS:
+            watch(step)
+    out = capsys.readouterr().out
+    for part in ("m/flow", "2.5", "did [not] answer", "0.91"):
+        assert part in out
+
+
+def test_quiet_progress_prints_nothing(capsys):
+    with progress_to(Console(), silent=True) as watch:
+        for step in STEPS:
+            watch(step)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_summary_is_printed_as_json(monkeypatch, capsys, tmp_path, quickstart):
+    monkeypatch.setattr("cadp_fl.study.run.run_study", lambda *arguments, **named: SUMMARY)
+    code, out, _ = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run", "--json")
+    assert code == 0
+    assert json.loads(out) == SUMMARY

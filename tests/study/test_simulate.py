@@ -1,0 +1,150 @@
+"""The real thing: Flower's simulation engine, by our command and by Flower's own. About a minute each."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cadp_fl.study.processes import MARK
+from tests.conftest import ROOT, TINY
+
+pytestmark = pytest.mark.ray
+
+SCRIPTS = Path(sys.executable).parent
+CONFIG = ROOT / "configs" / "quickstart.yaml"
+LEAN = TINY | {"methods": "{cadp-given-flow: {}, fedavg: {rounds: 2, local_epochs: 1}}"}
+OVERRIDES = [f"{key}={value}" for key, value in LEAN.items() if not key.startswith("methods.")]
+
+
+def command(output, *arguments):
+    settings = [part for override in OVERRIDES for part in ("--set", override)]
+    return [str(SCRIPTS / "cadp-fl"), "simulate", str(CONFIG), "--output", str(output), *settings, *arguments]
+
+
+def marked(parent):
+    """Return the processes that carry the mark which a simulation gave them, started by `parent`."""
+    mine = {}
+    for process in psutil.process_iter():
+        try:
+            if MARK in (environment := process.environ()) and any(each.pid == parent for each in process.parents()):
+                mine[process] = environment
+        except psutil.Error:
+            continue
+    return mine
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """Run the command once, and look at its processes while it runs."""
+    output = tmp_path_factory.mktemp("simulate") / "run"
+    seen = {}
+    with subprocess.Popen(command(output, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        while run.poll() is None:
+            seen |= marked(run.pid)
+            time.sleep(0.5)
+        out, err = run.communicate()
+    assert run.returncode == 0, err
+    return output, json.loads(out), seen
+
+
+def test_simulate_fills_the_run_folder_and_prints_its_summary(simulated):
+    output, printed, _ = simulated
+    assert printed == json.loads((output / "summary.json").read_text())
+    assert printed["status"] == "complete"
+    assert (output / "report.html").stat().st_size > 20_000
+
+
+def test_simulate_leaves_no_process_behind(simulated):
+    _, _, seen = simulated
+    assert len(seen) >= 3
+    assert not [process for process in seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_simulate_sends_no_telemetry_looks_for_no_update_and_installs_nothing(simulated):
+    _, _, seen = simulated
+    assert len(seen) >= 3
+    for environment in seen.values():
+        assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+        assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+        assert environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+        assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+        assert not Path(environment["FLWR_HOME"]).exists(), "the private Flower home is removed"
+
+
+def test_flowers_own_command_gives_the_same_summary(simulated, tmp_path):
+    _, expected, _ = simulated
+    port = free_port()
+    environment = os.environ | {
+        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(port),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    }
+    app = tmp_path / "cadp-fl"
+    app.mkdir()
+    for name in ("pyproject.toml", "LICENSE", "README.md", ".gitignore", "clients", "server", "configs"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, app / name)
+    output = tmp_path / "run"
+    config = f'output-dir="{output}" set="{"; ".join(OVERRIDES)}"'
+    federation = "num-supernodes=3 client-resources-num-cpus=1"
+    arguments = ["flwr", "run", ".", "--stream", "-c", config, "--federation-config", federation]
+    try:
+        finished = subprocess.run(
+            arguments, cwd=app, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+    finally:
+        stop_superlink(port)
+    assert finished.returncode == 0, finished.stderr
+    summary = json.loads((output / "summary.json").read_text())
+    for key in set(summary) - {"started", "seconds"}:
+        assert summary[key] == expected[key], key
+    assert "cadp-given-flow/flow  2/2" in finished.stdout, "progress is streamed"
+
+
+@pytest.mark.parametrize("seconds", [4.0, 14.0])
+def test_ctrl_c_leaves_no_process_behind(tmp_path, seconds):
+    seen = {}
+    run = subprocess.Popen(
+        command(tmp_path / "run"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        seen |= marked(run.pid)
+        time.sleep(0.2)
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=40)
+    assert run.returncode == 130
+    assert "No process was left behind" in err
+    assert "Traceback" not in err
+    assert not [process for process in seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def stop_superlink(port):
+    for process in psutil.process_iter():
+        try:
+            if "flower-superlink" in " ".join(process.cmdline()) and str(port) in process.cmdline():
+                children = process.children(recursive=True)
+                process.terminate()
+                psutil.wait_procs([process, *children], timeout=20)
+        except psutil.Error:
+            continue
