@@ -1,0 +1,162 @@
+"""What a site lets go, and what it refuses. The server and every message are untrusted."""
+
+import numpy as np
+import pytest
+import torch
+
+from cadp_fl.config import ClassifierConfig, FlowConfig
+from cadp_fl.data.partition import SiteData
+from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.privacy.accounting import LatentGaussian
+from cadp_fl.privacy.ledger import MemoryLedger, Plan
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.site.protocol import ACTIONS, Request
+from cadp_fl.site.requests import FLOW_WEIGHTS, EvaluateRequest, FlowRequest, ReleaseRequest
+from cadp_fl.site.site import Site
+from cadp_fl.weights import get_weights
+
+SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
+FLOW = FlowConfig(scales=[{"blocks": 1, "channels": 4}], training={"rounds": 2, "local_epochs": 1})
+EVENT = LatentGaussian(stage="release", clip_norm=2.0, noise_std=8.0)
+
+
+def dataset(count, seed):
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (count, 1, 4, 4), dtype=np.uint8)
+    return Dataset(SCHEMA, images, generator.integers(0, 2, count))
+
+
+def site(simulation=True):
+    return Site(
+        "north",
+        SiteData(dataset(40, 0), dataset(10, 1)),
+        ledger=MemoryLedger(),
+        noise=NoiseSource.from_seed(1),
+        device=torch.device("cpu"),
+        simulation=simulation,
+    )
+
+
+def weights():
+    return get_weights(ConditionalFlow(FLOW, (1, 4, 4), 3, seed=0))
+
+
+def reserved(**arguments):
+    made = site(**arguments)
+    made.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, EVENT), 1e-5).to_json()}))
+    return made
+
+
+def release(event=EVENT, **changes):
+    settings = ReleaseRequest(
+        method="m", flow=FLOW, seed=0, mechanism="gaussian", event=event, latent_dims=4, shrinkage="typical-set",
+        shard_records=16,
+    )  # fmt: skip
+    return Request("release", settings.model_dump(mode="json") | changes, weights())
+
+
+def flow_round(number=1, method="m"):
+    settings = FlowRequest(method=method, flow=FLOW, seed=0, round=number)
+    return Request("train_flow", settings.model_dump(mode="json"), weights())
+
+
+def test_every_action_is_answered():
+    assert set(ACTIONS) == set(site()._answers)
+
+
+def test_describe_declares_sizes_and_classes_it_holds():
+    content = site().call(Request("describe")).content
+    assert (content["site"], content["train"], content["test"]) == ("north", 40, 10)
+    assert set(content["class_counts"]) == {"a", "b"}
+    assert sum(content["class_counts"].values()) == 40
+
+
+@pytest.mark.parametrize("request_", [flow_round(), release()])
+def test_nothing_is_computed_before_a_plan(request_):
+    with pytest.raises(BudgetError, match="reserves a plan before its first event"):
+        site().call(request_)
+
+
+def test_a_second_release_is_refused():
+    made = reserved()
+    made.call(release())
+    with pytest.raises(BudgetError, match="holds no such event or less of it"):
+        made.call(release())
+
+
+@pytest.mark.parametrize(
+    "event", [EVENT.model_copy(update={"noise_std": 7.9}), EVENT.model_copy(update={"stage": "flow"})]
+)
+def test_a_server_cannot_lower_the_noise(event):
+    with pytest.raises(BudgetError):
+        reserved().call(release(event))
+
+
+def test_the_same_release_is_the_same_for_every_batch_of_requests():
+    first, second = (reserved().call(release()) for _ in range(2))
+    assert first.content == second.content
+    for name, shard in first.arrays.items():
+        assert np.array_equal(shard, second.arrays[name])
+    assert list(first.arrays) == ["00000.npz", "00001.npz", "00002.npz"]
+
+
+def test_losses_leave_a_simulation_alone():
+    assert "simulation_only" in reserved().call(flow_round()).content
+    assert "simulation_only" not in reserved(simulation=False).call(flow_round()).content
+
+
+def test_exact_metrics_leave_a_simulation_alone():
+    settings = EvaluateRequest(classifier=ClassifierConfig(model="linear"), seed=0).model_dump(mode="json")
+    with pytest.raises(BudgetError, match="only in a simulation"):
+        reserved(simulation=False).call(Request("evaluate", settings))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request("delete"),
+        Request("train_flow", {}),
+        Request("train_flow", {"flow": 1, "extra": 2}),
+        Request("release", release().settings | {"mechanism": "none"}, weights()),
+        Request("release", release().settings | {"latent_dims": 17}, weights()),
+        Request("release", release().settings | {"shrinkage": "x"}, weights()),
+        Request("release", release().settings, {}),
+        Request("release", release().settings, {**weights(), "extra": np.zeros(1, np.float32)}),
+        Request("release", release().settings, {name: array * np.nan for name, array in weights().items()}),
+        Request("reserve", {"plan": {}}),
+        Request("reserve", {"plan": {"method": "m", "events": [{"kind": "free"}], "delta": 1e-5}}),
+        Request("reserve", {"plan": Plan("m", (EVENT,), 1e-5).to_json() | {"delta": 0.5}}),
+    ],
+)
+def test_a_malformed_request_is_refused_and_spends_nothing(request_):
+    made = reserved()
+    with pytest.raises((ConfigError, ExchangeError, BudgetError)):
+        made.call(request_)
+    account = made.call(Request("account")).content["accounts"]
+    assert [entry["spent"] for entry in account] == [[]]
+
+
+def test_the_account_tells_plans_and_events():
+    made = reserved()
+    made.call(flow_round(1))
+    made.call(flow_round(2))
+    made.call(release())
+    content = made.call(Request("account")).content
+    assert content["ledger"] == "simulation"
+    (entry,) = content["accounts"]
+    assert Plan.from_json(entry["plan"]).events == (FLOW_WEIGHTS, EVENT)
+    assert [event["kind"] for event in entry["spent"]] == ["unprotected", "unprotected", "latent-gaussian"]
+
+
+def test_every_error_of_a_site_has_a_number():
+    codes = {}
+    pending = [CadpError]
+    while pending:
+        kind = pending.pop()
+        assert kind.code not in codes, f"{kind} and {codes.get(kind.code)} share a number"
+        codes[kind.code] = kind
+        assert type(CadpError.named(kind.code)) is kind
+        pending.extend(kind.__subclasses__())
+    assert CadpError.named(999).meaning == CadpError.meaning
