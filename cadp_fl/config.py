@@ -77,7 +77,7 @@ class SitesConfig(Settings):
     partition: PartitionConfig = PartitionConfig()
     quorum: Count | None = Field(None, description="sites below which a run stops; all but one by default")
     timeout_seconds: Positive = Field(3600.0, description="seconds after which a site counts as late in a round")
-    cpus_per_client: Count = Field(1, description="CPU threads of one site")
+    cpus_per_client: Count = Field(1, description="CPU threads of one site, and of the server")
     gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU of one site")
 
     @model_validator(mode="after")

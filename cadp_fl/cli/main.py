@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 import cadp_fl
-from cadp_fl.errors import CadpError
+from cadp_fl.errors import CadpError, InputError
 
 __all__ = ["main"]
 
@@ -83,11 +83,16 @@ def simulate(
     except KeyboardInterrupt:
         _complain(f"Stopped. No process was left behind; what the run had written is in '{output}'.")
         raise typer.Exit(130) from None
+    except InputError:
+        raise
+    except CadpError:
+        if (output / "report.html").is_file() and not silent:  # a run that lost its quorum still has results
+            results_table(console, json.loads((output / "summary.json").read_text(encoding="utf-8")), output)
+        raise
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
-        results_table(console, summary)
-        console.print(f"Report: {(output / 'report.html').resolve()}", soft_wrap=True)
+        results_table(console, summary, output)
 
 
 @app.command(epilog="Example: cadp-fl report runs/quickstart")

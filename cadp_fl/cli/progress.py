@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -98,8 +99,8 @@ def _figures(figures: dict[str, Any]) -> str:
     return "".join(f"  {name} {figures[name]:.3g}" for name in names)
 
 
-def results_table(console: Console, summary: dict[str, Any]) -> None:
-    """Print a run's table: figures, and what each method guarantees."""
+def results_table(console: Console, summary: dict[str, Any], output: Path) -> None:
+    """Print a run's table: figures, and what each method guarantees; then where its report is."""
     if summary["status"] != "complete":
         console.print(f"INCOMPLETE: {summary.get('failure', 'sites are missing')}", style="bold red", markup=False)
         for gap in summary["missing"]:
@@ -112,11 +113,20 @@ def results_table(console: Console, summary: dict[str, Any]) -> None:
         figures = [_share(row[key]) for key in ("accuracy", "balanced_accuracy", "auroc")]
         table.add_row(name, *figures, format_epsilon(row["epsilon"]), _guarantee(row))
     console.print(table)
+    for name, row in summary["methods"].items():
+        if release := row.get("release"):
+            console.print(
+                f"{name} released by the {release['mechanism']} mechanism: clip norm {release['clip_norm']:.4g}, noise "
+                f"standard deviation {release['noise_std']:.4g}, {release['latent_dims']} of {release['dims']} latent "
+                "dimensions.",
+                soft_wrap=True,
+            )
     console.print(
-        f"epsilon at delta {summary['budget']['delta']:g} under replace-one, the largest of the sites."
+        f"epsilon at delta {summary['budget']['delta']:g} under '{summary['relation']}', the largest of the sites."
         + (" Noise was SEEDED: this run protects nothing." if summary["noise"] == "seeded" else ""),
         soft_wrap=True,
     )
+    console.print(f"Report: {(output / 'report.html').resolve()}", soft_wrap=True)
 
 
 def _share(value: float | None) -> str:

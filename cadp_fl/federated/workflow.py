@@ -85,7 +85,9 @@ def _run_phases(
     try:
         for method in methods:
             trained = method.run(run)
-            results.figures[method.name] = MethodFigures(trained.classifier.model, trained.pooled, trained.per_site)
+            results.figures[method.name] = MethodFigures(
+                trained.classifier.model, trained.pooled, trained.per_site, trained.release
+            )
             _save_models(folder / "models", trained, {"method": method.name, "noise": study.noise})
     except FederationError:
         with contextlib.suppress(FederationError):

@@ -53,11 +53,13 @@ class MethodFigures:
         classifier: name of the model.
         pooled: on the test records of all sites together.
         per_site: by site.
+        release: the numbers of the method's release, if it has one.
     """
 
     classifier: str
     pooled: Metrics
     per_site: Mapping[str, Metrics]
+    release: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -139,6 +141,7 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
         "relation": RELATION,
         "against": "server",
         "classifier": figures.classifier,
+        **({"release": dict(figures.release)} if figures.release else {}),
         "per_site": {
             site: metrics.to_json() | ({"epsilon": claims[site].epsilon} if site in claims else {})
             for site, metrics in sorted(figures.per_site.items())

@@ -5,12 +5,15 @@ dependencies, sends no telemetry and looks for no update. The server app writes 
 module follows.
 """
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +34,7 @@ START_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
 CONNECTION = "simulation"
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -48,7 +52,7 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watch) ->
         CadpError: the run failed; Flower's log is in the run folder.
     """
     log = output / "flower.log"
-    with tempfile.TemporaryDirectory(prefix="cadp-fl-") as temporary:
+    with _ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="cadp-fl-") as temporary:
         home = Path(temporary)
         progress = home / "progress.jsonl"
         progress.touch()
@@ -66,6 +70,20 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watch) ->
                 watch(step)
         finally:
             tracker.stop()
+
+
+@contextlib.contextmanager
+def _ending_like_ctrl_c() -> Iterator[None]:
+    """Let a request to end (SIGTERM) and a closed terminal (SIGHUP) do what Ctrl-C does: stop every process first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread; whoever runs a study in another one handles them there
+        return
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _quiet_flower(home: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ PREVIEWS_PER_CLASS = 8
 
 
 def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tuple[StudyConfig, Path]:
-    """Return the study and the output folder that Flower's run config names.
+    """Return the study and the output folder that Flower's run config names, and keep to the study's CPU threads.
 
     Args:
         run_config: `config`, `output-dir` and `set`; the last is overrides separated by semicolons.
@@ -39,7 +39,10 @@ def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tu
             "-c 'output-dir=\"/absolute/path\"'."
         )
     overrides = tuple(part.strip() for part in str(run_config.get("set", "")).split(";") if part.strip())
-    return _load(app_folder / config, overrides), Path(output)
+    study = _load(app_folder / config, overrides)
+    # Networks of this size gain nothing from more threads, and lose much where another process wants the cores.
+    torch.set_num_threads(study.sites.cpus_per_client)
+    return study, Path(output)
 
 
 @lru_cache(maxsize=8)
@@ -60,7 +63,6 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
     """
     if not 0 <= index < study.sites.count:
         raise ConfigError(f"The study has {study.sites.count} sites. Found partition {index}; start that many nodes.")
-    torch.set_num_threads(study.sites.cpus_per_client)
     name = study.sites.site_names[index]
     data = _dealt(study.model_dump_json())[index]
     _write_preview(output / "sites" / name / "preview.npz", data)

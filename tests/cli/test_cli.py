@@ -1,6 +1,7 @@
 """What a user sees: one sentence, the right exit status, nothing half-written. Nothing here starts Flower."""
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -76,20 +77,31 @@ def test_an_output_in_use_is_refused_and_kept(monkeypatch, capsys, tmp_path, qui
     kept = output if kind == "file" else output / "kept.txt"
     kept.parent.mkdir(exist_ok=True)
     kept.write_text("mine")
-    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", output)
+    if kind == "folder":
+        (output / "report.html").write_text("an older run")
+    code, out, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", output)
     assert code == 2
+    assert "Report" not in out
     assert "A run folder is new or empty" in err
     assert kept.read_text() == "mine"
 
 
 def test_a_failed_run_exits_with_one(monkeypatch, capsys, tmp_path, quickstart):
-    def fail(*arguments, **named):
+    gap = {"site": "east", "phase": "m/flow", "reason": "did not answer in time"}
+
+    def fail(study, config, output, *, watch):
+        failed = SUMMARY | {"status": "incomplete", "failure": "too few", "missing": [gap], "methods": {}}
+        (output / "summary.json").write_text(json.dumps(failed))
+        (output / "report.html").write_text("page")
         raise FederationError("Phase 'x' needs 2 sites (sites.quorum). 1 of 3 answered. east: late")
 
     monkeypatch.setattr("cadp_fl.study.run.simulate", fail)
-    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run")
+    code, out, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run")
     assert code == 1
     assert "needs 2 sites" in err
+    assert "INCOMPLETE: too few" in out
+    assert "east in m/flow" in out
+    assert "report.html" in out
     assert "Traceback" not in err
 
 
@@ -141,7 +153,7 @@ SUMMARY = {
 def shown(summary):
     console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        results_table(console, summary)
+        results_table(console, summary, Path("run"))
     return console.export_text()
 
 

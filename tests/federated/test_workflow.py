@@ -75,6 +75,9 @@ def test_the_summary_has_every_method_with_its_figures_and_guarantee(complete):
     assert 2.9 < rows["dp-sgd"]["epsilon"] <= 3.0
     assert rows["dp-sgd"]["epsilon_add_remove"] < rows["dp-sgd"]["epsilon"]
     assert rows["fedavg"]["epsilon"] is None
+    release = rows["cadp-given-flow"]["release"]
+    assert release["noise_std"] == pytest.approx(11.12, abs=0.01)
+    assert (release["clip_norm"], release["latent_dims"], release["dims"]) == (4.0, 16, 64)
     for row in rows.values():
         for figures in (row, *row["per_site"].values()):
             assert 0 <= figures["accuracy"] <= 1

@@ -110,8 +110,8 @@ def test_flowers_own_command_gives_the_same_summary(simulated, tmp_path):
     assert "cadp-given-flow/flow  2/2" in finished.stdout, "progress is streamed"
 
 
-@pytest.mark.parametrize("seconds", [4.0, 14.0])
-def test_ctrl_c_leaves_no_process_behind(tmp_path, seconds):
+@pytest.mark.parametrize(("ending", "seconds"), [(signal.SIGINT, 4.0), (signal.SIGINT, 14.0), (signal.SIGTERM, 12.0)])
+def test_a_run_that_is_stopped_leaves_no_process_behind(tmp_path, ending, seconds):
     seen = {}
     run = subprocess.Popen(
         command(tmp_path / "run"),
@@ -125,7 +125,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, seconds):
         seen |= marked(run.pid)
         time.sleep(0.2)
     assert run.poll() is None
-    run.send_signal(signal.SIGINT)
+    run.send_signal(ending)
     _, err = run.communicate(timeout=40)
     assert run.returncode == 130
     assert "No process was left behind" in err

@@ -56,7 +56,8 @@ class Trained:
         classifier: its config.
         pooled: figures on the test records of all sites together.
         per_site: figures by site.
-        flow: the flow's weights, where the method trained one.
+        flow: the flow, where the method trained one.
+        release: every number of the release, each by itself, where the method made one.
     """
 
     model: nn.Module
@@ -64,7 +65,7 @@ class Trained:
     pooled: Metrics
     per_site: dict[str, Metrics]
     flow: nn.Module | None = None
-    details: dict[str, Any] = field(default_factory=dict)
+    release: dict[str, Any] = field(default_factory=dict)
 
 
 class Method(Protocol):

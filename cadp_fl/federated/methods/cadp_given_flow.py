@@ -56,9 +56,18 @@ class CadpGivenFlow:
     def run(self, run: StudyRun) -> Trained:
         """Train the flow, collect the releases, train the classifier."""
         flow = self._train_flow(run)
-        images, labels = self._collect_releases(run, flow)
+        request = self._release_request(run, flow)
+        images, labels = self._collect_releases(run, flow, request)
         trained = self._train_classifier(run, images, labels)
         trained.flow = flow
+        trained.release = {
+            "mechanism": request.mechanism,
+            "clip_norm": request.event.clip_norm,
+            "noise_std": request.event.noise_std,
+            "latent_dims": request.latent_dims,
+            "dims": flow.dims,
+            "shrinkage": request.shrinkage,
+        }
         return trained
 
     def _train_flow(self, run: StudyRun) -> ConditionalFlow:
@@ -74,10 +83,9 @@ class CadpGivenFlow:
             run.federation.recorder.round(phase, number, rounds, **_mean_figures(replies, run.sizes))
         return flow
 
-    def _collect_releases(self, run: StudyRun, flow: ConditionalFlow) -> tuple[np.ndarray, np.ndarray]:
-        """Ask each site for its release, verify it, store it, and return the records of all."""
-        release, weights = run.study.release, get_weights(flow)
-        settings = ReleaseRequest(
+    def _release_request(self, run: StudyRun, flow: ConditionalFlow) -> ReleaseRequest:
+        release = run.study.release
+        return ReleaseRequest(
             method=self.name,
             flow=run.study.flow,
             seed=run.study.seed,
@@ -87,6 +95,12 @@ class CadpGivenFlow:
             shrinkage=release.shrinkage,
             shard_records=release.shard_records,
         )
+
+    def _collect_releases(
+        self, run: StudyRun, flow: ConditionalFlow, settings: ReleaseRequest
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ask each site for its release, verify it, store it, and return the records of all."""
+        weights = get_weights(flow)
         flow_sha256 = weights_sha256(weights)
         records = {}
         bundles: dict[str, Bundle] = {}
