@@ -112,7 +112,8 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
     for name, row in summary["methods"].items():
         figures = [_share(row[key]) for key in ("accuracy", "balanced_accuracy", "auroc")]
         table.add_row(name, *figures, format_epsilon(row["epsilon"]), _guarantee(row))
-    console.print(table)
+    if summary["methods"]:
+        console.print(table)
     for name, row in summary["methods"].items():
         if release := row.get("release"):
             console.print(

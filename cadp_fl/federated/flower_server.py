@@ -72,7 +72,7 @@ class GridTransport:
 def _answer(reply: Message) -> Answer:
     if reply.has_error():
         _log.error("Flower reports error %s: %s", reply.error.code, reply.error.reason)
-        return CadpError(f"{CadpError.meaning} (Flower error {reply.error.code})")
+        return CadpError(f"the site's process failed (Flower error {reply.error.code}; Flower's log says why)")
     try:
         return decode_reply(reply.content)
     except ExchangeError as error:

@@ -80,8 +80,7 @@ class ConditionalFlow(nn.Module):
             z: (batch, dims).
             condition: (batch, classes).
         """
-        # FrEIA's Haar transform scales its input in place on the way back, hence the copy.
-        x: torch.Tensor = self.graph(z.clone(), c=self._conditions(condition), rev=True, jac=False)[0]
+        x: torch.Tensor = self.graph(z, c=self._conditions(condition), rev=True, jac=False)[0]
         return x / self.input_scale + 0.5
 
     def log_prob(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:

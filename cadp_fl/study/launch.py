@@ -33,6 +33,7 @@ PROGRESS_VARIABLE = "CADP_FL_PROGRESS"
 START_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
+LOG_SECONDS = 30.0
 CONNECTION = "simulation"
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
@@ -66,8 +67,14 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watch) ->
                 "insecure = true\n"
             )
             run_id = _start_run(study, config, output, app, environment)
-            for step in _steps(progress, run_id, tracker, environment, log):
-                watch(step)
+            try:
+                for step in _steps(progress, run_id, tracker, environment, log):
+                    if step["step"] == "done" and step["status"] != "complete":
+                        _keep_log(run_id, environment, log)
+                    watch(step)
+            except CadpError:
+                _keep_log(run_id, environment, log)
+                raise
         finally:
             tracker.stop()
 
@@ -198,6 +205,20 @@ def _steps(
                         raise CadpError(f"The run ended early. Flower says '{status}'; see '{log}'.")
                 next_look = time.monotonic() + LOOK_SECONDS
             time.sleep(PAUSE_SECONDS)
+
+
+def _keep_log(run_id: int, environment: dict[str, str], log: Path) -> None:
+    """Append what the server app and the sites printed, which Flower keeps apart from its own log."""
+    with log.open("ab") as stream, contextlib.suppress(subprocess.TimeoutExpired):
+        subprocess.run(
+            ["flwr", "log", str(run_id), CONNECTION, "--show"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.DEVNULL,
+            timeout=LOG_SECONDS,
+            check=False,
+        )
 
 
 def _command(process: psutil.Process) -> str:

@@ -211,7 +211,7 @@ def test_below_the_quorum_a_run_stops_and_says_who(run_config):
     summary = run.json("summary.json")
     assert summary["status"] == "incomplete"
     assert {gap["site"]: gap["reason"] for gap in summary["missing"] if gap["phase"].endswith("flow")} == {
-        "north": "the site failed; its own log has the details (Flower error 1)",
+        "north": "the site's process failed (Flower error 1; Flower's log says why)",
         "south": "did not answer in time",
     }
     assert "needs 2 sites" in summary["failure"]

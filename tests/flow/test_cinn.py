@@ -157,7 +157,7 @@ def test_building_a_flow_leaves_global_generators_alone():
 
 
 def test_decoding_leaves_the_latent_as_it_was():
-    """FrEIA's Haar transform scales its input in place on the way back."""
+    """FrEIA's Haar transform scales its input in place on the way back; coupling blocks must stand before it."""
     flow = build("convolutional-only")
     z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     kept = z.clone()
