@@ -133,6 +133,48 @@ def test_a_run_that_is_stopped_leaves_no_process_behind(tmp_path, ending, second
     assert not [process for process in seen if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
+def test_two_simulations_at_once_do_not_meet(simulated, tmp_path):
+    runs = [subprocess.Popen(command(tmp_path / name, "--quiet"), stdout=subprocess.DEVNULL) for name in "ab"]
+    assert [run.wait(timeout=600) for run in runs] == [0, 0]
+    for name in "ab":
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        for key in set(summary) - {"started", "seconds"}:
+            assert summary[key] == simulated[1][key], key
+
+
+@pytest.mark.slow
+def test_the_quickstart_reaches_what_it_promises_in_time_and_memory(tmp_path):
+    """fedavg 0.95, cadp-given-flow 0.85, under 3 minutes and 4 GB (sum of PSS) on two cores."""
+    started, peak = time.monotonic(), 0
+    quickstart = [str(SCRIPTS / "cadp-fl"), "simulate", str(CONFIG), "--output", str(tmp_path / "run"), "--json"]
+    with subprocess.Popen(quickstart, stdout=subprocess.PIPE, text=True) as run:
+        while run.poll() is None:
+            peak = max(peak, proportional_set_size([psutil.Process(run.pid), *marked(run.pid)]))
+            time.sleep(0.5)
+        summary = json.loads(run.communicate()[0])
+    accuracy = {name: row["accuracy"] for name, row in summary["methods"].items()}
+    assert accuracy["fedavg"] >= 0.95
+    assert accuracy["cadp-given-flow"] >= 0.85
+    assert accuracy["dp-sgd"] >= 0.8
+    assert summary["methods"]["dp-sgd"]["epsilon"] <= 3.0
+    assert time.monotonic() - started < 180
+    assert peak < 4e9
+
+
+def proportional_set_size(roots):
+    """Return the bytes of some processes and all below them, each shared page divided among those that share it."""
+    total, counted = 0, set()
+    for root in roots:
+        try:
+            for process in {root, *root.children(recursive=True)} - counted:
+                counted.add(process)
+                total += process.memory_full_info().pss
+        except psutil.Error:
+            continue
+    return total
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
