@@ -19,12 +19,13 @@ def _cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
     """Return two 3 x 3 convolutions with group norm, pooled to at most 7 x 7, and two linear layers."""
     channels, height, _ = shape
     pooled = min(7, max(2, height // 4))
+    groups = math.gcd(8, width)
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
-        nn.GroupNorm(min(8, width), width),
+        nn.GroupNorm(groups, width),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, padding=1),
-        nn.GroupNorm(min(8, width), 2 * width),
+        nn.GroupNorm(groups, 2 * width),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(pooled),
         nn.Flatten(),

@@ -34,7 +34,10 @@ def run_study(
     check_study(study)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"A run folder is new or empty. '{output}' is neither; choose another --output.")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"A run folder can be made. '{output}' cannot: {error.strerror}; choose another.") from error
     resolved = output.resolve() / "config.yaml"
     resolved.write_text(dump_study(study), encoding="utf-8")
     simulate(study, resolved, output.resolve(), watch=watch)

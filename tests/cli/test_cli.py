@@ -86,6 +86,13 @@ def test_an_output_in_use_is_refused_and_kept(monkeypatch, capsys, tmp_path, qui
     assert kept.read_text() == "mine"
 
 
+def test_an_output_that_cannot_be_made_is_refused(monkeypatch, capsys, tmp_path, quickstart, no_flower):
+    (tmp_path / "file").write_text("mine")
+    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "file" / "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "A run folder can be made" in err
+
+
 def test_a_failed_run_exits_with_one(monkeypatch, capsys, tmp_path, quickstart):
     gap = {"site": "east", "phase": "m/flow", "reason": "did not answer in time"}
 
