@@ -81,7 +81,10 @@ def simulate(
         with progress_to(console, silent=silent) as watch:
             summary = run_study(config, output, set_ or [], watch=watch)
     except KeyboardInterrupt:
-        _complain(f"Stopped. No process was left behind; what the run had written is in '{output}'.")
+        _complain(
+            f"Stopped. No process was left behind. '{output}' holds what was written; give the next run another "
+            "--output."
+        )
         raise typer.Exit(130) from None
     except InputError:
         raise

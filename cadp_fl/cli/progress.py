@@ -34,7 +34,6 @@ def progress_to(console: Console, *, silent: bool) -> Iterator[Watch]:
         with _bars(console) as bars:
             yield _Bars(bars).watch
     else:
-        console.print("Starting Flower's simulation engine (about 15 s) ...")
 
         def watch(step: dict[str, Any]) -> None:
             if line := describe_step(step):
@@ -62,10 +61,12 @@ class _Bars:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
-        self._starting: TaskID | None = progress.add_task("starting Flower's simulation engine", total=None, news="")
+        self._starting: TaskID | None = None
 
     def watch(self, step: dict[str, Any]) -> None:
-        if step["step"] == "phases":
+        if step["step"] == "start":
+            self._starting = self._progress.add_task(describe_step(step), total=None, news="")
+        elif step["step"] == "phases":
             for phase, rounds in step["phases"].items():
                 self._tasks[phase] = self._progress.add_task(phase, total=rounds, news="", start=False)
         elif step["step"] == "answer":
@@ -127,7 +128,7 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
         + (" Noise was SEEDED: this run protects nothing." if summary["noise"] == "seeded" else ""),
         soft_wrap=True,
     )
-    console.print(f"Report: {(output / 'report.html').resolve()}", soft_wrap=True)
+    console.print(f"Report: {(output / 'report.html').resolve()}", markup=False, soft_wrap=True)
 
 
 def _share(value: float | None) -> str:

@@ -105,6 +105,10 @@ def describe_step(step: dict[str, Any]) -> str:
         return f"{step['phase']}  {step['round']}/{step['of']}" + (f"  {figures}" if figures else "")
     if step["step"] == "answer" and "failed" in step:
         return f"{step['phase']}  {step['round']}/{step['of']}  {step['site']} is missing: {step['failed']}"
+    if step["step"] == "start":
+        return "starting Flower's simulation engine (about 15 s)"
+    if step["step"] == "done":
+        return f"{step['status']}: see report.html in the run folder"
     if step["step"] == "failed":
         return f"failed: {step['reason']}"
     return ""

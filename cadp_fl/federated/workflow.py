@@ -18,7 +18,7 @@ import cadp_fl
 from cadp_fl.config import StudyConfig, dump_study
 from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import ExchangeError, FederationError
+from cadp_fl.errors import ExchangeError, FederationError, InputError
 from cadp_fl.federated.federation import Federation, Missing, Transport
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, StudyRun, Trained
@@ -34,14 +34,19 @@ from cadp_fl.weights import get_weights
 
 __all__ = ["conduct"]
 
+RUN_FILES = ("metrics.jsonl", "summary.json", "privacy.json", "report.html", "releases", "models")
+
 
 def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Watcher) -> str:
     """Run a study over a transport, fill its run folder, and return `complete` or `incomplete`.
 
     Raises:
+        InputError: the folder holds a run already; it stays as it is.
         CadpError: the study cannot go on. If sites had described themselves by then, the summary says `incomplete`
             and why.
     """
+    if found := [name for name in RUN_FILES if (folder / name).exists()]:
+        raise InputError(f"A run is never overwritten. '{folder}' holds {found[0]} of one; choose another folder.")
     methods = build_methods(study)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
@@ -123,9 +128,9 @@ def _describe(study: StudyConfig, federation: Federation) -> tuple[Schema, dict[
     descriptions = [described[placeholder] for placeholder in replies]
     _check_fit(study, descriptions)
     silent = sorted(set(study.sites.site_names) - {each.site for each in descriptions})
-    federation.missing = [
-        Missing(site, gap.phase, gap.reason) for site, gap in zip(silent, federation.missing, strict=False)
-    ]
+    # A node that said nothing did not say which site it is, so the reasons of all such nodes stand for each.
+    reasons = "; ".join(sorted({gap.reason for gap in federation.missing}))
+    federation.missing = [Missing(site, "describe", reasons) for site in silent]
     federation.roster = {described[placeholder].site: node_of[placeholder] for placeholder in replies}
     federation.traffic = {}
     federation.recorder.round("describe", 1, 1)

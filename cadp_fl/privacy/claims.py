@@ -68,14 +68,12 @@ class Together:
 
     Attributes:
         epsilon: the sum over plans; None if something left unprotected.
-        delta: the sum over plans.
-        epsilon_of_protected_events: the sum without what left unprotected. It is no guarantee.
+        delta: the sum over plans; None likewise.
         unprotected: what left unprotected.
     """
 
     epsilon: float | None
-    delta: float
-    epsilon_of_protected_events: float
+    delta: float | None
     unprotected: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -86,13 +84,9 @@ class Together:
 def compose_plans(plans: Sequence[Plan]) -> Together:
     """Return what plans on the same records compose to. Epsilons and deltas add, whatever made the plans follow."""
     unprotected = {event.what for plan in plans for event in plan.events if isinstance(event, Unprotected)}
-    total, delta = 0.0, 0.0
-    for plan in plans:
-        events = tuple(event for event in plan.events if not isinstance(event, Unprotected))
-        if events:
-            total += epsilon_of(events, plan.delta)
-            delta += plan.delta
-    return Together(None if unprotected else total, delta, total, tuple(sorted(unprotected)))
+    if unprotected:
+        return Together(None, None, tuple(sorted(unprotected)))
+    return Together(sum(plan.epsilon() for plan in plans), sum(plan.delta for plan in plans), ())
 
 
 def format_epsilon(epsilon: float | None) -> str:

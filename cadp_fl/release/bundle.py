@@ -30,6 +30,7 @@ from cadp_fl.errors import ExchangeError, InputError
 __all__ = [
     "Bundle",
     "Manifest",
+    "ReleaseClaim",
     "ReleaseParameters",
     "manifest_from_json",
     "manifest_to_json",
@@ -69,6 +70,16 @@ class ReleaseParameters(_Model):
     shrinkage: str
 
 
+class ReleaseClaim(_Model):
+    """What the site may claim of the method that this release belongs to; it travels with the records."""
+
+    guarantee: Literal["end-to-end", "given-flow", "none"]
+    relation: str
+    epsilon: float | None
+    epsilon_if_flow_were_fixed: float | None
+    delta: float
+
+
 class Manifest(_Model):
     """What a release says of itself. It holds no time, no order and no identity of a record."""
 
@@ -77,7 +88,8 @@ class Manifest(_Model):
     dataset: Schema
     mechanism: str
     parameters: ReleaseParameters
-    noise: Literal["entropy", "seeded"]
+    noise: Literal["entropy", "seeded"] = Field(description="seeded noise can be derived again, and protects nothing")
+    claim: ReleaseClaim
     flow_sha256: _Sha256 = Field(description="hash of the weights that encoded and decoded")
     event_id: str = Field(min_length=1, max_length=80, description="id of the event in the site's ledger")
     released_labels: dict[str, int] = Field(description="count of every released label")
@@ -113,6 +125,7 @@ def pack(
     mechanism: str,
     parameters: ReleaseParameters,
     noise: Literal["entropy", "seeded"],
+    claim: ReleaseClaim,
     flow_sha256: str,
     event_id: str,
     shard_records: int,
@@ -136,6 +149,7 @@ def pack(
         mechanism=mechanism,
         parameters=parameters,
         noise=noise,
+        claim=claim,
         flow_sha256=flow_sha256,
         event_id=event_id,
         released_labels={name: int(count) for name, count in zip(schema.classes, counts, strict=True)},

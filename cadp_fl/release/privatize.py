@@ -81,6 +81,13 @@ class ReleaseSettings:
         own = self.mechanism
         return SHRINKAGES[self.shrinkage](own.clip_norm, own.noise_std, self.latent_dims)
 
+    @property
+    def correlation(self) -> float:
+        """Correlation of a noised latent with its record's, for a record that follows the flow."""
+        own = self.mechanism
+        noised_power = _clipped_power(own.clip_norm, self.latent_dims) + own.noise_std**2
+        return _clipped_overlap(own.clip_norm, self.latent_dims) / math.sqrt(noised_power)
+
 
 def check_release(mechanism: str, shrinkage: str, latent_dims: int, dims: int) -> None:
     """Check that a release names what exists, and fits a flow of `dims` dimensions.

@@ -21,11 +21,12 @@ from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import check_delta
+from cadp_fl.privacy.claims import RELATION, claim_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.release.bundle import ReleaseParameters, manifest_to_json, pack
+from cadp_fl.release.bundle import ReleaseClaim, ReleaseParameters, manifest_to_json, pack
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
@@ -159,6 +160,7 @@ class Site:
                 shrinkage=asked.shrinkage,
             ),
             noise=self._noise.kind,
+            claim=self._claim(asked.method),
             flow_sha256=weights_sha256(get_weights(flow)),
             event_id=event_id,
             shard_records=asked.shard_records,
@@ -168,6 +170,17 @@ class Site:
             for entry, data in zip(bundle.manifest.shards, bundle.shards, strict=True)
         }
         return Reply({"manifest": manifest_to_json(bundle.manifest)}, shards)
+
+    def _claim(self, method: str) -> ReleaseClaim:
+        """Return what the method's plan in the ledger allows to claim."""
+        claim = claim_of(next(plan for plan in self._ledger.plans() if plan.method == method))
+        return ReleaseClaim(
+            guarantee=claim.guarantee,
+            relation=RELATION,
+            epsilon=claim.epsilon,
+            epsilon_if_flow_were_fixed=claim.epsilon_if_flow_were_fixed,
+            delta=claim.delta,
+        )
 
     def _train_classifier(self, request: Request) -> Reply:
         asked = parse(ClassifierRequest, request.settings)

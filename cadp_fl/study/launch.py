@@ -152,9 +152,11 @@ def _start_run(study: StudyConfig, config: Path, output: Path, app: Path, enviro
         f"num-supernodes={sites.count} client-resources-num-cpus={sites.cpus_per_client} "
         f"client-resources-num-gpus={sites.gpus_per_client}"
     )
-    run_config = f"config={json.dumps(str(config))} output-dir={json.dumps(str(output))}"
+    # A file, since Flower splits what stands on its command line at spaces and quotes. JSON strings are TOML strings.
+    run_config = app.parent / "run.toml"
+    run_config.write_text(f"config = {json.dumps(str(config))}\noutput-dir = {json.dumps(str(output))}\n")
     answer = _flwr(
-        ["run", str(app), CONNECTION, "-c", run_config, "--federation-config", federation, "--format", "json"],
+        ["run", str(app), CONNECTION, "-c", str(run_config), "--federation-config", federation, "--format", "json"],
         environment,
     )
     if "run-id" not in answer:

@@ -40,6 +40,7 @@ def run_study(
         raise InputError(f"A run folder can be made. '{output}' cannot: {error.strerror}; choose another.") from error
     resolved = output.resolve() / "config.yaml"
     resolved.write_text(dump_study(study), encoding="utf-8")
+    watch({"step": "start"})
     simulate(study, resolved, output.resolve(), watch=watch)
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     return summary

@@ -101,4 +101,5 @@ def _write_preview(path: Path, data: SiteData) -> None:
     temporary = path.with_suffix(".partial")
     with temporary.open("wb") as file:
         np.savez_compressed(file, images=train.images[chosen], labels=train.labels[chosen])
+    temporary.chmod(0o600)  # originals, unlike all else in a run folder
     temporary.replace(path)

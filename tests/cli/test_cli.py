@@ -182,6 +182,7 @@ def test_an_incomplete_run_says_so_and_who():
 
 
 STEPS = [
+    {"step": "start"},
     {"step": "phases", "phases": {"m/flow": 2, "m/central": 1}, "sites": 2},
     {"step": "answer", "phase": "m/flow", "round": 1, "of": 2, "site": "a", "figures": {"bits_per_dim": 2.5}},
     {"step": "answer", "phase": "m/flow", "round": 1, "of": 2, "site": "b", "failed": "did [not] answer"},
@@ -198,7 +199,7 @@ def test_progress_shows_phase_round_loss_and_who_is_missing(terminal, capsys):
         for step in STEPS:
             watch(step)
     out = capsys.readouterr().out
-    for part in ("m/flow", "2.5", "did [not] answer", "0.91"):
+    for part in ("starting Flower", "m/flow", "2.5", "did [not] answer", "0.91"):
         assert part in out
 
 

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 from safetensors.numpy import load_file
 
 from cadp_fl.config import load_study
-from cadp_fl.errors import FederationError
+from cadp_fl.errors import FederationError, InputError
 from cadp_fl.federated.flower_server import GridTransport, Workflow
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.ledger import Plan
@@ -78,6 +78,7 @@ def test_the_summary_has_every_method_with_its_figures_and_guarantee(complete):
     release = rows["cadp-given-flow"]["release"]
     assert release["noise_std"] == pytest.approx(11.12, abs=0.01)
     assert (release["clip_norm"], release["latent_dims"], release["dims"]) == (4.0, 16, 64)
+    assert release["correlation"] == pytest.approx(0.08, abs=0.01)
     for row in rows.values():
         for figures in (row, *row["per_site"].values()):
             assert 0 <= figures["accuracy"] <= 1
@@ -95,8 +96,8 @@ def test_every_epsilon_is_that_of_the_ledgers_events(complete):
     steps = privacy["methods"]["dp-sgd"]["sites"]["east"]
     assert sum(event["steps"] for event in steps["spent"]) == steps["events"][0]["steps"] == 4
     together = privacy["all_methods_together"]["sites"]["east"]
-    assert together["epsilon"] is None
-    assert together["epsilon_of_protected_events"] == pytest.approx(6.0, abs=0.05)
+    assert together["epsilon"] is together["delta"] is None
+    assert len(together["unprotected"]) == 2
 
 
 def test_the_statement_says_what_is_not_covered(complete):
@@ -114,6 +115,10 @@ def test_releases_are_verified_permuted_uint8_and_of_the_averaged_flow(complete)
         assert len(released) == site["train"]
         assert bundle.manifest.released_labels == {name: site["class_counts"].get(name, 0) for name in "0123456789"}
         assert bundle.manifest.parameters.latent_dims == 16
+        claim = bundle.manifest.claim
+        assert (claim.guarantee, claim.epsilon, claim.delta) == ("given-flow", None, 1e-5)
+        assert claim.epsilon_if_flow_were_fixed == pytest.approx(3.0, abs=0.01)
+        assert claim.relation == "replace one record, keep its label"
 
 
 def test_models_are_safetensors_of_floats(complete):
@@ -217,6 +222,23 @@ def test_below_the_quorum_a_run_stops_and_says_who(run_config):
     assert "needs 2 sites" in summary["failure"]
     assert run.steps[-1]["step"] == "failed"
     assert (run.folder / "report.html").exists()
+
+
+def test_a_finished_run_is_never_overwritten(complete):
+    kept = {path: path.read_bytes() for path in complete.folder.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="A run is never overwritten"):
+        Workflow(complete.study, complete.folder, watch=lambda step: None).run(complete.grid, None)
+    assert {path: path.read_bytes() for path in complete.folder.rglob("*") if path.is_file()} == kept
+
+
+def test_nodes_that_say_nothing_are_not_told_apart(run_config):
+    run = Run(run_config, "sites.timeout_seconds=0.5", "sites.quorum=1", "methods={fedavg: {rounds: 1}}")
+    run.grid.fail |= {(10, ACTIONS["describe"]): "crash", (11, ACTIONS["describe"]): "silent"}
+    assert run.go() == "incomplete"
+    reasons = {gap["site"]: gap["reason"] for gap in run.json("summary.json")["missing"]}
+    assert set(reasons) == {"north", "east"}
+    assert reasons["north"] == reasons["east"]
+    assert "did not answer in time" in reasons["north"]
 
 
 def test_a_site_that_does_not_describe_itself_is_named(run_config):

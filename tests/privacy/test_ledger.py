@@ -106,7 +106,7 @@ def test_plans_add_and_an_unprotected_event_spoils_them_all():
     )
     assert together.delta == pytest.approx(3e-5)
     spoiled = compose_plans([Plan("a", (RELEASE,), 1e-5), Plan("b", (WEIGHTS,), 1e-5)])
-    assert spoiled.epsilon is None
+    assert spoiled.epsilon is spoiled.delta is None
     assert spoiled.unprotected == (WEIGHTS.what,)
 
 

@@ -10,6 +10,7 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ExchangeError, InputError
 from cadp_fl.release.bundle import (
     Bundle,
+    ReleaseClaim,
     ReleaseParameters,
     manifest_from_json,
     manifest_to_json,
@@ -36,6 +37,9 @@ def bundle(data=None):
         mechanism="gaussian",
         parameters=ReleaseParameters(clip_norm=2, noise_std=3, latent_dims=4, dims=16, shrinkage="typical-set"),
         noise="seeded",
+        claim=ReleaseClaim(
+            guarantee="given-flow", relation="r", epsilon=None, epsilon_if_flow_were_fixed=3.0, delta=1e-5
+        ),
         flow_sha256="0" * 64,
         event_id="cadp-1",
         shard_records=10,
@@ -74,7 +78,7 @@ def test_what_was_packed_is_read_back_and_the_bytes_repeat(tmp_path):
 
 def test_a_manifest_says_nothing_of_time_or_order():
     assert set(json.loads(manifest_to_json(bundle().manifest))) == {
-        "schema_version", "site", "dataset", "mechanism", "parameters", "noise", "flow_sha256", "event_id",
+        "schema_version", "site", "dataset", "mechanism", "parameters", "noise", "claim", "flow_sha256", "event_id",
         "released_labels", "shards",
     }  # fmt: skip
 

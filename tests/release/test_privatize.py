@@ -104,6 +104,8 @@ def test_the_typical_set_keeps_the_priors_variance_and_the_posterior_mean_shrink
         posterior = settings(noise_std, clip_norm, 9, "posterior-mean").factor
         assert posterior == pytest.approx(best.item(), abs=0.01)
         assert posterior < how.factor
+        measured = torch.corrcoef(torch.stack([z.flatten(), noised.flatten()]))[0, 1].item()
+        assert how.correlation == pytest.approx(measured, abs=0.01)
 
 
 def test_a_hostile_flow_releases_nothing_that_is_not_an_image():

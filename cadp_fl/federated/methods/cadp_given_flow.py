@@ -17,6 +17,7 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.bundle import Bundle, manifest_from_json, unpack, write_bundle
+from cadp_fl.release.privatize import ReleaseSettings
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import FLOW_WEIGHTS, FlowRequest, ReleaseRequest
 from cadp_fl.weights import average, get_weights, set_weights, weights_sha256
@@ -67,6 +68,7 @@ class CadpGivenFlow:
             "latent_dims": request.latent_dims,
             "dims": flow.dims,
             "shrinkage": request.shrinkage,
+            "correlation": ReleaseSettings(self._mechanism, request.latent_dims, request.shrinkage).correlation,
         }
         return trained
 
