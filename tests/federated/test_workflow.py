@@ -133,6 +133,8 @@ def test_metrics_hold_a_line_a_round_and_phase(complete):
     assert ("cadp-given-flow/flow", 2) in keys
     flow = next(line for line in lines if line["phase"] == "cadp-given-flow/flow")
     assert set(flow["simulation_only"]["bits_per_dim"]) == {"north", "east", "south"}
+    assert isinstance(next(line for line in lines if line["phase"] == "fedavg/train")["loss"], float)
+    assert "loss" not in next(line for line in lines if line["phase"] == "dp-sgd/train")
 
 
 def test_nothing_but_named_tensors_and_json_crosses(complete):

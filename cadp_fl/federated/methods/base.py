@@ -1,5 +1,6 @@
 """What a method is: what it will spend, and how it trains a classifier with the sites."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,7 +19,7 @@ from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import EvaluateRequest
 from cadp_fl.weights import check_arrays, get_weights, structure_sha256
 
-__all__ = ["Method", "StudyRun", "Trained", "evaluate_at_sites", "fits_module"]
+__all__ = ["Method", "StudyRun", "Trained", "evaluate_at_sites", "fits_module", "mean_figure"]
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,22 @@ def evaluate_at_sites(
     figures = {name: value for name, value in pooled.to_json().items() if isinstance(value, float)}
     run.federation.recorder.round(phase, round, of, **figures)
     return pooled, {site: metrics_of(evaluations[site], classes) for site in replies}
+
+
+def mean_figure(replies: Mapping[str, Reply], sizes: Mapping[str, int], name: str) -> dict[str, Any]:
+    """Return a figure of training records that sites of a simulation told: its mean by size, and each site's.
+
+    Empty where a site told none, as real sites do.
+    """
+    figures: dict[str, float] = {}
+    for site, reply in replies.items():
+        told = reply.content.get("simulation_only")
+        value = told.get(name) if isinstance(told, dict) else None
+        if not isinstance(value, float):
+            return {}
+        figures[site] = value
+    mean = sum(value * sizes[site] for site, value in figures.items()) / sum(sizes[site] for site in figures)
+    return {name: mean, "simulation_only": {name: figures}}
 
 
 def fits_module(module: nn.Module) -> Any:

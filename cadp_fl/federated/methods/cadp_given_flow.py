@@ -12,7 +12,7 @@ import torch
 from cadp_fl.classifier.training import train_class_balanced
 from cadp_fl.config import Settings, StudyConfig, parse
 from cadp_fl.errors import ExchangeError
-from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module
+from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module, mean_figure
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.mechanisms import mechanism_type
@@ -82,7 +82,7 @@ class CadpGivenFlow:
             request = Request("train_flow", settings.model_dump(mode="json"), get_weights(flow))
             replies = run.federation.ask(request, phase=phase, round=number, of=rounds, check=check)
             set_weights(flow, average({site: reply.arrays for site, reply in replies.items()}, run.sizes))
-            run.federation.recorder.round(phase, number, rounds, **_mean_figures(replies, run.sizes))
+            run.federation.recorder.round(phase, number, rounds, **mean_figure(replies, run.sizes, "bits_per_dim"))
         return flow
 
     def _release_request(self, run: StudyRun, flow: ConditionalFlow) -> ReleaseRequest:
@@ -153,17 +153,3 @@ class CadpGivenFlow:
                 run, model, config, phase=f"{self.name}/evaluate", round=number, of=CHECKPOINTS
             )
         return Trained(model, config, pooled, per_site)
-
-
-def _mean_figures(replies: dict[str, Reply], sizes: dict[str, int]) -> dict[str, Any]:
-    """Return the sites' simulation-only bits per dimension: each, and their mean weighted by size."""
-    figures: dict[str, float] = {}
-    for site, reply in replies.items():
-        told = reply.content.get("simulation_only")
-        value = told.get("bits_per_dim") if isinstance(told, dict) else None
-        if not isinstance(value, float):
-            return {}
-        figures[site] = value
-    total = sum(sizes[site] for site in figures)
-    mean = sum(value * sizes[site] for site, value in figures.items()) / total
-    return {"bits_per_dim": mean, "simulation_only": {"bits_per_dim": figures}}

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import ClassifierConfig, Settings, StudyConfig, parse
-from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module
+from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module, mean_figure
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, calibrate_noise
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import CLASSIFIER_WEIGHTS, ClassifierRequest, DpSgdTraining, EpochTraining
@@ -72,7 +72,7 @@ class _FederatedClassifier(ABC):
             request = Request("train_classifier", settings.model_dump(mode="json"), get_weights(model))
             replies = run.federation.ask(request, phase=phase, round=number, of=rounds, check=check)
             set_weights(model, average({site: reply.arrays for site, reply in replies.items()}, run.sizes))
-            run.federation.recorder.round(phase, number, rounds)
+            run.federation.recorder.round(phase, number, rounds, **mean_figure(replies, run.sizes, "loss"))
             if number == rounds or number % every == 0:
                 pooled, per_site = evaluate_at_sites(
                     run, model, self._classifier, phase=f"{self.name}/evaluate", round=number, of=rounds
