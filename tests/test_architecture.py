@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors"},
-    {"config", "device", "weights"},
+    {"config", "device", "schedule", "weights"},
     {"data", "privacy"},
     {"flow", "classifier"},
     {"release"},

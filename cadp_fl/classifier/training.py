@@ -8,10 +8,9 @@ from torch import nn
 
 from cadp_fl.config import CentralTrainingConfig
 from cadp_fl.errors import TrainingError
+from cadp_fl.schedule import cosine
 
 __all__ = ["as_input", "log_odds", "train_class_balanced", "train_epochs"]
-
-FINAL_RATE = 0.05
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
@@ -50,8 +49,7 @@ def train_class_balanced(
         chosen = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator)
         chosen = chosen.to(images.device)
         for group in optimizer.param_groups:
-            share = 0.5 * (1 + math.cos(math.pi * step / steps))
-            group["lr"] = config.learning_rate * (FINAL_RATE + (1 - FINAL_RATE) * share)
+            group["lr"] = config.learning_rate * cosine(step / steps)
         total += _step(model, optimizer, images[chosen], labels[chosen])
         seen += 1
         if step + 1 in pauses:

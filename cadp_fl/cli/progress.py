@@ -1,6 +1,6 @@
 """How a running study looks in a terminal, and its results."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,14 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from cadp_fl.federated.recorder import describe_step
+from cadp_fl.federated.recorder import Watcher, describe_step
 from cadp_fl.privacy.claims import format_epsilon
 
 __all__ = ["progress_to", "results_table"]
 
-Watch = Callable[[dict[str, Any]], None]
-
 
 @contextmanager
-def progress_to(console: Console, *, silent: bool) -> Iterator[Watch]:
+def progress_to(console: Console, *, silent: bool) -> Iterator[Watcher]:
     """Yield a watcher that draws a bar for each phase on a terminal, and prints a line a round elsewhere."""
     if silent:
         yield lambda step: None

@@ -10,7 +10,10 @@ from typing import Any, TextIO
 from cadp_fl.errors import CadpError
 from cadp_fl.site.protocol import Reply
 
-__all__ = ["Recorder", "describe_step", "lines_to", "text_to"]
+__all__ = ["PROGRESS_VARIABLE", "Recorder", "Watcher", "describe_step", "lines_to", "text_to"]
+
+PROGRESS_VARIABLE = "CADP_FL_PROGRESS"
+"""Environment variable that names the file which a server app appends its steps to."""
 
 Watcher = Callable[[dict[str, Any]], None]
 

@@ -9,10 +9,9 @@ from cadp_fl.config import FlowTrainingConfig
 from cadp_fl.errors import TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import one_hot
+from cadp_fl.schedule import cosine
 
-__all__ = ["Progress", "bits_per_dim", "cosine", "dequantize", "quantize", "train_flow"]
-
-FINAL_RATE = 0.05
+__all__ = ["Progress", "bits_per_dim", "dequantize", "quantize", "train_flow"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,6 @@ def bits_per_dim(flow: ConditionalFlow, images: torch.Tensor, labels: torch.Tens
     """Return -log2 p(x | y) / dims + log2(levels) at the middle of each level, (batch,)."""
     log_prob = flow.log_prob(dequantize(images, levels), one_hot(labels, flow.classes))
     return -log_prob / (flow.dims * math.log(2)) + math.log2(levels)
-
-
-def cosine(position: float) -> float:
-    """Return the share of the peak learning rate at a position in [0, 1] of training: a cosine from 1 to 0.05."""
-    return FINAL_RATE + (1 - FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * min(max(position, 0.0), 1.0)))
 
 
 def train_flow(

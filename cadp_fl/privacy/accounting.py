@@ -158,10 +158,9 @@ def calibrate_noise(
     Raises:
         BudgetError: no noise meets the budget.
     """
-    unit = clip_norm
 
     def event_at(multiplier: float) -> dp_accounting.DpEvent:
-        return dp_accounting.ComposedDpEvent([_to_dp_event(event) for event in events_at(multiplier * unit)])
+        return dp_accounting.ComposedDpEvent([_to_dp_event(event) for event in events_at(multiplier * clip_norm)])
 
     try:
         multiplier = dp_accounting.calibrate_dp_mechanism(
@@ -177,7 +176,7 @@ def calibrate_noise(
             f"Some noise must meet the budget. None does for epsilon {epsilon:g} at delta {delta:g}; use an epsilon "
             "from 0.001 to 100."
         ) from error
-    return float(multiplier) * unit
+    return float(multiplier) * clip_norm
 
 
 def gaussian_delta(epsilon: float, noise_std: float, sensitivity: float) -> float:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ import psutil
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.errors import CadpError
+from cadp_fl.federated.recorder import PROGRESS_VARIABLE, Watcher
 from cadp_fl.study.app_folder import stage_app
 from cadp_fl.study.processes import ProcessTracker
 
-__all__ = ["PROGRESS_VARIABLE", "simulate"]
+__all__ = ["simulate"]
 
-PROGRESS_VARIABLE = "CADP_FL_PROGRESS"
 START_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
@@ -37,10 +37,8 @@ LOG_SECONDS = 30.0
 CONNECTION = "simulation"
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
-Watch = Callable[[dict[str, Any]], None]
 
-
-def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watch) -> None:
+def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher) -> None:
     """Run a study in Flower's simulation engine, and return when its run folder is filled.
 
     Args:

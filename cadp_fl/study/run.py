@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, ConfigError, InputError
 from cadp_fl.federated.methods import build_methods
+from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import check_flow
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.release.privatize import check_release
@@ -21,9 +22,7 @@ from cadp_fl.study.launch import simulate
 __all__ = ["check_study", "run_study"]
 
 
-def run_study(
-    config: Path, output: Path, overrides: Iterable[str], *, watch: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+def run_study(config: Path, output: Path, overrides: Iterable[str], *, watch: Watcher) -> dict[str, Any]:
     """Simulate a study, fill its run folder, and return its summary.
 
     Raises:

@@ -10,7 +10,8 @@ from cadp_fl.config import FlowConfig, FlowTrainingConfig
 from cadp_fl.errors import ConfigError, TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import one_hot
-from cadp_fl.flow.training import Progress, bits_per_dim, cosine, dequantize, quantize, train_flow
+from cadp_fl.flow.training import Progress, bits_per_dim, dequantize, quantize, train_flow
+from cadp_fl.schedule import cosine
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
 
 CONFIGS = {
