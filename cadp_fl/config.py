@@ -108,6 +108,9 @@ class ScaleConfig(Settings):
 
     blocks: Count = Field(4, description="coupling blocks at this scale")
     channels: Count = Field(32, description="hidden channels of the subnets at this scale")
+    split: Fraction | None = Field(
+        None, description="share of the channels that goes on after this scale; the others are latents already"
+    )
 
 
 class DenseConfig(Settings):
@@ -120,7 +123,7 @@ class DenseConfig(Settings):
 class FlowTrainingConfig(Settings):
     """Federated training of the flow by maximum likelihood."""
 
-    rounds: Count = Field(10, description="rounds of federated averaging")
+    rounds: int = Field(10, ge=0, description="rounds of federated averaging; 0 to use a pretrained flow as it is")
     local_epochs: Count = Field(4, description="passes over a site's records in one round")
     batch_size: Count = Field(64, description="records in one step")
     learning_rate: Positive = Field(2e-3, description="Adam's step size at its peak; falls to a twentieth by a cosine")
@@ -132,7 +135,11 @@ class FlowConfig(Settings):
     """Architecture and training of the conditional flow. Without scales it is dense."""
 
     scales: tuple[ScaleConfig, ...] = Field((), description="scales, the finest first; none for a dense flow")
+    coupling: str = Field("glow", description="coupling block: glow, gin or rnvp")
     downsampling: str = Field("haar", description="invertible downsampling of every scale: haar or checkerboard")
+    permutation: str = Field(
+        "hard", description="of channels before each block: hard, or soft (a rotation; hard above 512 dimensions)"
+    )
     dense: DenseConfig = DenseConfig()
     clamp: Positive = Field(1.5, description="largest log-scale of one coupling (soft)")
     input_scale: Positive = Field(2.0, description="public factor from a pixel in [-0.5, 0.5] to the flow's input")

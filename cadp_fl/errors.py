@@ -8,6 +8,7 @@
     |   +-- BudgetError       the request costs more than the budget allows
     +-- ExchangeError         what a site or a server sent does not fit what was asked for
     +-- TrainingError         training cannot go on
+    |   +-- MemoryLimitError  not even one record fits into the device's memory
     +-- FederationError       too few sites are left, or they do not fit together
 
 Every message states the rule, the value found, and the way out. An error that crosses from a site to
@@ -22,6 +23,7 @@ __all__ = [
     "ExchangeError",
     "FederationError",
     "InputError",
+    "MemoryLimitError",
     "PrivacyError",
     "TrainingError",
 ]
@@ -94,6 +96,13 @@ class TrainingError(CadpError):
 
     code = 500
     meaning = "training cannot go on"
+
+
+class MemoryLimitError(TrainingError):
+    """Not even one record fits into the device's memory."""
+
+    code = 501
+    meaning = "the site ran out of memory"
 
 
 class FederationError(CadpError):

@@ -1,31 +1,35 @@
 """f(x; y) = z and its inverse: a conditional invertible neural network.
 
-    x in [0, 1] --(x - 1/2) s--> [ downsample, coupling blocks ] per scale --> flatten, dense coupling blocks --> z
+    x in [0, 1] --(x - 1/2) s--> [ downsample, coupling blocks, split ] per scale --> dense coupling blocks --> z
 
 Every coupling block is told the condition y. Under the flow, z is standard normal:
 
     log p(x | y) = log N(f(x; y); 0, I) + log |det df/dx|
 
+What leaves at a split is a latent already. In z the coarsest dimensions come first: those of the dense blocks, then
+what left at the last scale, up to what left at the first.
+
 References:
     Ardizzone, Lüth, Kruse, Rother, Köthe: Guided image generation with conditional invertible neural networks,
-    arXiv 1907.02392. Kingma, Dhariwal: Glow, arXiv 1807.03039.
+    arXiv 1907.02392. Kingma, Dhariwal: Glow, arXiv 1807.03039. Dinh, Sohl-Dickstein, Bengio: Density estimation using
+    Real NVP, arXiv 1605.08803 (splits).
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
-import FrEIA.framework as ff
 import FrEIA.modules as fm
 import numpy as np
 import torch
 from torch import nn
 
-from cadp_fl.config import FlowConfig
+from cadp_fl.config import FlowConfig, ScaleConfig
 from cadp_fl.errors import ConfigError
-from cadp_fl.flow.subnets import convolutional_subnet, dense_subnet
+from cadp_fl.flow.coupling import COUPLINGS, coupling_block
+from cadp_fl.flow.permutations import PERMUTATIONS, permutation
+from cadp_fl.flow.subnets import ConvolutionalSubnet, DenseSubnet
 
 __all__ = ["DOWNSAMPLINGS", "ConditionalFlow", "check_flow"]
 
@@ -34,54 +38,77 @@ DOWNSAMPLINGS: dict[str, type[nn.Module]] = {
     "checkerboard": fm.IRevNetDownsampling,
 }
 
+LogDet = torch.Tensor | float
+
 
 class ConditionalFlow(nn.Module):
     """A conditional normalizing flow from images to a flat standard normal latent.
 
-    The same config, shape, classes and seed build the same flow on every site.
+    The same config, shape, length of the condition and seed build the same flow on every site.
 
     Args:
         config: architecture.
         shape: (channels, height, width) of an image.
-        classes: length of the condition.
+        conditions: length of the condition.
         seed: of the initial weights and of the fixed permutations.
 
     Raises:
         ConfigError: the architecture does not fit the shape.
     """
 
-    def __init__(self, config: FlowConfig, shape: tuple[int, int, int], classes: int, *, seed: int) -> None:
+    def __init__(self, config: FlowConfig, shape: tuple[int, int, int], conditions: int, *, seed: int) -> None:
         super().__init__()
         check_flow(config, shape)
         self.shape = shape
-        self.classes = classes
+        self.conditions = conditions
         self.dims = math.prod(shape)
         self.input_scale = config.input_scale
+        self.clamp = config.clamp
         with _fixed_randomness(seed):
-            self.graph, self._condition_shapes = _build(config, shape, classes)
+            scales = []
+            for scale in config.scales:
+                scales.append(_Scale(config, scale, shape, conditions))
+                shape = scales[-1].dims_on
+            self.scales = nn.ModuleList(scales)
+            subnet = partial(DenseSubnet, hidden=config.dense.width, conditions=conditions)
+            self.dense = _Blocks(config, config.dense.blocks, (math.prod(shape),), subnet)
+        self._coarse_shape = shape
 
     def encode(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return z = f(x; y) and log |det df/dx|.
 
         Args:
             x: (batch, channels, height, width), pixels in [0, 1].
-            condition: (batch, classes).
+            condition: (batch, conditions).
 
         Returns:
             z (batch, dims) and the log-determinant (batch,).
         """
-        z, log_det = self.graph((x - 0.5) * self.input_scale, c=self._conditions(condition))
-        return z, log_det + self.dims * math.log(self.input_scale)
+        state = (x - 0.5) * self.input_scale
+        log_det: LogDet = state.new_full((len(x),), self.dims * math.log(self.input_scale))
+        latents: list[torch.Tensor] = []
+        for scale in self.scales:
+            state, leaving, change = scale(state, condition)
+            log_det = log_det + change
+            latents[:0] = leaving
+        state, change = self.dense(state.flatten(1), condition)
+        return torch.cat([state, *latents], dim=1), log_det + change
 
     def decode(self, z: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return x = f^-1(z; y), (batch, channels, height, width); not clamped to [0, 1].
 
         Args:
             z: (batch, dims).
-            condition: (batch, classes).
+            condition: (batch, conditions).
         """
-        x: torch.Tensor = self.graph(z, c=self._conditions(condition), rev=True, jac=False)[0]
-        return x / self.input_scale + 0.5
+        coarse = math.prod(self._coarse_shape)
+        state, rest = z[:, :coarse], z[:, coarse:]
+        state = self.dense(state, condition, rev=True)[0].view(-1, *self._coarse_shape)
+        for scale in reversed(self.scales):
+            assert isinstance(scale, _Scale)
+            leaving, rest = rest[:, : scale.dims_leaving], rest[:, scale.dims_leaving :]
+            state = scale.inverse(state, leaving, condition)
+        return state / self.input_scale + 0.5
 
     def log_prob(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return log p(x | y) in nats, (batch,), for x (batch, channels, height, width)."""
@@ -89,72 +116,109 @@ class ConditionalFlow(nn.Module):
         return -0.5 * (z.square().sum(dim=1) + self.dims * math.log(2 * math.pi)) + log_det
 
     def sample(self, condition: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-        """Return x ~ p(x | y), (batch, channels, height, width), for a condition (batch, classes)."""
+        """Return x ~ p(x | y), (batch, channels, height, width), for a condition (batch, conditions)."""
         z = torch.randn(len(condition), self.dims, generator=generator, device=condition.device, dtype=condition.dtype)
         return self.decode(z, condition)
 
-    def _conditions(self, condition: torch.Tensor) -> list[torch.Tensor]:
-        """Spread the condition over the pixels of every scale, (batch, classes, h, w), and keep it flat at the end."""
-        return [
-            condition[:, :, None, None].expand(-1, -1, *shape[1:]) if len(shape) == 3 else condition
-            for shape in self._condition_shapes
-        ]
+    def frozen_names(self, parts: Iterable[str]) -> frozenset[str]:
+        """Return the names of the parameters of some parts: `all`, `dense`, or `scales.<index>`.
+
+        Raises:
+            ConfigError: there is no such part.
+        """
+        names = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        frozen: set[str] = set()
+        for part in parts:
+            inside = [name for name in names if part == "all" or name.startswith(f"{part}.")]
+            if not inside:
+                known = ["all", *(f"scales.{index}" for index in range(len(self.scales))), "dense"]
+                raise ConfigError(f"flow.pretrained.freeze names parts: {', '.join(known)}. Found '{part}'.")
+            frozen.update(inside)
+        return frozenset(frozen)
+
+
+class _Scale(nn.Module):
+    """A downsampling, coupling blocks, and a split: what goes on, and what is a latent already."""
+
+    def __init__(self, config: FlowConfig, scale: ScaleConfig, shape: tuple[int, int, int], conditions: int) -> None:
+        super().__init__()
+        self.downsample = DOWNSAMPLINGS[config.downsampling]([shape])
+        channels, height, width = shape[0] * 4, shape[1] // 2, shape[2] // 2
+        subnet = partial(ConvolutionalSubnet, hidden=scale.channels, conditions=conditions)
+        self.blocks = _Blocks(config, scale.blocks, (channels, height, width), subnet)
+        going_on = channels if scale.split is None else min(channels - 1, max(1, round(scale.split * channels)))
+        self.dims_on = (going_on, height, width)
+        self.shape_leaving = (channels - going_on, height, width)
+        self.dims_leaving = math.prod(self.shape_leaving)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], LogDet]:
+        """Return what goes on (batch, *dims_on), a list of what leaves (batch, dims_leaving), the log-determinant."""
+        x, log_det = self.blocks(self.downsample((x,))[0][0], condition)
+        if not self.dims_leaving:
+            return x, [], log_det
+        return x[:, : self.dims_on[0]], [x[:, self.dims_on[0] :].flatten(1)], log_det
+
+    def inverse(self, going_on: torch.Tensor, leaving: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return x, (batch, channels, height, width), of what went on and what left (batch, dims_leaving)."""
+        joined = torch.cat([going_on, leaving.view(len(leaving), *self.shape_leaving)], dim=1)
+        undone, _ = self.blocks(joined, condition, rev=True)
+        x: torch.Tensor = self.downsample((undone,), rev=True)[0][0]
+        return x
+
+
+class _Blocks(nn.Module):
+    """Coupling blocks, each after a fixed permutation of the channels."""
+
+    def __init__(
+        self, config: FlowConfig, count: int, dims: tuple[int, ...], subnet: Callable[[int, int], nn.Module]
+    ) -> None:
+        super().__init__()
+        self.permutations = nn.ModuleList(permutation(config.permutation, dims) for _ in range(count))
+        self.couplings = nn.ModuleList(
+            coupling_block(config.coupling, dims, subnet, config.clamp) for _ in range(count)
+        )
+
+    def forward(
+        self, x: torch.Tensor, condition: torch.Tensor, rev: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Return x after all blocks and the log-determinant; undone if `rev`."""
+        log_det: LogDet = 0.0
+        pairs = list(zip(self.permutations, self.couplings, strict=True))
+        for permute, couple in reversed(pairs) if rev else pairs:
+            if rev:
+                x, change = couple((x, condition), rev=True)
+                x = permute(x, rev=True)
+            else:
+                x, change = couple((permute(x), condition))
+            log_det = log_det + change
+        return x, log_det
 
 
 def check_flow(config: FlowConfig, shape: tuple[int, int, int]) -> None:
-    """Check that an architecture fits images of a shape.
+    """Check that an architecture names what exists, and fits images of a shape.
 
     Raises:
-        ConfigError: a downsampling is unknown, or the image cannot be halved as often as there are scales.
+        ConfigError: a name is unknown, or the image cannot be halved as often as there are scales.
     """
-    if config.downsampling not in DOWNSAMPLINGS:
-        raise ConfigError(
-            f"Unknown downsampling '{config.downsampling}'. Choose one of: {', '.join(sorted(DOWNSAMPLINGS))}."
-        )
+    for field, known in (("coupling", COUPLINGS), ("downsampling", DOWNSAMPLINGS), ("permutation", PERMUTATIONS)):
+        name = getattr(config, field)
+        if name not in known:
+            raise ConfigError(f"Unknown {field} '{name}'. Choose one of: {', '.join(sorted(known))}.")
     factor = 2 ** len(config.scales)
     if shape[1] % factor or shape[2] % factor:
         raise ConfigError(
             f"Every scale of a flow halves the image. {len(config.scales)} scales need sides that {factor} divides. "
             f"Found {shape[1]} x {shape[2]}; use fewer scales."
         )
-
-
-def _build(config: FlowConfig, shape: tuple[int, int, int], classes: int) -> tuple[ff.GraphINN, list[tuple[int, ...]]]:
-    nodes: list[ff.Node] = [ff.InputNode(*shape, name="input")]
-    conditions: list[ff.ConditionNode] = []
-    channels, height, width = shape
-    for scale in config.scales:
-        nodes.append(ff.Node(nodes[-1], DOWNSAMPLINGS[config.downsampling], {}))
-        channels, height, width = channels * 4, height // 2, width // 2
-        conditions.append(ff.ConditionNode(classes, height, width))
-        subnet = partial(convolutional_subnet, hidden=scale.channels)
-        nodes.extend(_coupling_blocks(nodes[-1], scale.blocks, subnet, conditions[-1], config.clamp))
-    nodes.append(ff.Node(nodes[-1], fm.Flatten, {}))
-    if config.dense.blocks:
-        conditions.append(ff.ConditionNode(classes))
-        subnet = partial(dense_subnet, hidden=config.dense.width)
-        nodes.extend(_coupling_blocks(nodes[-1], config.dense.blocks, subnet, conditions[-1], config.clamp))
-    nodes.append(ff.OutputNode(nodes[-1], name="latent"))
-    return ff.GraphINN([*nodes, *conditions]), [tuple(node.dims) for node in conditions]
-
-
-def _coupling_blocks(
-    last: ff.Node, count: int, subnet: Any, condition: ff.ConditionNode, clamp: float
-) -> Iterator[ff.Node]:
-    """Yield blocks of a fixed channel permutation and a GLOW coupling."""
-    arguments: Mapping[str, Any] = {"subnet_constructor": subnet, "clamp": clamp}
-    for _ in range(count):
-        last = ff.Node(last, fm.PermuteRandom, {})
-        yield last
-        last = ff.Node(last, fm.GLOWCouplingBlock, dict(arguments), conditions=condition)
-        yield last
+    if not config.scales and math.prod(shape) < 2:
+        raise ConfigError(f"A coupling block needs two dimensions. An image of shape {shape} has one; add pixels.")
 
 
 @contextmanager
 def _fixed_randomness(seed: int) -> Iterator[None]:
     """Seed torch's and numpy's global generators inside the block, and put both back after it.
 
-    FrEIA draws permutations from numpy's global generator; noise drawn from it afterwards would repeat.
+    Permutations are drawn from numpy's global generator; noise drawn from it afterwards would repeat.
     """
     numpy_state = np.random.get_state()
     with torch.random.fork_rng(devices=[]):

@@ -2,9 +2,17 @@
 
 import torch
 
-__all__ = ["one_hot"]
+__all__ = ["condition_of"]
 
 
-def one_hot(labels: torch.Tensor, classes: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Return the one-hot condition (records, classes) of labels, int64 (records,)."""
-    return torch.nn.functional.one_hot(labels, classes).to(dtype)
+def condition_of(labels: torch.Tensor, dims: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Return the condition (records, dims) of labels: one-hot of classes, multi-hot of attributes.
+
+    Args:
+        labels: integers, (records,) for the class of each record, below `dims`; or (records, dims) for attributes
+            that a record has (1) or lacks (0).
+        dims: length of the condition.
+    """
+    if labels.dim() == 1:
+        return torch.nn.functional.one_hot(labels, dims).to(dtype)
+    return labels.to(dtype)

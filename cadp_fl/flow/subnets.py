@@ -1,28 +1,63 @@
-"""The networks inside a coupling block. Their last layer starts at zero, so that a new block is the identity."""
+"""The networks inside a coupling block: (x, y) -> the parameters of an affine map.
 
+The condition y enters after the first layer, one value a hidden channel, so that it is never spread over pixels. The
+last layer starts at zero, so that a new block is the identity.
+"""
+
+from typing import TypeVar
+
+import torch
 from torch import nn
 
-__all__ = ["convolutional_subnet", "dense_subnet"]
+__all__ = ["ConvolutionalSubnet", "DenseSubnet"]
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
-def convolutional_subnet(channels_in: int, channels_out: int, *, hidden: int) -> nn.Sequential:
-    """Return (batch, channels_in, h, w) -> (batch, channels_out, h, w) by two 3 x 3 convolutions."""
-    return _zero_last(
-        nn.Sequential(
-            nn.Conv2d(channels_in, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, channels_out, 3, padding=1)
-        )
-    )
+class ConvolutionalSubnet(nn.Module):
+    """conv3x3(relu(conv3x3(x) + W y)).
+
+    Args:
+        channels_in: channels of x, (batch, channels_in, height, width).
+        channels_out: channels of the result, (batch, channels_out, height, width).
+        hidden: channels in between.
+        conditions: length of y, (batch, conditions).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, hidden: int, conditions: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels_in, hidden, 3, padding=1)
+        self.condition = nn.Linear(conditions, hidden, bias=False)
+        self.last = _zeroed(nn.Conv2d(hidden, channels_out, 3, padding=1))
+
+    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return the parameters of the coupling for (x, y)."""
+        x, condition = inputs
+        # Channels last where there are many of them; the coupling itself works on a few, and is faster without.
+        hidden = self.first(x.contiguous(memory_format=torch.channels_last))
+        hidden = torch.relu_(hidden + self.condition(condition)[:, :, None, None])
+        parameters: torch.Tensor = self.last(hidden)
+        return parameters.contiguous()
 
 
-def dense_subnet(dims_in: int, dims_out: int, *, hidden: int) -> nn.Sequential:
-    """Return (batch, dims_in) -> (batch, dims_out) by two linear layers."""
-    return _zero_last(nn.Sequential(nn.Linear(dims_in, hidden), nn.ReLU(), nn.Linear(hidden, dims_out)))
+class DenseSubnet(nn.Module):
+    """linear(relu(linear(x) + W y)), (batch, dims_in) to (batch, dims_out); `conditions` is the length of y."""
+
+    def __init__(self, dims_in: int, dims_out: int, *, hidden: int, conditions: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(dims_in, hidden)
+        self.condition = nn.Linear(conditions, hidden, bias=False)
+        self.last = _zeroed(nn.Linear(hidden, dims_out))
+
+    def forward(self, inputs: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return the parameters of the coupling for (x, y)."""
+        x, condition = inputs
+        parameters: torch.Tensor = self.last(torch.relu_(self.first(x) + self.condition(condition)))
+        return parameters
 
 
-def _zero_last(network: nn.Sequential) -> nn.Sequential:
-    last = network[-1]
-    assert isinstance(last, (nn.Conv2d, nn.Linear))
-    assert last.bias is not None
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    return network
+def _zeroed(layer: Layer) -> Layer:
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,17 +1,22 @@
 """Maximum likelihood: minimise E[-log2 p(x | y)] / dims, in bits per dimension, without privacy."""
 
 import math
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from cadp_fl.config import FlowTrainingConfig
+from cadp_fl.device import PhysicalBatch, reduced_precision
 from cadp_fl.errors import TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.conditions import one_hot
+from cadp_fl.flow.conditions import condition_of
 from cadp_fl.schedule import cosine
 
 __all__ = ["Progress", "bits_per_dim", "dequantize", "quantize", "train_flow"]
+
+STEPS_BETWEEN_LOOKS = 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def quantize(x: torch.Tensor, levels: int) -> torch.Tensor:
 
 def bits_per_dim(flow: ConditionalFlow, images: torch.Tensor, labels: torch.Tensor, levels: int) -> torch.Tensor:
     """Return -log2 p(x | y) / dims + log2(levels) at the middle of each level, (batch,)."""
-    log_prob = flow.log_prob(dequantize(images, levels), one_hot(labels, flow.classes))
+    log_prob = flow.log_prob(dequantize(images, levels), condition_of(labels, flow.conditions))
     return -log_prob / (flow.dims * math.log(2)) + math.log2(levels)
 
 
@@ -55,43 +60,82 @@ def train_flow(
     levels: int,
     progress: Progress,
     generator: torch.Generator,
+    frozen: Collection[str] = (),
 ) -> float:
     """Train in place for one round, and return the mean loss in bits per dimension.
 
     Args:
         images: uint8, (records, channels, height, width), on the flow's device.
-        labels: int64, (records,).
+        labels: of the condition, int64, (records,) or (records, conditions); see `condition_of`.
         generator: shuffles and dequantizes; on the flow's device. Not a source of privacy.
+        frozen: names of parameters that stay as they are.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
-    parameters = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+    parameters = [each for name, each in flow.named_parameters() if each.requires_grad and name not in frozen]
     optimizer = torch.optim.Adam(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True
     )
     batches = math.ceil(len(labels) / config.batch_size)
     steps = config.local_epochs * batches
-    total, seen = 0.0, 0
+    physical = PhysicalBatch(config.batch_size)
+    total, seen = torch.zeros((), dtype=torch.float64, device=images.device), 0
     flow.train()
-    for step in range(steps):
-        if step % batches == 0:
-            order = torch.randperm(len(labels), generator=generator, device=images.device)
-        chosen = order[(step % batches) * config.batch_size :][: config.batch_size]
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * cosine((progress.index + step / steps) / progress.rounds)
-        noise = torch.rand(len(chosen), *flow.shape, generator=generator, device=images.device)
-        log_prob = flow.log_prob(dequantize(images[chosen], levels, noise), one_hot(labels[chosen], flow.classes))
-        loss = -log_prob.mean() / (flow.dims * math.log(2)) + math.log2(levels)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"The flow's loss must stay finite. Found {loss.item()} at step {step + 1} of round "
-                f"{progress.index + 1}; lower flow.training.learning_rate ({config.learning_rate:g}) or flow.clamp."
-            )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
-        optimizer.step()
-        total += loss.item() * len(chosen)
-        seen += len(chosen)
-    return total / seen
+    with reduced_precision(), _gradients_of(flow, parameters):
+        for step in range(steps):
+            if step % batches == 0:
+                order = torch.randperm(len(labels), generator=generator, device=images.device)
+            chosen = order[(step % batches) * config.batch_size :][: config.batch_size]
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * cosine((progress.index + step / steps) / progress.rounds)
+            offset = torch.rand(len(chosen), *flow.shape, generator=generator, device=images.device)
+            x = dequantize(images[chosen], levels, offset)
+            condition = condition_of(labels[chosen], flow.conditions)
+            optimizer.zero_grad(set_to_none=True)
+            total += _accumulate_gradients(flow, x, condition, physical, restart=optimizer.zero_grad)
+            seen += len(chosen)
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
+            optimizer.step()
+            # Rarely, since each look waits for the device; a loss that is not finite stays so.
+            if ((step + 1) % STEPS_BETWEEN_LOOKS == 0 or step + 1 == steps) and not torch.isfinite(total):
+                raise TrainingError(
+                    f"The flow's loss must stay finite. Found {total.item() / seen} by step {step + 1} of round "
+                    f"{progress.index + 1}; lower flow.training.learning_rate ({config.learning_rate:g}) or flow.clamp "
+                    f"({flow.clamp:g})."
+                )
+    return total.item() / (seen * flow.dims * math.log(2)) + math.log2(levels)
+
+
+def _accumulate_gradients(
+    flow: ConditionalFlow,
+    x: torch.Tensor,
+    condition: torch.Tensor,
+    physical: PhysicalBatch,
+    *,
+    restart: Callable[[], None],
+) -> torch.Tensor:
+    """Add the gradients of the batch's mean loss in bits per dimension, and return -sum log p(x | y) in nats."""
+    scale = 1 / (len(x) * flow.dims * math.log(2))
+
+    def of_part(part: slice) -> torch.Tensor:
+        loss = -flow.log_prob(x[part], condition[part]).sum()
+        (loss * scale).backward()
+        return loss.detach().double()
+
+    return torch.stack(physical.each(len(x), of_part, restart=restart)).sum()
+
+
+@contextmanager
+def _gradients_of(flow: ConditionalFlow, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    """Compute gradients of these parameters alone inside the block."""
+    others = [each for each in flow.parameters() if each.requires_grad and not any(each is kept for kept in parameters)]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
+        for parameter in flow.parameters():
+            parameter.grad = None

@@ -22,7 +22,7 @@ from scipy.stats import chi2
 from cadp_fl.data.schema import Dataset
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.conditions import one_hot
+from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize, quantize
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
@@ -125,7 +125,7 @@ def privatize(
     for start in range(0, len(records), batch_size):
         part = slice(start, start + batch_size)
         images = torch.from_numpy(records.images[part]).to(device)
-        condition = one_hot(torch.from_numpy(records.labels[part]).to(device), flow.classes)
+        condition = condition_of(torch.from_numpy(records.labels[part]).to(device), flow.conditions)
         latents, _ = flow.encode(dequantize(images, records.schema.levels), condition)
         noised = settings.mechanism(latents[:, : settings.latent_dims], noise=perturbation) * settings.factor
         fresh = prior.normal((len(images), flow.dims - settings.latent_dims), 1.0, like=latents)

@@ -1,5 +1,8 @@
 """One list of properties that every flow passes."""
 
+import hashlib
+
+import FrEIA.modules as fm
 import numpy as np
 import pytest
 import torch
@@ -7,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cadp_fl.config import FlowConfig, FlowTrainingConfig
-from cadp_fl.errors import ConfigError, TrainingError
+from cadp_fl.errors import ConfigError, MemoryLimitError, TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.conditions import one_hot
+from cadp_fl.flow.conditions import condition_of
+from cadp_fl.flow.permutations import MAX_SOFT_DIMS, HardPermutation, Rotation, permutation
 from cadp_fl.flow.training import Progress, bits_per_dim, dequantize, quantize, train_flow
 from cadp_fl.schedule import cosine
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
@@ -19,6 +23,15 @@ CONFIGS = {
     "convolutional-only": FlowConfig(scales=[{"blocks": 2, "channels": 8}], dense={"blocks": 0}),
     "checkerboard": FlowConfig(scales=[{"blocks": 1, "channels": 8}], downsampling="checkerboard"),
     "dense": FlowConfig(dense={"blocks": 3, "width": 16}),
+    "gin": FlowConfig(coupling="gin", scales=[{"blocks": 2, "channels": 8}], dense={"blocks": 2, "width": 16}),
+    "rnvp": FlowConfig(coupling="rnvp", scales=[{"blocks": 2, "channels": 8}], dense={"blocks": 2, "width": 16}),
+    "soft": FlowConfig(permutation="soft", scales=[{"blocks": 2, "channels": 8}], dense={"blocks": 2, "width": 16}),
+    "split": FlowConfig(
+        scales=[{"blocks": 2, "channels": 8, "split": 0.5}, {"blocks": 2, "channels": 8, "split": 0.25}],
+        dense={"blocks": 2, "width": 16},
+        permutation="soft",
+    ),
+    "split-only": FlowConfig(scales=[{"blocks": 2, "channels": 8, "split": 0.25}] * 2, dense={"blocks": 0}),
 }
 SHAPE = (1, 8, 8)
 
@@ -36,7 +49,7 @@ def build(name, shape=SHAPE, seed=3, shake=0.05):
 
 def batch(count, shape=SHAPE, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(count, *shape, generator=generator), one_hot(
+    return torch.rand(count, *shape, generator=generator), condition_of(
         torch.randint(0, 5, (count,), generator=generator), 5
     )
 
@@ -67,7 +80,7 @@ def test_decode_inverts_encode_after_training(name):
     labels = torch.randint(0, 5, (64,), generator=generator)
     config = FlowTrainingConfig(local_epochs=5, batch_size=16)
     train_flow(flow, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator)
-    x, condition = dequantize(images, 256), one_hot(labels, 5)
+    x, condition = dequantize(images, 256), condition_of(labels, 5)
     with torch.no_grad():
         assert (flow.decode(flow.encode(x, condition)[0], condition) - x).abs().max() < 1e-4
 
@@ -133,7 +146,7 @@ def test_a_new_flow_permutes_and_scales_alone(name):
 @every_flow
 def test_samples_repeat_with_their_generator(name):
     flow = build(name)
-    condition = one_hot(torch.tensor([0, 1, 2]), 5)
+    condition = condition_of(torch.tensor([0, 1, 2]), 5)
     first, second = (flow.sample(condition, generator=torch.Generator().manual_seed(4)) for _ in range(2))
     assert first.shape == (3, *SHAPE)
     assert torch.equal(first, second)
@@ -162,7 +175,7 @@ def test_decoding_leaves_the_latent_as_it_was():
     flow = build("convolutional-only")
     z = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
     kept = z.clone()
-    flow.decode(z, one_hot(torch.tensor([0, 1]), 5))
+    flow.decode(z, condition_of(torch.tensor([0, 1]), 5))
     assert torch.equal(z, kept)
 
 
@@ -181,6 +194,9 @@ def test_weights_move_between_flows_and_fixed_parts_do_not():
     [
         (CONFIGS["convolutional"], (1, 6, 8), "2 scales need sides that 4 divides. Found 6 x 8"),
         (FlowConfig(scales=[{}], downsampling="wavelet"), SHAPE, "Unknown downsampling 'wavelet'"),
+        (FlowConfig(scales=[{}], coupling="nice"), SHAPE, "Unknown coupling 'nice'. Choose one of: gin, glow, rnvp"),
+        (FlowConfig(scales=[{}], permutation="none"), SHAPE, "Unknown permutation 'none'. Choose one of: hard, soft"),
+        (FlowConfig(), (1, 1, 1), "A coupling block needs two dimensions"),
     ],
 )
 def test_an_architecture_that_does_not_fit_is_refused(config, shape, sentence):
@@ -223,12 +239,158 @@ def test_training_lowers_the_bits():
     assert bits_per_dim(flow, images, labels, 256).mean().item() < before - 1
 
 
+def test_the_coarsest_latents_come_first():
+    """What a release privatizes is the leading dimensions; those of a split scale stand behind the dense ones."""
+    flow = build("split")
+    x, condition = batch(2)
+    fine, coarse = [each.dims_leaving for each in flow.scales]
+    z, _ = flow.encode(x, condition)
+    assert (fine, coarse) == (32, 24)
+    state, leaving, _ = flow.scales[0]((x - 0.5) * flow.input_scale, condition)
+    torch.testing.assert_close(z[:, -fine:], leaving[0])
+    torch.testing.assert_close(z[:, -fine - coarse : -fine], flow.scales[1](state, condition)[1][0])
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3, 7, 64, 512])
+def test_a_soft_permutation_is_a_rotation_that_mixes_all(dims):
+    np.random.seed(dims)
+    matrix = Rotation((dims,)).matrix
+    torch.testing.assert_close(matrix @ matrix.T, torch.eye(dims, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert dims < 3 or (matrix != 0).double().mean() > 0.9
+
+
+def test_a_soft_permutation_has_the_same_bits_on_every_machine():
+    """Sites compare hashes of fixed parts, so a rotation must not pass through a linear-algebra library."""
+    np.random.seed(1)
+    digest = hashlib.sha256(Rotation((48,)).matrix.numpy().tobytes()).hexdigest()
+    assert digest[:16] == "dfd6d181101faa0b"
+
+
+def test_a_soft_permutation_is_hard_where_it_would_be_large():
+    assert isinstance(permutation("soft", (MAX_SOFT_DIMS, 2, 2)), Rotation)
+    assert isinstance(permutation("soft", (MAX_SOFT_DIMS + 1,)), HardPermutation)
+
+
+def test_gin_preserves_volume():
+    flow = build("gin")
+    x, condition = batch(3)
+    assert flow.encode(x, condition)[1].tolist() == pytest.approx([64 * np.log(2.0)] * 3, rel=1e-6)
+
+
+def test_attributes_condition_a_flow_as_classes_do():
+    flow = build("convolutional")
+    classes = torch.tensor([0, 3])
+    attributes = torch.zeros(2, 5, dtype=torch.int64).scatter(1, classes[:, None], 1)
+    assert torch.equal(condition_of(classes, 5), condition_of(attributes, 5))
+    x, _ = batch(2)
+    both = condition_of(torch.ones(2, 5, dtype=torch.int64), 5)
+    assert (flow.encode(x, both)[0] - flow.encode(x, condition_of(classes, 5))[0]).abs().max() > 1e-4
+
+
+def freia_loop(flow):
+    """The same function by FrEIA's own means: conditions spread over the pixels, joined to the input."""
+
+    def encode(x, condition):
+        state = (x - 0.5) * flow.input_scale
+        log_det = torch.full((len(x),), flow.dims * np.log(flow.input_scale))
+        for scale in [*flow.scales, None]:
+            if scale is not None:
+                state = scale.downsample((state,))[0][0]
+            else:
+                state = state.flatten(1)
+            blocks = flow.dense if scale is None else scale.blocks
+            for permute, couple in zip(blocks.permutations, blocks.couplings, strict=True):
+                state = permute(state)
+                plain = fm.GLOWCouplingBlock(
+                    [tuple(state.shape[1:])],
+                    [(flow.conditions, *state.shape[2:])],
+                    subnet_constructor=lambda *_: None,
+                    clamp=couple.clamp,
+                )
+                plain.subnet1, plain.subnet2 = (
+                    lambda u, net=net: net(
+                        (
+                            u[:, : -flow.conditions],
+                            u[:, -flow.conditions :].flatten(2)[..., 0] if u.dim() == 4 else u[:, -flow.conditions :],
+                        )
+                    )
+                    for net in (couple.subnet1, couple.subnet2)
+                )
+                spread = condition
+                if state.dim() == 4:
+                    spread = condition[:, :, None, None].expand(-1, -1, *state.shape[2:])
+                (state,), change = plain((state,), [spread])
+                log_det = log_det + change
+        return state, log_det
+
+    return encode
+
+
+def test_a_coupling_block_is_freias():
+    flow = build("convolutional")
+    x, condition = batch(3)
+    ours, theirs = flow.encode(x, condition), freia_loop(flow)(x, condition)
+    torch.testing.assert_close(ours[0], theirs[0])
+    torch.testing.assert_close(ours[1], theirs[1])
+
+
+def test_frozen_parts_stay_as_they_are_and_the_others_move():
+    flow = build("convolutional")
+    before = get_weights(flow)
+    images = torch.randint(0, 256, (16, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    frozen = flow.frozen_names(["scales.0", "dense"])
+    train_flow(
+        flow, images, torch.zeros(16, dtype=torch.int64), FlowTrainingConfig(local_epochs=1), levels=256,
+        progress=Progress(0, 1), generator=torch.Generator().manual_seed(0), frozen=frozen,
+    )  # fmt: skip
+    moved = {name for name, array in get_weights(flow).items() if not np.array_equal(array, before[name])}
+    assert moved
+    assert not moved & frozen
+    assert all(name.startswith("scales.1.") for name in moved)
+    assert flow.frozen_names(["all"]) == set(before)
+    with pytest.raises(ConfigError, match=r"all, scales.0, scales.1, dense. Found 'scales.7'"):
+        flow.frozen_names(["scales.7"])
+
+
+def test_running_out_of_memory_halves_the_physical_batch_and_changes_nothing(monkeypatch):
+    images = torch.randint(0, 256, (24, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    labels = torch.arange(24) % 5
+    sizes, room = [], 24
+
+    def train():
+        flow = ConditionalFlow(CONFIGS["convolutional"], SHAPE, 5, seed=0)
+        plain = flow.log_prob
+
+        def log_prob(x, condition):
+            if len(x) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            sizes.append(len(x))
+            return plain(x, condition)
+
+        flow.log_prob = log_prob
+        generator = torch.Generator().manual_seed(2)
+        config = FlowTrainingConfig(local_epochs=2, batch_size=24)
+        loss = train_flow(flow, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator)
+        return loss, get_weights(flow)
+
+    whole, whole_weights = train()
+    sizes, room = [], 7
+    parts, part_weights = train()
+    assert max(sizes) == 6
+    assert parts == pytest.approx(whole, rel=1e-6)
+    for name, array in whole_weights.items():
+        np.testing.assert_allclose(part_weights[name], array, atol=1e-5)
+    room = 0
+    with pytest.raises(MemoryLimitError, match=r"A record must fit into memory\. One does not"):
+        train()
+
+
 def test_training_stops_on_a_loss_that_is_not_finite_and_says_what_to_lower():
     flow = ConditionalFlow(CONFIGS["dense"], SHAPE, 5, seed=0)
     images, labels = torch.zeros(32, *SHAPE, dtype=torch.uint8), torch.zeros(32, dtype=torch.int64)
     with torch.no_grad():
         next(each for each in flow.parameters() if each.requires_grad).fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"lower flow.training.learning_rate \(0.002\) or flow.clamp"):
+    with pytest.raises(TrainingError, match=r"lower flow.training.learning_rate \(0.002\) or flow.clamp \(1.5\)"):
         train_flow(
             flow, images, labels, FlowTrainingConfig(), levels=256, progress=Progress(0, 1),
             generator=torch.Generator(),

@@ -7,7 +7,7 @@ from cadp_fl.config import FlowConfig
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.conditions import one_hot
+from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
@@ -88,7 +88,9 @@ def test_a_released_latent_is_the_shrunk_noised_clip_and_fresh_prior():
     network.decode = lambda z, condition: captured.append(z) or original(z, condition)
     privatize(network, data, how, noise=NoiseSource.from_seed(1), device=CPU)
     latents = torch.cat(captured)
-    encoded, _ = network.encode(dequantize(torch.from_numpy(data.images), 256), one_hot(torch.zeros(count).long(), 3))
+    encoded, _ = network.encode(
+        dequantize(torch.from_numpy(data.images), 256), condition_of(torch.zeros(count).long(), 3)
+    )
     centre = encoded[:, :4] / encoded[:, :4].norm(dim=1, keepdim=True)
     assert kstest(((latents[:, :4] / how.factor - centre) / 1.0).detach().flatten().numpy(), "norm").pvalue > 1e-4
     assert kstest(latents[:, 4:].detach().flatten().numpy(), "norm").pvalue > 1e-4
