@@ -28,6 +28,7 @@ __all__ = [
     "FlowConfig",
     "FlowTrainingConfig",
     "PartitionConfig",
+    "PretrainedConfig",
     "ReleaseConfig",
     "ScaleConfig",
     "Settings",
@@ -131,6 +132,16 @@ class FlowTrainingConfig(Settings):
     max_gradient_norm: Positive = Field(10.0, description="clipping norm of the averaged gradient (no privacy)")
 
 
+class PretrainedConfig(Settings):
+    """A flow to start from."""
+
+    path: Path = Field(description="a flow that cadp-fl pretrain or a run stored; relative to the config file")
+    trained_on: Literal["public", "private"] = Field(
+        description="public: a declaration that no private record had a part in it, on which the guarantee then rests"
+    )
+    freeze: tuple[str, ...] = Field((), description="parts that stay as they are: all, dense, scales.0, scales.1, ...")
+
+
 class FlowConfig(Settings):
     """Architecture and training of the conditional flow. Without scales it is dense."""
 
@@ -144,6 +155,20 @@ class FlowConfig(Settings):
     clamp: Positive = Field(1.5, description="largest log-scale of one coupling (soft)")
     input_scale: Positive = Field(2.0, description="public factor from a pixel in [-0.5, 0.5] to the flow's input")
     training: FlowTrainingConfig = FlowTrainingConfig()
+    pretrained: PretrainedConfig | None = Field(None, description="a flow to start from; new weights without it")
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the flow is used as it is: nothing of it is trained on the sites' records."""
+        return self.training.rounds == 0 or (self.pretrained is not None and "all" in self.pretrained.freeze)
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> "FlowConfig":
+        if self.training.rounds == 0 and self.pretrained is None:
+            raise ValueError(
+                "a flow is trained or pretrained. Found training.rounds 0 and no flow.pretrained; give one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_blocks(self) -> "FlowConfig":
@@ -236,8 +261,7 @@ Model = TypeVar("Model", bound=BaseModel)
 def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
     """Read a study from YAML, apply `dotted.key=value` overrides and resolve relative paths.
 
-    `${NAME}` and `${NAME:-default}` expand from the environment. A relative `data.path` is relative to the
-    config file.
+    `${NAME}` and `${NAME:-default}` expand from the environment. A relative path is relative to the config file.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
@@ -257,10 +281,19 @@ def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
     for override in overrides:
         _override(tree, override)
     study = parse(StudyConfig, _expand(tree))
+    folder = path.resolve().parent
     if study.data.path is not None:
-        absolute = (path.resolve().parent / study.data.path.expanduser()).resolve()
-        study = study.model_copy(update={"data": study.data.model_copy(update={"path": absolute})})
+        study = study.model_copy(update={"data": _located(study.data, folder)})
+    if study.flow.pretrained is not None:
+        pretrained = _located(study.flow.pretrained, folder)
+        study = study.model_copy(update={"flow": study.flow.model_copy(update={"pretrained": pretrained})})
     return study
+
+
+def _located(config: Model, folder: Path) -> Model:
+    """Return a config whose `path` is absolute; a relative one is below `folder`."""
+    path: Path = getattr(config, "path")  # noqa: B009
+    return config.model_copy(update={"path": (folder / path.expanduser()).resolve()})
 
 
 def dump_study(study: StudyConfig) -> str:

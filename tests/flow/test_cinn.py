@@ -294,10 +294,7 @@ def freia_loop(flow):
         state = (x - 0.5) * flow.input_scale
         log_det = torch.full((len(x),), flow.dims * np.log(flow.input_scale))
         for scale in [*flow.scales, None]:
-            if scale is not None:
-                state = scale.downsample((state,))[0][0]
-            else:
-                state = state.flatten(1)
+            state = state.flatten(1) if scale is None else scale.downsample((state,))[0][0]
             blocks = flow.dense if scale is None else scale.blocks
             for permute, couple in zip(blocks.permutations, blocks.couplings, strict=True):
                 state = permute(state)
