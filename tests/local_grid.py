@@ -20,7 +20,9 @@ class LocalGrid(Grid):
         self.sent: list[Message] = []
         self.replies: list[Message] = []
         self.fail: dict[tuple[int, str], str] = {}
-        """Nodes that fail, by (node, message type): `silent` gives no answer, `crash` a Flower error."""
+        """Nodes that fail, by (node, message type): `silent` gives no answer, `crash` a Flower error, and `late-once`
+        answers one message only when others are sent."""
+        self._held: dict[str, Message] = {}
         self._numbers = itertools.count(1)
         self._waiting: dict[str, Message] = {}
         self.contexts = {
@@ -39,6 +41,8 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         ids = []
+        self._waiting |= self._held
+        self._held = {}
         for message in messages:
             message_id = str(next(self._numbers))
             message.metadata.__dict__["_message_id"] = message_id
@@ -53,7 +57,11 @@ class LocalGrid(Grid):
             else:
                 reply = self.app(copy.deepcopy(message), self.contexts[node])
             self.replies.append(reply)
-            self._waiting[message_id] = copy.deepcopy(reply)
+            if failure == "late-once":
+                del self.fail[(node, message.metadata.message_type)]
+                self._held[message_id] = copy.deepcopy(reply)
+            else:
+                self._waiting[message_id] = copy.deepcopy(reply)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

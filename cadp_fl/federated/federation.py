@@ -51,8 +51,12 @@ class Transport(Protocol):
 
     def exchange(
         self, requests: Mapping[int, Request], *, group: str, on_answer: Callable[[int, Answer], None]
-    ) -> dict[int, Answer]:
-        """Send a request to each node, and return what came back in time, by node."""
+    ) -> frozenset[int]:
+        """Send a request to each node, call back with what comes in time, and return the nodes that could not be asked.
+
+        A node has one request at a time. One that is still at work on an earlier request gets the new one when it has
+        answered the old one, whose answer is dropped; an exchange does not wait for that.
+        """
         ...
 
 
@@ -65,8 +69,6 @@ class Federation:
         needed: number of sites below which a phase stops the run.
         recorder: is told of every answer.
         roster: node id by site; frozen once the sites have described themselves.
-        late: sites that let a deadline pass. They are not asked again: they may still be at work on what they were
-            asked, and two requests at once would race for one ledger.
         missing: who did not answer, and why; one entry a site and phase.
         traffic: bytes by site.
     """
@@ -75,7 +77,6 @@ class Federation:
     needed: int
     recorder: Recorder
     roster: Roster = field(default_factory=dict)
-    late: set[str] = field(default_factory=set)
     missing: list[Missing] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
 
@@ -86,26 +87,28 @@ class Federation:
 
     def ask(
         self,
-        request: Request,
+        request: Request | Mapping[str, Request],
         *,
         phase: str,
         round: int = 1,
         of: int = 1,
         check: Callable[[str, Reply], None] = lambda site, reply: None,
     ) -> dict[str, Reply]:
-        """Send one request to every site that is not late, and return the replies that pass, by site in order of name.
+        """Send a request to every site, and return the replies that pass, by site in order of name.
 
         Args:
-            request: what to ask.
+            request: what to ask all; or what to ask some, by site, for which no quorum is needed.
             phase: the phase of the run, for progress and for naming who is missing.
             round: number of the round in its phase, from 1.
             of: number of rounds in the phase.
             check: raises a `CadpError` where a reply does not fit.
 
         Raises:
-            FederationError: fewer sites than needed answered.
+            FederationError: all were asked, and fewer sites than needed answered.
         """
-        names = {node: site for site, node in self.roster.items() if site not in self.late}
+        needed = 0 if isinstance(request, Mapping) else self.needed
+        asked = dict(request) if isinstance(request, Mapping) else dict.fromkeys(self.sites, request)
+        names = {self.roster[site]: site for site in asked}
         answers: dict[str, Answer] = {}
 
         def on_answer(node: int, answer: Answer) -> None:
@@ -113,28 +116,26 @@ class Federation:
             answers[site] = self._checked(site, answer, check)
             self.recorder.answer(phase, round, of, site, answers[site])
 
-        down = sum(array.nbytes for array in request.arrays.values())
-        for site in names.values():
-            self.traffic.setdefault(site, Traffic()).down += down
-        self.transport.exchange(dict.fromkeys(names, request), group=f"{phase}-{round}", on_answer=on_answer)
+        by_node = {self.roster[site]: each for site, each in asked.items()}
+        busy = self.transport.exchange(by_node, group=f"{phase}-{round}", on_answer=on_answer)
         replies: dict[str, Reply] = {}
-        for site in self.sites:
-            answer = answers.get(site)
+        for site in sorted(asked):
+            answer, traffic = answers.get(site), self.traffic.setdefault(site, Traffic())
+            if self.roster[site] not in busy:
+                traffic.down += sum(array.nbytes for array in asked[site].arrays.values())
             if isinstance(answer, Reply):
-                self.traffic[site].up += sum(array.nbytes for array in answer.arrays.values())
+                traffic.up += sum(array.nbytes for array in answer.arrays.values())
                 replies[site] = answer
             elif answer is not None:
                 self._note_missing(site, phase, str(answer))
-            elif site in self.late:
-                self._note_missing(site, phase, "was late before, and is not asked again")
+            elif self.roster[site] in busy:
+                self._note_missing(site, phase, "was still at work on an earlier request")
             else:
-                self.late.add(site)
                 self._note_missing(site, phase, "did not answer in time")
-        if len(replies) < self.needed:
+        if len(replies) < needed:
             lost = "; ".join(f"{gap.site}: {gap.reason}" for gap in self.missing if gap.phase == phase)
             raise FederationError(
-                f"Phase '{phase}' needs {self.needed} sites (sites.quorum). {len(replies)} of {len(self.sites)} "
-                f"answered. {lost}"
+                f"Phase '{phase}' needs {needed} sites (sites.quorum). {len(replies)} of {len(asked)} answered. {lost}"
             )
         return replies
 

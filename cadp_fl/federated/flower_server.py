@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 from flwr.app import Context, Message
@@ -36,6 +36,8 @@ class GridTransport:
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._pause = pause
+        self._unanswered: dict[int, str] = {}
+        """Id of the message that a node did not answer in time, by node."""
 
     def nodes(self, expected: int) -> list[int]:
         """Return the ids of the nodes, once `expected` are there or the join timeout has passed."""
@@ -48,25 +50,49 @@ class GridTransport:
 
     def exchange(
         self, requests: Mapping[int, Request], *, group: str, on_answer: Callable[[int, Answer], None]
-    ) -> dict[int, Answer]:
-        """Send a request to each node, and return what came back in time, by node."""
+    ) -> frozenset[int]:
+        """Send a request to each node, call back with what comes in time, and return the nodes that could not be asked.
+
+        A node has one request at a time: two would race for its state. One that is still at work on an earlier request
+        gets the new one when it has answered the old one, whose answer is dropped; an exchange does not wait for that.
+        """
+        late = {node for node in requests if node in self._unanswered}
+        busy = late - self._free(late)
+        waiting = self._push({node: request for node, request in requests.items() if node not in busy}, group)
+        deadline = time.monotonic() + self._timeout
+        while waiting and time.monotonic() < deadline:
+            for reply in self._pull(waiting.values()):
+                node = next(node for node, message in waiting.items() if message == reply.metadata.reply_to_message_id)
+                del waiting[node]
+                on_answer(node, _answer(reply))
+            rejoined = {node: requests[node] for node in self._free(busy)}
+            busy -= set(rejoined)
+            waiting |= self._push(rejoined, group)
+            time.sleep(self._pause)
+        self._unanswered |= waiting
+        return frozenset(busy)
+
+    def _push(self, requests: Mapping[int, Request], group: str) -> dict[int, str]:
+        """Send requests, and return the id of each message by node."""
         # A list, since a Grid may walk through the messages twice.
         messages = [
             Message(encode_request(request), dst_node_id=node, message_type=ACTIONS[request.action], group_id=group)
             for node, request in requests.items()
         ]
         # Ids come back in the order of the messages; an error reply need not name the node that it stands for.
-        node_of = dict(zip(self._grid.push_messages(messages), requests, strict=True))
-        answers: dict[int, Answer] = {}
-        deadline = time.monotonic() + self._timeout
-        while len(answers) < len(requests) and time.monotonic() < deadline:
-            pending = [message_id for message_id, node in node_of.items() if node not in answers]
-            for reply in self._grid.pull_messages(pending):
-                node = node_of[reply.metadata.reply_to_message_id]
-                answers[node] = _answer(reply)
-                on_answer(node, answers[node])
-            time.sleep(self._pause)
-        return answers
+        return dict(zip(requests, self._grid.push_messages(messages), strict=True)) if messages else {}
+
+    def _pull(self, message_ids: Iterable[str]) -> list[Message]:
+        pending = list(message_ids)
+        return list(self._grid.pull_messages(pending)) if pending else []
+
+    def _free(self, nodes: Collection[int]) -> set[int]:
+        """Drop late answers that have come by now, and return the nodes that gave them."""
+        late = {self._unanswered[node]: node for node in nodes}
+        freed = {late[reply.metadata.reply_to_message_id] for reply in self._pull(late)}
+        for node in freed:
+            del self._unanswered[node]
+        return freed
 
 
 def _answer(reply: Message) -> Answer:

@@ -34,6 +34,9 @@ class Run:
     def go(self):
         return Workflow(self.study, self.folder, watch=self.steps.append).run(self.grid, None)
 
+    def lines(self):
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
     def json(self, name):
         return json.loads((self.folder / name).read_text())
 
@@ -127,7 +130,7 @@ def test_models_are_safetensors_of_floats(complete):
 
 
 def test_metrics_hold_a_line_a_round_and_phase(complete):
-    lines = [json.loads(line) for line in (complete.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = complete.lines()
     keys = [(line["phase"], line["round"]) for line in lines]
     assert len(keys) == len(set(keys))
     assert ("cadp-given-flow/flow", 2) in keys
@@ -354,7 +357,36 @@ def test_what_a_site_says_beside_its_reply_cannot_fake_progress(run_config, lie)
     assert [step["step"] for step in run.steps].count("done") == 1
 
 
-def test_a_late_site_is_not_asked_again(run_config):
+def test_a_late_site_rejoins_and_is_counted_once(run_config):
+    run = Run(run_config, "sites.timeout_seconds=0.5", "methods={fedavg: {rounds: 3}}")
+    run.grid.fail[(11, ACTIONS["train_classifier"])] = "late-once"
+    assert run.go() == "incomplete"
+    kind = ACTIONS["train_classifier"]
+    to_late = [sent.metadata.group_id for sent in run.grid.sent if sent.metadata.dst_node_id == 11]
+    assert to_late.count("fedavg/train-1") == to_late.count("fedavg/train-2") == to_late.count("fedavg/train-3") == 1
+    answers = [(step["round"], step["site"]) for step in run.steps if step.get("phase") == "fedavg/train"]
+    assert [site for number, site in answers if number == 1 and site == "east"] == []
+    counted = [line for line in run.lines() if line["phase"] == "fedavg/train"]
+    assert [set(line["simulation_only"]["loss"]) for line in counted] == [
+        {"north", "south"}, {"north", "east", "south"}, {"north", "east", "south"}
+    ]  # fmt: skip
+    assert len([reply for reply in run.grid.replies if reply.metadata.message_type == kind]) == 9
+    assert run.json("summary.json")["missing"] == [
+        {"site": "east", "phase": "fedavg/train", "reason": "did not answer in time"}
+    ]
+    assert len(run.json("privacy.json")["methods"]["fedavg"]["sites"]["east"]["spent"]) == 3
+
+
+def test_a_site_that_missed_the_reservation_reserves_when_it_is_back(run_config):
+    run = Run(run_config, "sites.timeout_seconds=0.5", "methods={dp-sgd: {rounds: 2}, fedavg: {rounds: 1}}")
+    run.grid.fail[(11, ACTIONS["reserve"])] = "late-once"
+    assert run.go() == "incomplete"
+    spent = run.json("privacy.json")["methods"]
+    assert len(spent["dp-sgd"]["sites"]["east"]["spent"]) == 2
+    assert len(spent["fedavg"]["sites"]["east"]["spent"]) == 1
+
+
+def test_a_site_that_never_answers_is_sent_one_message(run_config):
     run = Run(run_config, "sites.timeout_seconds=0.5", "methods={fedavg: {rounds: 3}}")
     run.grid.fail[(11, ACTIONS["train_classifier"])] = "silent"
     assert run.go() == "incomplete"

@@ -1,0 +1,141 @@
+"""What a run has finished, on disk, so that an interrupted one can go on from its last finished phase.
+
+A phase that was interrupted begins again: what its first attempt computed is thrown away unseen. In a simulation
+nothing of it left a site, so the plan that is claimed still holds; at a real site it would have been spent, and the
+site's own ledger says so.
+"""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cadp_fl.errors import InputError
+from cadp_fl.evaluation.utility import Metrics
+from cadp_fl.privacy.accounting import Event, events_from_json
+from cadp_fl.report.summary import MethodFigures
+
+__all__ = ["CHECKPOINT", "Checkpoint"]
+
+CHECKPOINT = "checkpoint.json"
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    started: datetime
+    resumed: list[datetime] = Field([], description="when the run was taken up again")
+    finished: list[str] = Field([], description="phases, in order")
+    figures: dict[str, dict[str, Any]] = Field({}, description="of every method that ended")
+    spent: dict[str, dict[str, list[dict[str, Any]]]] = Field({}, description="events by method and site")
+    missing: list[dict[str, str]] = []
+    traffic: dict[str, tuple[int, int]] = {}
+    seconds: dict[str, float] = {}
+    metrics_bytes: int = 0
+
+
+class Checkpoint:
+    """The state of a run after its last finished phase.
+
+    Args:
+        folder: the run folder.
+        state: what is known; a new run knows when it began.
+    """
+
+    def __init__(self, folder: Path, state: _State | None = None) -> None:
+        self._path = folder / CHECKPOINT
+        self._state = state or _State(started=datetime.now(UTC))
+
+    @classmethod
+    def resume(cls, folder: Path) -> "Checkpoint":
+        """Return the state that a run left in its folder, and note that it goes on.
+
+        Raises:
+            InputError: the folder holds no run that can be resumed.
+        """
+        path = folder / CHECKPOINT
+        try:
+            state = _State.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"A run is resumed from its {CHECKPOINT}. '{folder}' has none that can be read; start a new run."
+            ) from error
+        state.resumed.append(datetime.now(UTC))
+        return cls(folder, state)
+
+    @property
+    def started(self) -> datetime:
+        """When the run began."""
+        return self._state.started
+
+    @property
+    def resumed(self) -> tuple[datetime, ...]:
+        """When the run was taken up again."""
+        return tuple(self._state.resumed)
+
+    @property
+    def missing(self) -> list[dict[str, str]]:
+        """Who had not answered by then, and why."""
+        return self._state.missing
+
+    @property
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Bytes up and down by site until then."""
+        return self._state.traffic
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time of every phase until then."""
+        return self._state.seconds
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Length of metrics.jsonl until then."""
+        return self._state.metrics_bytes
+
+    def is_finished(self, phase: str) -> bool:
+        """Tell whether a phase is finished."""
+        return phase in self._state.finished
+
+    def figures(self, method: str) -> MethodFigures | None:
+        """Return the figures of a method that ended, or None."""
+        if method not in self._state.figures:
+            return None
+        tree = self._state.figures[method]
+        pooled = Metrics(**tree["pooled"])
+        per_site = {site: Metrics(**figures) for site, figures in tree["per_site"].items()}
+        return MethodFigures(tree["classifier"], pooled, per_site, tree["release"])
+
+    def spent(self, method: str, site: str) -> tuple[Event, ...]:
+        """Return what a site had spent on the finished phases of a method."""
+        return events_from_json(self._state.spent.get(method, {}).get(site, []))
+
+    def finish(
+        self,
+        phase: str,
+        *,
+        method: str,
+        spent: dict[str, tuple[Event, ...]],
+        missing: list[dict[str, str]],
+        traffic: dict[str, tuple[int, int]],
+        seconds: dict[str, float],
+        metrics_bytes: int,
+    ) -> None:
+        """Write down that a phase is finished, and all that is known by now."""
+        state = self._state
+        state.finished.append(phase)
+        state.spent[method] = {site: [event.model_dump() for event in events] for site, events in spent.items()}
+        state.missing, state.traffic, state.seconds = missing, traffic, seconds
+        state.metrics_bytes = metrics_bytes
+        self._write()
+
+    def end_method(self, method: str, figures: MethodFigures) -> None:
+        """Write down the figures of a method whose phases are all finished."""
+        self._state.figures[method] = asdict(figures)
+        self._write()
+
+    def _write(self) -> None:
+        temporary = self._path.with_name(f".{CHECKPOINT}.partial")
+        temporary.write_text(self._state.model_dump_json(indent=2), encoding="utf-8")
+        temporary.replace(self._path)
