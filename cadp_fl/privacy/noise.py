@@ -72,6 +72,17 @@ class NoiseSource:
         normal: torch.Tensor = torch.special.ndtri(uniform) * std
         return normal.reshape(shape).to(like.dtype)
 
+    def laplace(self, shape: tuple[int, ...], scale: float, like: torch.Tensor) -> torch.Tensor:
+        """Return Laplace noise, of density exp(-|x| / scale) / (2 scale), with the device and dtype of `like`.
+
+        The inverse of the distribution function in float64: one bit of a word is the sign, and the magnitude is
+        -log of a uniform of the other 63; it reaches 44 scales, beyond which 2^-64 of the mass would lie.
+        """
+        words = self._integers(math.prod(shape))
+        magnitude = -np.log(((words >> np.uint64(1)).astype(np.float64) + 0.5) * 2.0**-63)
+        signed = np.where(words & np.uint64(1), magnitude, -magnitude) * scale
+        return torch.from_numpy(signed).to(like.device).reshape(shape).to(like.dtype)
+
     def poisson_sample(self, population: int, rate: float) -> np.ndarray:
         """Return the indices, int64, of a sample that holds each of `population` records with probability `rate`."""
         return np.flatnonzero(self.uniform(population) < rate)

@@ -18,6 +18,29 @@ def test_normal_noise_is_normal_in_its_body_and_tails():
     assert (np.abs(drawn) / 2.0 > 4).sum() == pytest.approx(400_000 * 6.33e-5, abs=20)
 
 
+def test_laplace_noise_is_laplace_in_its_body_and_tails():
+    drawn = NoiseSource.from_seed(1).laplace((400_000,), 2.0, like=torch.zeros(1, dtype=torch.float64)).numpy()
+    assert kstest(drawn / 2.0, "laplace").pvalue > FALSE_ALARM
+    assert (drawn > 0).sum() == pytest.approx(200_000, abs=4 * 316)
+    for magnitude in (5, 8):  # within four standard deviations of a binomial count
+        expected = 400_000 * np.exp(-magnitude)
+        assert (np.abs(drawn) / 2.0 > magnitude).sum() == pytest.approx(expected, abs=4 * np.sqrt(expected))
+
+
+def test_the_sign_of_laplace_noise_says_nothing_of_its_magnitude():
+    drawn = NoiseSource.from_seed(2).laplace((200_000,), 1.0, like=torch.zeros(1, dtype=torch.float64)).numpy()
+    assert abs(np.corrcoef(np.sign(drawn), np.abs(drawn))[0, 1]) < 4 / np.sqrt(200_000)
+    assert kstest(np.abs(drawn[drawn > 0]), "expon").pvalue > FALSE_ALARM
+    assert kstest(np.abs(drawn[drawn < 0]), "expon").pvalue > FALSE_ALARM
+
+
+@pytest.mark.parametrize(("word", "value"), [(0, -44.361), (1, 44.361), (2**64 - 1, 0.0), (2**64 - 2, 0.0)])
+def test_the_outermost_laplace_draws_are_finite(word, value, monkeypatch):
+    source = NoiseSource.from_seed(1)
+    monkeypatch.setattr(source, "_integers", lambda count: np.full(count, word, dtype=np.uint64))
+    assert source.laplace((1,), 1.0, like=torch.zeros(1)).item() == pytest.approx(value, abs=1e-3)
+
+
 def test_uniform_noise_is_uniform_and_open():
     drawn = NoiseSource.from_seed(2).uniform(200_000)
     assert kstest(drawn, "uniform").pvalue > FALSE_ALARM
