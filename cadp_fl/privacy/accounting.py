@@ -1,15 +1,18 @@
 """Events, and what they compose to.
 
 An event says what was done, as data: a noise standard deviation, a clip norm, a sampling rate; never a bare
-multiplier, since what a multiplier means depends on the neighbouring relation. One function hands events to
-`dp-accounting`, whose PLD accountant doubles the sensitivity itself under replace-one, so that it is passed
-sigma / C in both relations.
+multiplier, since what a multiplier means depends on the neighbouring relation. One function turns an event into a
+privacy loss distribution of `dp-accounting`; those of a plan are composed. For Gaussian noise `dp-accounting` doubles
+the sensitivity itself under replace-one, so that it is passed sigma / C in both relations. For Laplace noise it knows
+no replace-one, so that the doubling is done here: any two latents clipped to C are within 2 C.
 
 References:
     Koskela, Jälkö, Honkela: Computing tight differential privacy guarantees using FFT, arXiv 1906.03049.
     Doroshenko, Ghazi, Kamath, Kumar, Manurangsi: Connect the dots: tighter discrete approximations of privacy
     loss distributions, arXiv 2207.04380.
     Balle, Wang: Improving the Gaussian mechanism for differential privacy, arXiv 1805.06530.
+    Kairouz, Oh, Viswanath: The composition theorem for differential privacy, arXiv 1311.0776.
+    Dwork, McSherry, Nissim, Smith: Calibrating noise to sensitivity in private data analysis, TCC 2006.
 """
 
 import math
@@ -18,9 +21,11 @@ from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-import dp_accounting
-from dp_accounting.pld import PLDAccountant
+from dp_accounting import NeighboringRelation
+from dp_accounting.pld import privacy_loss_distribution as pld
+from dp_accounting.pld.common import DifferentialPrivacyParameters
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
 from cadp_fl.errors import BudgetError
@@ -28,9 +33,12 @@ from cadp_fl.errors import BudgetError
 __all__ = [
     "Event",
     "LatentGaussian",
+    "LatentLaplace",
     "PoissonGaussian",
     "Relation",
+    "ReleaseEvent",
     "Unprotected",
+    "calibrate_laplace",
     "calibrate_noise",
     "check_delta",
     "epsilon_of",
@@ -38,8 +46,10 @@ __all__ = [
     "gaussian_delta",
 ]
 
+_LARGEST_NOISE = 1e9
 _ClipNorm = Annotated[float, Field(ge=1e-6, le=1e6, description="C")]
-_NoiseStd = Annotated[float, Field(ge=1e-9, le=1e9, description="sigma")]
+_NoiseStd = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="sigma")]
+_NoiseScale = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="b")]
 """Ranges in which float32 neither overflows nor loses digits: beyond them an epsilon would not hold."""
 
 
@@ -66,6 +76,17 @@ class LatentGaussian(_EventModel):
     noise_std: _NoiseStd
 
 
+class LatentLaplace(_EventModel):
+    """One release of every record's latent: clip_1(z; C) plus Laplace noise of scale b in each dimension.
+
+    Records are disjoint, so the release of all of them costs what the release of one does: 2 C / b, with no delta.
+    """
+
+    kind: Literal["latent-laplace"] = "latent-laplace"
+    clip_norm: _ClipNorm
+    noise_scale: _NoiseScale
+
+
 class PoissonGaussian(_EventModel):
     """DP-SGD: `steps` noised sums, sum clip(g_i; C) + N(0, sigma^2 I), each over a fresh Poisson sample."""
 
@@ -83,7 +104,8 @@ class Unprotected(_EventModel):
     what: str = Field(min_length=1, max_length=200)
 
 
-Event = LatentGaussian | PoissonGaussian | Unprotected
+ReleaseEvent = LatentGaussian | LatentLaplace | Unprotected
+Event = ReleaseEvent | PoissonGaussian
 
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Annotated[Event, Field(discriminator="kind")], ...])
 
@@ -95,6 +117,18 @@ def events_from_json(tree: Any) -> tuple[Event, ...]:
         pydantic.ValidationError: a kind is unknown, or a parameter is out of range.
     """
     return _EVENTS.validate_python(tree)
+
+
+_NEIGHBOURS = {
+    Relation.REPLACE_ONE: NeighboringRelation.REPLACE_ONE,
+    Relation.ADD_OR_REMOVE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE,
+}
+
+_LARGEST_PURE_EPSILON = 500.0
+"""Beyond it exp(epsilon) nears the end of float64; beside Gaussian events it then counts as infinite."""
+
+_PRECISION = 1e-5
+"""Of a search for noise, in units of C."""
 
 
 def epsilon_of(
@@ -110,45 +144,65 @@ def epsilon_of(
 
 @lru_cache(maxsize=1024)
 def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: float) -> float:
-    accountant = _accountant(relation, grid)
-    for event in events:
-        if isinstance(event, Unprotected):
-            return math.inf
-        accountant.compose(_to_dp_event(event))
-    return float(accountant.get_epsilon(delta))
+    protected = [event for event in events if not isinstance(event, Unprotected)]
+    if len(protected) < len(events):
+        return math.inf
+    pure = [_pure_epsilon(event, relation) for event in protected if isinstance(event, LatentLaplace)]
+    # Epsilons without a delta add up: a bound as good as the composed one, and for a single release without its grid.
+    added = math.fsum(pure) if len(pure) == len(protected) else math.inf
+    if len(protected) <= 1 and added < math.inf:
+        return added
+    if any(epsilon > _LARGEST_PURE_EPSILON for epsilon in pure):
+        return added
+    composed = pld.identity(grid)
+    for event in protected:
+        composed = composed.compose(_privacy_loss(event, relation, grid))
+    return min(float(composed.get_epsilon_for_delta(delta)), added)
 
 
-def _accountant(relation: Relation, grid: float) -> PLDAccountant:
-    neighbours = {
-        Relation.REPLACE_ONE: dp_accounting.NeighboringRelation.REPLACE_ONE,
-        Relation.ADD_OR_REMOVE_ONE: dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
-    }[relation]
-    return PLDAccountant(neighbours, value_discretization_interval=grid)
+def _pure_epsilon(event: LatentLaplace, relation: Relation) -> float:
+    """Return 2 C / b under replace-one and C / b under add-or-remove: the L1 sensitivity over the scale."""
+    sensitivity = 2 * event.clip_norm if relation is Relation.REPLACE_ONE else event.clip_norm
+    return sensitivity / event.noise_scale
 
 
-def _to_dp_event(event: LatentGaussian | PoissonGaussian) -> dp_accounting.DpEvent:
-    """Hand an event to dp-accounting: sigma / C, whose meaning the PLD accountant takes from the relation."""
-    gaussian = dp_accounting.GaussianDpEvent(event.noise_std / event.clip_norm)
-    if isinstance(event, LatentGaussian):
-        return gaussian
-    step = gaussian if event.sampling_rate == 1 else dp_accounting.PoissonSampledDpEvent(event.sampling_rate, gaussian)
-    return dp_accounting.SelfComposedDpEvent(step, event.steps)
+def _privacy_loss(event: LatentGaussian | LatentLaplace | PoissonGaussian, relation: Relation, grid: float) -> Any:
+    """Return a privacy loss distribution that dominates an event's, rounded up to the grid.
+
+    A Laplace release stands for any mechanism of its epsilon and no delta: randomized response dominates them all,
+    in every dimension (Kairouz, Oh, Viswanath, theorem 3.1). That of one Laplace variable would be smaller, but that
+    it dominates a vector's is not proven here.
+    """
+    if isinstance(event, LatentLaplace):
+        return pld.from_privacy_parameters(DifferentialPrivacyParameters(_pure_epsilon(event, relation), 0.0), grid)
+    noise_std, rate, steps = event.noise_std / event.clip_norm, 1.0, 1
+    if isinstance(event, PoissonGaussian):
+        rate, steps = event.sampling_rate, event.steps
+    if rate == 1:  # steps of everyone add up to one of less noise, exactly
+        noise_std, steps = noise_std / math.sqrt(steps), 1
+    step = pld.from_gaussian_mechanism(
+        noise_std,
+        value_discretization_interval=grid,
+        sampling_prob=rate,
+        neighboring_relation=_NEIGHBOURS[relation],
+    )
+    return step.self_compose(steps) if rate < 1 else step
 
 
 def calibrate_noise(
-    events_at: Callable[[float], Sequence[LatentGaussian | PoissonGaussian]],
+    events_at: Callable[[float], Sequence[LatentGaussian | LatentLaplace | PoissonGaussian]],
     epsilon: float,
     delta: float,
     *,
     clip_norm: float,
     grid: float = 1e-3,
 ) -> float:
-    """Return the smallest noise standard deviation whose events cost at most `epsilon` under replace-one.
+    """Return the smallest noise whose events cost at most `epsilon` under replace-one.
 
     The search ends on the private side: `epsilon_of(events_at(result)) <= epsilon`.
 
     Args:
-        events_at: the events at a noise standard deviation.
+        events_at: the events at an amount of noise: a standard deviation, or a scale.
         clip_norm: C; the search is in units of it, to a precision of 1e-5.
         epsilon: the budget.
         delta: of the budget.
@@ -158,25 +212,47 @@ def calibrate_noise(
     Raises:
         BudgetError: no noise meets the budget.
     """
+    if not 1e-3 <= epsilon <= 100:
+        raise _no_noise(epsilon, clip_norm)
 
-    def event_at(multiplier: float) -> dp_accounting.DpEvent:
-        return dp_accounting.ComposedDpEvent([_to_dp_event(event) for event in events_at(multiplier * clip_norm)])
+    def excess(multiplier: float) -> float:
+        return epsilon_of(events_at(multiplier * clip_norm), delta, grid=grid) - epsilon
 
     try:
-        multiplier = dp_accounting.calibrate_dp_mechanism(
-            lambda: _accountant(Relation.REPLACE_ONE, grid),
-            event_at,
-            epsilon,
-            delta,
-            dp_accounting.LowerEndpointAndGuess(0.1, 1.0 + 2.0 / epsilon),
-            tol=1e-5,
-        )
-    except (dp_accounting.mechanism_calibration.NoBracketIntervalFoundError, ValidationError) as error:
-        raise BudgetError(
-            f"Some noise must meet the budget. None does for epsilon {epsilon:g} at delta {delta:g}; use an epsilon "
-            "from 0.001 to 100."
-        ) from error
-    return float(multiplier) * clip_norm
+        lower = upper = 1.0 + 2.0 / epsilon
+        while excess(upper) > 0:
+            lower, upper = upper, 2 * upper
+        while excess(lower) <= 0:
+            lower, upper = lower / 2, lower
+        multiplier = float(brentq(excess, lower, upper, xtol=_PRECISION))
+        while excess(multiplier) > 0:  # the root may lie on its other side; the upper end meets the budget
+            multiplier = min(multiplier + _PRECISION, upper)
+    except ValidationError as error:
+        raise _no_noise(epsilon, clip_norm) from error
+    return multiplier * clip_norm
+
+
+def calibrate_laplace(epsilon: float, *, clip_norm: float) -> float:
+    """Return b = 2 C / epsilon, the smallest scale at which one Laplace release costs at most `epsilon`.
+
+    Under replace-one. Rounded towards more noise: `epsilon_of` of the release is at most `epsilon`, to the last bit.
+
+    Raises:
+        BudgetError: no noise meets the budget.
+    """
+    if not 1e-3 <= epsilon <= 100 or 2 * clip_norm / epsilon > _LARGEST_NOISE:
+        raise _no_noise(epsilon, clip_norm)
+    noise_scale = 2 * clip_norm / epsilon
+    while 2 * clip_norm / noise_scale > epsilon:
+        noise_scale = math.nextafter(noise_scale, math.inf)
+    return noise_scale
+
+
+def _no_noise(epsilon: float, clip_norm: float) -> BudgetError:
+    return BudgetError(
+        f"Some noise must meet the budget. None does for epsilon {epsilon:g} and clip norm {clip_norm:g}; use an "
+        "epsilon from 0.001 to 100, or a smaller clip norm."
+    )
 
 
 def gaussian_delta(epsilon: float, noise_std: float, sensitivity: float) -> float:

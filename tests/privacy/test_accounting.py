@@ -14,9 +14,11 @@ from scipy.stats import norm
 from cadp_fl.errors import BudgetError
 from cadp_fl.privacy.accounting import (
     LatentGaussian,
+    LatentLaplace,
     PoissonGaussian,
     Relation,
     Unprotected,
+    calibrate_laplace,
     calibrate_noise,
     check_delta,
     epsilon_of,
@@ -29,6 +31,10 @@ DELTA = 1e-5
 
 def release(noise_std, clip_norm=1.0):
     return LatentGaussian(stage="release", clip_norm=clip_norm, noise_std=noise_std)
+
+
+def laplace_release(noise_scale, clip_norm=1.0):
+    return LatentLaplace(stage="release", clip_norm=clip_norm, noise_scale=noise_scale)
 
 
 def dp_sgd(noise_std, rate, steps, clip_norm=1.0):
@@ -124,6 +130,71 @@ def test_add_or_remove_agrees_with_opacus_prv(sigma, rate, steps):
     assert epsilon_of([dp_sgd(sigma, rate, steps)], DELTA) > 1.2 * ours
 
 
+def laplace_delta(epsilon, scale, sensitivity):
+    """Return delta(epsilon) of one Laplace variable, by quadrature of the excess of L(0) over e^epsilon L(D)."""
+
+    def excess(x):
+        ours, theirs = math.exp(-abs(x) / scale), math.exp(epsilon - abs(x - sensitivity) / scale)
+        return max(0.0, ours - theirs) / (2 * scale)
+
+    return quad(excess, -60 * scale, 60 * scale, points=[0, sensitivity], limit=2000, epsabs=1e-13)[0]
+
+
+@pytest.mark.parametrize(("noise_scale", "clip_norm"), [(2.0, 1.0), (0.4, 1.0), (5.0, 3.0)])
+@pytest.mark.parametrize(("relation", "factor"), [(Relation.REPLACE_ONE, 2), (Relation.ADD_OR_REMOVE_ONE, 1)])
+def test_one_laplace_release_costs_its_sensitivity_over_its_scale_and_no_delta(
+    noise_scale, clip_norm, relation, factor
+):
+    claimed = epsilon_of([laplace_release(noise_scale, clip_norm)], DELTA, relation)
+    assert claimed == factor * clip_norm / noise_scale
+    assert laplace_delta(claimed, noise_scale, factor * clip_norm) < 1e-12
+    assert laplace_delta(0.99 * claimed, noise_scale, factor * clip_norm) > 1e-4
+
+
+def test_add_or_remove_costs_half_of_replace_one_for_laplace_noise():
+    events = [laplace_release(3.0), laplace_release(7.0)]
+    assert epsilon_of(events, DELTA, Relation.ADD_OR_REMOVE_ONE) == pytest.approx(epsilon_of(events, DELTA) / 2)
+
+
+def composed_pure_epsilon(each, times):
+    """Return the epsilon at DELTA of `times` mechanisms of a pure epsilon: the closed form of the optimal composition.
+
+    References:
+        Kairouz, Oh, Viswanath, arXiv 1311.0776, theorem 3.3.
+    """
+
+    def delta(epsilon):
+        terms = (
+            math.comb(times, i) * max(0.0, math.exp(each * (times - i)) - math.exp(epsilon + each * i))
+            for i in range(times + 1)
+        )
+        return math.fsum(terms) / (1 + math.exp(each)) ** times
+
+    return brentq(lambda epsilon: delta(epsilon) - DELTA, 0, each * times)
+
+
+@pytest.mark.parametrize(("noise_scale", "times"), [(20.0, 40), (4.0, 12), (1.0, 3)])
+def test_laplace_releases_cost_the_optimal_composition_of_pure_mechanisms(noise_scale, times):
+    claimed = epsilon_of([laplace_release(noise_scale)] * times, DELTA)
+    exact = composed_pure_epsilon(2 / noise_scale, times)
+    assert exact - 1e-9 <= claimed <= exact + times * 1e-4 + 1e-3
+    assert claimed <= 2 / noise_scale * times
+
+
+def test_laplace_and_gaussian_events_compose_below_the_sum_and_above_each():
+    pure, steps = laplace_release(4.0), dp_sgd(2.0, 0.1, 50)
+    both, alone = epsilon_of([pure, steps], DELTA), epsilon_of([steps], DELTA)
+    assert max(0.5, alone) < both <= 0.5 + alone + 1e-3
+    assert both == pytest.approx(epsilon_of([steps, pure], DELTA), abs=1e-6)
+    # A Gaussian release of next to no cost adds next to nothing.
+    assert epsilon_of([pure, release(1e6)], DELTA) == pytest.approx(0.5, abs=2e-3)
+
+
+def test_a_laplace_release_beyond_any_budget_is_infinite_beside_others_and_not_an_error():
+    assert epsilon_of([laplace_release(1e-9, 1e6)], DELTA) == 2e15
+    assert epsilon_of([laplace_release(1e-9, 1e6), release(1.0)], DELTA) == math.inf
+
+
 def test_splitting_steps_over_rounds_changes_nothing():
     whole = epsilon_of([dp_sgd(2.0, 0.1, 60)], DELTA)
     rounds = epsilon_of([dp_sgd(2.0, 0.1, 20)] * 3, DELTA)
@@ -153,6 +224,32 @@ def test_a_calibrated_plan_spends_no_more_than_its_budget_and_little_less(epsilo
     noise_std = calibrate_noise(events, epsilon, delta, clip_norm=clip_norm)
     spent = epsilon_of(events(noise_std), delta, grid=1e-3)
     assert 0.98 * epsilon <= spent <= epsilon
+
+
+@settings(max_examples=300)
+@given(epsilon=st.floats(1e-3, 100), clip_norm=st.floats(1e-6, 1e5))
+def test_a_calibrated_laplace_release_spends_its_budget_to_the_last_bit_and_no_more(epsilon, clip_norm):
+    noise_scale = calibrate_laplace(epsilon, clip_norm=clip_norm)
+    assert epsilon_of([laplace_release(noise_scale, clip_norm)], DELTA) <= epsilon
+    assert noise_scale == pytest.approx(2 * clip_norm / epsilon, rel=1e-15)
+
+
+@settings(max_examples=15, deadline=None)
+@given(epsilon=st.floats(0.1, 12), clip_norm=st.floats(0.05, 20), rate=st.floats(0.02, 1.0), steps=st.integers(1, 60))
+def test_a_calibrated_plan_with_laplace_noise_spends_no_more_than_its_budget(epsilon, clip_norm, rate, steps):
+    def events(noise):
+        return [laplace_release(3 * noise, clip_norm), dp_sgd(noise, rate, steps, clip_norm)]
+
+    noise = calibrate_noise(events, epsilon, DELTA, clip_norm=clip_norm)
+    assert 0.97 * epsilon <= epsilon_of(events(noise), DELTA, grid=1e-3) <= epsilon
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "clip_norm"), [(1e-3, 1e6), (0.0, 1.0), (-1.0, 1.0), (101.0, 1.0), (math.nan, 1.0)]
+)
+def test_a_budget_that_no_laplace_noise_meets_is_refused_in_a_sentence(epsilon, clip_norm):
+    with pytest.raises(BudgetError, match="use an epsilon from"):
+        calibrate_laplace(epsilon, clip_norm=clip_norm)
 
 
 def test_a_budget_calibrated_on_the_coarse_grid_holds_on_the_fine_one():
@@ -188,6 +285,10 @@ def test_a_budget_that_no_noise_meets_is_refused_in_a_sentence():
         [{"kind": "latent-gaussian", "stage": "release", "clip_norm": math.inf, "noise_std": 1.0}],
         [{"kind": "latent-gaussian", "stage": "release", "clip_norm": 1e38, "noise_std": 3e38}],
         [{"kind": "latent-gaussian", "stage": "release", "clip_norm": 1e-7, "noise_std": 1.0}],
+        [{"kind": "latent-laplace", "stage": "release", "clip_norm": 1.0, "noise_scale": 0.0}],
+        [{"kind": "latent-laplace", "stage": "release", "clip_norm": 1.0, "noise_scale": 2e9}],
+        [{"kind": "latent-laplace", "stage": "release", "clip_norm": 2e6, "noise_scale": 1.0}],
+        [{"kind": "latent-laplace", "stage": "release", "clip_norm": 1.0, "noise_std": 1.0}],
         [{"kind": "poisson-gaussian", "stage": "c", "clip_norm": 1, "noise_std": 1, "sampling_rate": 2, "steps": 1}],
         [{"kind": "poisson-gaussian", "stage": "c", "clip_norm": 1, "noise_std": 1, "sampling_rate": 1, "steps": 0}],
     ],
@@ -198,5 +299,5 @@ def test_an_event_out_of_range_is_refused(tree):
 
 
 def test_events_survive_json():
-    events = (release(1.0), dp_sgd(1.0, 0.5, 3), Unprotected(stage="flow", what="weights"))
+    events = (release(1.0), laplace_release(1.0), dp_sgd(1.0, 0.5, 3), Unprotected(stage="flow", what="weights"))
     assert events_from_json([event.model_dump() for event in events]) == events
