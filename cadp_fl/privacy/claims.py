@@ -29,6 +29,7 @@ class Claim:
         epsilon_if_flow_were_fixed: would hold had the flow been fixed without these records. It was not.
         epsilon_if_flow_were_fixed_add_remove: the same under add-or-remove.
         delta: the delta of all epsilons.
+        unprotected: what leaves without any protection.
     """
 
     guarantee: Guarantee
@@ -37,10 +38,11 @@ class Claim:
     epsilon_if_flow_were_fixed: float | None
     epsilon_if_flow_were_fixed_add_remove: float | None
     delta: float
+    unprotected: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim as plain JSON values."""
-        return dict(vars(self))
+        return {**vars(self), "unprotected": list(self.unprotected)}
 
 
 def claim_of(plan: Plan) -> Claim:
@@ -59,6 +61,7 @@ def claim_of(plan: Plan) -> Claim:
         epsilon_if_flow_were_fixed=given_flow[0],
         epsilon_if_flow_were_fixed_add_remove=given_flow[1],
         delta=plan.delta,
+        unprotected=_unprotected([plan]),
     )
 
 
@@ -83,15 +86,19 @@ class Together:
 
 def compose_plans(plans: Sequence[Plan]) -> Together:
     """Return what plans on the same records compose to. Epsilons and deltas add, whatever made the plans follow."""
-    unprotected = {event.what for plan in plans for event in plan.events if isinstance(event, Unprotected)}
-    if unprotected:
-        return Together(None, None, tuple(sorted(unprotected)))
+    if unprotected := _unprotected(plans):
+        return Together(None, None, unprotected)
     return Together(sum(plan.epsilon() for plan in plans), sum(plan.delta for plan in plans), ())
 
 
 def format_epsilon(epsilon: float | None) -> str:
     """Return an epsilon with two decimals, rounded up: a printed figure is never below the true one."""
     return "-" if epsilon is None else str(Decimal(repr(epsilon)).quantize(Decimal("0.01"), ROUND_CEILING))
+
+
+def _unprotected(plans: Sequence[Plan]) -> tuple[str, ...]:
+    """Return what leaves without protection under any of the plans, each thing once."""
+    return tuple(sorted({event.what for plan in plans for event in plan.events if isinstance(event, Unprotected)}))
 
 
 def _epsilons(events: tuple[Event, ...], delta: float) -> tuple[float, float]:

@@ -29,7 +29,7 @@ NOT_COVERED = [
 def statement_of_method(name: str, claim: Claim, *, noise: str) -> str:
     """Return what may be claimed of a method, if only it had been run."""
     if claim.guarantee == "none":
-        return f"{name}: no privacy. Weights trained on the records without any protection left the sites."
+        return f"{name}: no privacy. This left the sites without any protection: {'; '.join(claim.unprotected)}."
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     if claim.guarantee == "end-to-end":
         return (

@@ -1,13 +1,15 @@
 import pytest
 
 from cadp_fl.errors import BudgetError
-from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Unprotected
+from cadp_fl.privacy.accounting import LatentGaussian, LatentLaplace, PoissonGaussian, Unprotected
 from cadp_fl.privacy.claims import claim_of, compose_plans, format_epsilon
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=7.4612)
 STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
 FLOW = Unprotected(stage="flow", what="weights of a flow")
+LAPLACE = LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)
+RECORDS = Unprotected(stage="release", what="records released without clipping or noise")
 WEIGHTS = Unprotected(stage="classifier", what="weights of a classifier")
 
 
@@ -91,10 +93,25 @@ def test_a_flow_without_dp_leaves_no_epsilon_but_the_conditional_one():
     assert claim.epsilon_if_flow_were_fixed == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("events", [(WEIGHTS,), (FLOW,), (FLOW, WEIGHTS, RELEASE), (WEIGHTS, STEPS)])
+def test_a_laplace_release_is_claimed_and_happens_once():
+    ledger = MemoryLedger()
+    ledger.reserve(Plan("m", (FLOW, LAPLACE), 1e-5))
+    claim = claim_of(ledger.plans()[0])
+    assert (claim.guarantee, claim.epsilon_if_flow_were_fixed) == ("given-flow", 1.0)
+    assert claim.epsilon_if_flow_were_fixed_add_remove == 0.5
+    ledger.spend("m", LAPLACE)
+    with pytest.raises(BudgetError):
+        ledger.spend("m", LAPLACE)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [(WEIGHTS,), (FLOW,), (FLOW, WEIGHTS, RELEASE), (WEIGHTS, STEPS), (RECORDS,), (FLOW, RECORDS), (RECORDS, STEPS)],
+)
 def test_other_unprotected_events_leave_nothing(events):
     claim = claim_of(Plan("m", events, 1e-5))
     assert claim.guarantee == "none"
+    assert claim.unprotected == tuple(sorted(event.what for event in events if isinstance(event, Unprotected)))
     assert claim.epsilon is None
     assert claim.epsilon_if_flow_were_fixed is None
 
