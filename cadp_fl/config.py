@@ -180,8 +180,10 @@ class FlowConfig(Settings):
 class ReleaseConfig(Settings):
     """The mechanism that privatizes a record in the latent space."""
 
-    mechanism: str = Field("gaussian", description="name of a mechanism, for example gaussian")
-    clip_norm: float = Field(ge=1e-6, le=1e6, description="C: a latent's norm after clipping; two are within 2 C")
+    mechanism: str = Field("gaussian", description="gaussian (L2 clip), laplace (L1 clip), or none: no protection")
+    clip_norm: float = Field(
+        ge=1e-6, le=1e6, description="C: a latent's norm after clipping, in the mechanism's norm; two are within 2 C"
+    )
     latent_dims: Count | None = Field(
         None, description="number of leading latent dimensions that are privatized; the others come from the prior"
     )

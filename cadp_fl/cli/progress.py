@@ -115,18 +115,24 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
         console.print(table)
     for name, row in summary["methods"].items():
         if release := row.get("release"):
-            console.print(
-                f"{name} released by the {release['mechanism']} mechanism: clip norm {release['clip_norm']:.4g}, noise "
-                f"standard deviation {release['noise_std']:.4g}, {release['latent_dims']} of {release['dims']} latent "
-                "dimensions.",
-                soft_wrap=True,
-            )
+            console.print(f"{name} released {_release(release)}.", soft_wrap=True)
     console.print(
         f"epsilon at delta {summary['budget']['delta']:g} under '{summary['relation']}', the largest of the sites."
         + (" Noise was SEEDED: this run protects nothing." if summary["noise"] == "seeded" else ""),
         soft_wrap=True,
     )
     console.print(f"Report: {(output / 'report.html').resolve()}", markup=False, soft_wrap=True)
+
+
+def _release(release: dict[str, Any]) -> str:
+    dims = f"{release['latent_dims']} of {release['dims']} latent dimensions"
+    if release["noise_std"] is None:
+        return f"with NO protection: neither clip nor noise, {dims}"
+    scale = "" if release["noise_scale"] is None else f" (scale {release['noise_scale']:.4g})"
+    return (
+        f"by the {release['mechanism']} mechanism: clip norm {release['clip_norm']:.4g}, noise standard deviation "
+        f"{release['noise_std']:.4g}{scale}, {dims}"
+    )
 
 
 def _share(value: float | None) -> str:

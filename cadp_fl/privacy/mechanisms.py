@@ -1,19 +1,40 @@
 """Mechanisms: clip a latent, add noise, and say what it cost.
 
-To add one, write a class with the members of `Mechanism` and put it into `MECHANISMS`.
+To add one, write a class with the members of `Mechanism` and put it into `MECHANISMS`; if no event says what it costs,
+add one to `accounting`.
 """
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import torch
 
 from cadp_fl.errors import ConfigError
-from cadp_fl.privacy.accounting import LatentGaussian, calibrate_noise
-from cadp_fl.privacy.clipping import clip_l2
+from cadp_fl.privacy.accounting import (
+    LatentGaussian,
+    LatentLaplace,
+    ReleaseEvent,
+    Unprotected,
+    calibrate_laplace,
+    calibrate_noise,
+)
+from cadp_fl.privacy.clipped_normal import ClippedNormal, clipped_normal_l1, clipped_normal_l2
+from cadp_fl.privacy.clipping import clip_l1, clip_l2
 from cadp_fl.privacy.noise import NoiseSource
 
-__all__ = ["MECHANISMS", "GaussianMechanism", "Mechanism", "mechanism_type"]
+__all__ = [
+    "MECHANISMS",
+    "RELEASED_RECORDS",
+    "GaussianMechanism",
+    "LaplaceMechanism",
+    "Mechanism",
+    "NoMechanism",
+    "mechanism_of",
+    "mechanism_type",
+]
+
+RELEASED_RECORDS = Unprotected(stage="release", what="records released without clipping or noise")
 
 
 class Mechanism(Protocol):
@@ -21,18 +42,39 @@ class Mechanism(Protocol):
 
     name: ClassVar[str]
 
-    @property
-    def clip_norm(self) -> float:
-        """C: a latent's norm after clipping."""
+    @classmethod
+    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
+        """Return the mechanism with the least noise that costs at most (epsilon, delta) under replace-one.
+
+        Raises:
+            BudgetError: no noise meets the budget.
+        """
         ...
 
-    @property
-    def noise_std(self) -> float:
-        """Standard deviation of the noise."""
+    @classmethod
+    def from_event(cls, event: ReleaseEvent) -> Self | None:
+        """Return the mechanism whose event this is, or None if it has no event of this kind."""
         ...
 
-    def event(self) -> LatentGaussian:
+    def event(self) -> ReleaseEvent:
         """Return what one release of every record costs."""
+        ...
+
+    def parameters(self) -> dict[str, float | None]:
+        """Return `clip_norm`, `noise_std` and `noise_scale`, as manifests and reports print them.
+
+        `noise_std` is the noise's standard deviation in each dimension, whatever its distribution. What the mechanism
+        does not have is None.
+        """
+        ...
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise in each dimension."""
+        ...
+
+    def clipped_normal(self, dims: int) -> ClippedNormal:
+        """Return what the clip leaves of a standard normal latent of `dims` dimensions."""
         ...
 
     def __call__(self, latents: torch.Tensor, /, *, noise: NoiseSource) -> torch.Tensor:
@@ -57,10 +99,15 @@ class GaussianMechanism:
     noise_std: float
 
     @classmethod
-    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> "GaussianMechanism":
+    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
         """Return the mechanism with the least noise that costs at most (epsilon, delta) under replace-one."""
         noise_std = calibrate_noise(lambda std: [cls(clip_norm, std).event()], epsilon, delta, clip_norm=clip_norm)
         return cls(clip_norm, noise_std)
+
+    @classmethod
+    def from_event(cls, event: ReleaseEvent) -> Self | None:
+        """Return the mechanism whose event this is, or None if it has no event of this kind."""
+        return cls(event.clip_norm, event.noise_std) if isinstance(event, LatentGaussian) else None
 
     @property
     def sensitivity(self) -> float:
@@ -71,16 +118,128 @@ class GaussianMechanism:
         """Return what one release of every record costs."""
         return LatentGaussian(stage="release", clip_norm=self.clip_norm, noise_std=self.noise_std)
 
+    def parameters(self) -> dict[str, float | None]:
+        """Return C and sigma."""
+        return {"clip_norm": self.clip_norm, "noise_std": self.noise_std, "noise_scale": None}
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise in each dimension: sigma^2."""
+        return self.noise_std**2
+
+    def clipped_normal(self, dims: int) -> ClippedNormal:
+        """Return what the clip leaves of a standard normal latent of `dims` dimensions."""
+        return clipped_normal_l2(self.clip_norm, dims)
+
     def __call__(self, latents: torch.Tensor, *, noise: NoiseSource) -> torch.Tensor:
         """Return noised latents (records, dims), each of its own record alone."""
         clipped = clip_l2(latents, self.clip_norm)
         return clipped + noise.normal(tuple(clipped.shape), self.noise_std, like=clipped)
 
 
-MECHANISMS: dict[str, type[GaussianMechanism]] = {GaussianMechanism.name: GaussianMechanism}
+@dataclass(frozen=True)
+class LaplaceMechanism:
+    """M(z) = clip_1(z; C) + Laplace(b)^k. Replacing the record moves clip_1(z; C) by up to 2 C in L1.
+
+    It is 2 C / b differentially private, with no delta.
+
+    Attributes:
+        clip_norm: C, of the L1 norm.
+        noise_scale: b; the noise's standard deviation is sqrt(2) b.
+
+    References:
+        Dwork, McSherry, Nissim, Smith: Calibrating noise to sensitivity in private data analysis, TCC 2006.
+    """
+
+    name: ClassVar[str] = "laplace"
+    clip_norm: float
+    noise_scale: float
+
+    @classmethod
+    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
+        """Return the mechanism with the least noise that costs at most epsilon under replace-one, at any delta."""
+        return cls(clip_norm, calibrate_laplace(epsilon, clip_norm=clip_norm))
+
+    @classmethod
+    def from_event(cls, event: ReleaseEvent) -> Self | None:
+        """Return the mechanism whose event this is, or None if it has no event of this kind."""
+        return cls(event.clip_norm, event.noise_scale) if isinstance(event, LatentLaplace) else None
+
+    @property
+    def sensitivity(self) -> float:
+        """Largest L1 distance of two clipped latents: 2 C."""
+        return 2 * self.clip_norm
+
+    def event(self) -> LatentLaplace:
+        """Return what one release of every record costs."""
+        return LatentLaplace(stage="release", clip_norm=self.clip_norm, noise_scale=self.noise_scale)
+
+    def parameters(self) -> dict[str, float | None]:
+        """Return C, the standard deviation sqrt(2) b, and b."""
+        return {
+            "clip_norm": self.clip_norm,
+            "noise_std": math.sqrt(2) * self.noise_scale,
+            "noise_scale": self.noise_scale,
+        }
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise in each dimension: 2 b^2."""
+        return 2 * self.noise_scale**2
+
+    def clipped_normal(self, dims: int) -> ClippedNormal:
+        """Return what the clip leaves of a standard normal latent of `dims` dimensions."""
+        return clipped_normal_l1(self.clip_norm, dims)
+
+    def __call__(self, latents: torch.Tensor, *, noise: NoiseSource) -> torch.Tensor:
+        """Return noised latents (records, dims), each of its own record alone."""
+        clipped = clip_l1(latents, self.clip_norm)
+        return clipped + noise.laplace(tuple(clipped.shape), self.noise_scale, like=clipped)
 
 
-def mechanism_type(name: str) -> type[GaussianMechanism]:
+@dataclass(frozen=True)
+class NoMechanism:
+    """M(z) = z: neither clip nor noise, so no protection. For comparison in a simulation; a real site refuses it."""
+
+    name: ClassVar[str] = "none"
+
+    @classmethod
+    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
+        """Return the mechanism. It meets no budget: its event is unprotected."""
+        return cls()
+
+    @classmethod
+    def from_event(cls, event: ReleaseEvent) -> Self | None:
+        """Return the mechanism whose event this is, or None if it has no event of this kind."""
+        return cls() if isinstance(event, Unprotected) else None
+
+    def event(self) -> Unprotected:
+        """Return that the records left without protection."""
+        return RELEASED_RECORDS
+
+    def parameters(self) -> dict[str, float | None]:
+        """Return None for each: there is neither clip nor noise."""
+        return {"clip_norm": None, "noise_std": None, "noise_scale": None}
+
+    @property
+    def noise_variance(self) -> float:
+        """Variance of the noise in each dimension: 0."""
+        return 0.0
+
+    def clipped_normal(self, dims: int) -> ClippedNormal:
+        """Return that nothing is clipped."""
+        return ClippedNormal(power=1.0, overlap=1.0)
+
+    def __call__(self, latents: torch.Tensor, *, noise: NoiseSource) -> torch.Tensor:
+        """Return the latents as they are."""
+        return latents
+
+
+_KINDS: tuple[type[Mechanism], ...] = (GaussianMechanism, LaplaceMechanism, NoMechanism)
+MECHANISMS: dict[str, type[Mechanism]] = {kind.name: kind for kind in _KINDS}
+
+
+def mechanism_type(name: str) -> type[Mechanism]:
     """Return the mechanism of a name.
 
     Raises:
@@ -89,3 +248,18 @@ def mechanism_type(name: str) -> type[GaussianMechanism]:
     if name not in MECHANISMS:
         raise ConfigError(f"Unknown mechanism '{name}'. Choose one of: {', '.join(sorted(MECHANISMS))}.")
     return MECHANISMS[name]
+
+
+def mechanism_of(name: str, event: ReleaseEvent) -> Mechanism:
+    """Return the mechanism of a name with the parameters of an event, so that it costs exactly that event.
+
+    Raises:
+        ConfigError: the name is unknown, or the event is another mechanism's.
+    """
+    mechanism = mechanism_type(name).from_event(event)
+    if mechanism is None or mechanism.event() != event:
+        raise ConfigError(
+            f"A release's event is that of its mechanism. Found '{event.kind}' of stage '{event.stage}' for the "
+            f"mechanism '{name}'; send the event that the mechanism gives."
+        )
+    return mechanism

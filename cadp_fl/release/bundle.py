@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ExchangeError, InputError
+from cadp_fl.privacy.mechanisms import NoMechanism
 
 __all__ = [
     "Bundle",
@@ -63,11 +64,27 @@ class _Shard(_Model):
 class ReleaseParameters(_Model):
     """Every number of the mechanism, each by itself."""
 
-    clip_norm: float = Field(gt=0, allow_inf_nan=False)
-    noise_std: float = Field(gt=0, allow_inf_nan=False)
+    clip_norm: float | None = Field(gt=0, allow_inf_nan=False, description="C; null without a clip")
+    noise_std: float | None = Field(gt=0, allow_inf_nan=False, description="standard deviation; null without noise")
+    noise_scale: float | None = Field(None, gt=0, allow_inf_nan=False, description="b of Laplace noise, else null")
     latent_dims: int = Field(ge=1)
     dims: int = Field(ge=1)
     shrinkage: str
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "ReleaseParameters":
+        if (self.clip_norm is None) != (self.noise_std is None):
+            raise ValueError("a release is clipped and noised, or neither")
+        if self.noise_scale is not None and not math.isclose(
+            self.noise_std or 0, math.sqrt(2) * self.noise_scale, rel_tol=1e-6
+        ):
+            raise ValueError("the standard deviation of Laplace noise is sqrt(2) times its scale")
+        return self
+
+    @property
+    def protected(self) -> bool:
+        """Whether records were clipped and noised."""
+        return self.noise_std is not None
 
 
 class ReleaseClaim(_Model):
@@ -96,9 +113,13 @@ class Manifest(_Model):
     shards: tuple[_Shard, ...] = Field(min_length=1, max_length=100_000)
 
     @model_validator(mode="after")
-    def _is_bounded(self) -> "Manifest":
+    def _is_consistent(self) -> "Manifest":
         if [shard.name for shard in self.shards] != [f"{number:05d}.npz" for number in range(len(self.shards))]:
             raise ValueError("shards are numbered from 00000 without a gap")
+        if (self.mechanism == NoMechanism.name) == self.parameters.protected:
+            raise ValueError(f"the mechanism '{NoMechanism.name}', and no other, has neither clip nor noise")
+        if not self.parameters.protected and self.claim.guarantee != "none":
+            raise ValueError("records released without clipping or noise carry no guarantee")
         unpacked = self.records * (math.prod(self.dataset.shape) + 8)
         if unpacked > MAX_RELEASE_BYTES:
             raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")

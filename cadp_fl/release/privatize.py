@@ -1,6 +1,6 @@
 """x -> x': encode, clip, perturb, shrink, decode. The content-aware mechanism of the paper.
 
-    z = f(x; y)        z1 = clip(z[:k]; C) + N(0, sigma^2 I)        x' = f^-1([s z1, u]; y),  u ~ N(0, I)
+    z = f(x; y)        z1 = clip(z[:k]; C) + noise        x' = f^-1([s z1, u]; y),  u ~ N(0, I)
 
 The label y is the condition: the noise never touches it. Noise comes after encoding, so the mechanism protects
 whatever flow a server sends. All that follows it (shrinking, fresh dimensions, decoding, quantization) is
@@ -17,48 +17,36 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import chi2
 
 from cadp_fl.data.schema import Dataset
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize, quantize
-from cadp_fl.privacy.accounting import Event
+from cadp_fl.privacy.accounting import ReleaseEvent
+from cadp_fl.privacy.clipped_normal import ClippedNormal
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize"]
 
 
-def _typical_set(clip_norm: float, noise_std: float, dims: int) -> float:
-    """Return 1 / sqrt(E|clip(z)|^2 / k + sigma^2): the noised latent gets the prior's variance."""
-    return 1 / math.sqrt(_clipped_power(clip_norm, dims) + noise_std**2)
+def _typical_set(clipped: ClippedNormal, noise_variance: float) -> float:
+    """Return 1 / sqrt(E|clip(z)|^2 / k + v): the noised latent gets the prior's variance."""
+    return 1 / math.sqrt(clipped.power + noise_variance)
 
 
-def _posterior_mean(clip_norm: float, noise_std: float, dims: int) -> float:
-    """Return the s that minimises E|z - s (clip(z) + noise)|^2: (E<z, clip(z)> / k) / (E|clip(z)|^2 / k + sigma^2)."""
-    return _clipped_overlap(clip_norm, dims) / (_clipped_power(clip_norm, dims) + noise_std**2)
+def _posterior_mean(clipped: ClippedNormal, noise_variance: float) -> float:
+    """Return the s that minimises E|z - s (clip(z) + noise)|^2: (E<z, clip(z)> / k) / (E|clip(z)|^2 / k + v)."""
+    return clipped.overlap / (clipped.power + noise_variance)
 
 
-def _clipped_power(clip_norm: float, dims: int) -> float:
-    """Return E min(|z|, C)^2 / k for z ~ N(0, I_k), by the chi-squared distribution of |z|^2."""
-    square = clip_norm**2
-    return float(chi2.cdf(square, dims + 2) + square / dims * chi2.sf(square, dims))
-
-
-def _clipped_overlap(clip_norm: float, dims: int) -> float:
-    """Return E |z| min(|z|, C) / k for z ~ N(0, I_k)."""
-    square = clip_norm**2
-    mean_norm = math.sqrt(2) * math.exp(math.lgamma((dims + 1) / 2) - math.lgamma(dims / 2))
-    return float(chi2.cdf(square, dims + 2) + clip_norm / dims * mean_norm * chi2.sf(square, dims + 1))
-
-
-SHRINKAGES: dict[str, Callable[[float, float, int], float]] = {
+SHRINKAGES: dict[str, Callable[[ClippedNormal, float], float]] = {
     "typical-set": _typical_set,
     "posterior-mean": _posterior_mean,
 }
-"""The factor s of a noised latent, from C, sigma and k: public numbers and the prior alone."""
+"""The factor s of a noised latent, from what the clip leaves of the prior and the noise's variance v: public numbers
+alone."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +67,13 @@ class ReleaseSettings:
     def factor(self) -> float:
         """The factor s of a noised latent."""
         own = self.mechanism
-        return SHRINKAGES[self.shrinkage](own.clip_norm, own.noise_std, self.latent_dims)
+        return SHRINKAGES[self.shrinkage](own.clipped_normal(self.latent_dims), own.noise_variance)
 
     @property
     def correlation(self) -> float:
         """Correlation of a noised latent with its record's, for a record that follows the flow."""
-        own = self.mechanism
-        noised_power = _clipped_power(own.clip_norm, self.latent_dims) + own.noise_std**2
-        return _clipped_overlap(own.clip_norm, self.latent_dims) / math.sqrt(noised_power)
+        clipped = self.mechanism.clipped_normal(self.latent_dims)
+        return clipped.overlap / math.sqrt(clipped.power + self.mechanism.noise_variance)
 
 
 def check_release(mechanism: str, shrinkage: str, latent_dims: int, dims: int) -> None:
@@ -111,7 +98,7 @@ def privatize(
     noise: NoiseSource,
     device: torch.device,
     batch_size: int = 1024,
-) -> tuple[Dataset, Event]:
+) -> tuple[Dataset, ReleaseEvent]:
     """Return one privatized record for every record, in a secret random order, and what that cost.
 
     Args:

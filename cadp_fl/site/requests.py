@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, Settings
-from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Unprotected
+from cadp_fl.privacy.accounting import PoissonGaussian, ReleaseEvent, Unprotected
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
@@ -50,7 +50,7 @@ class ReleaseRequest(Settings):
     flow: FlowConfig
     seed: int
     mechanism: str
-    event: LatentGaussian
+    event: Annotated[ReleaseEvent, Field(discriminator="kind")]
     latent_dims: int = Field(ge=1)
     shrinkage: str
     shard_records: int = Field(ge=1, le=100_000)

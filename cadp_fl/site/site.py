@@ -16,15 +16,15 @@ from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import as_input, log_odds, train_epochs
 from cadp_fl.config import ClassifierConfig, FlowConfig, parse
 from cadp_fl.data.partition import SiteData
-from cadp_fl.errors import BudgetError, ExchangeError
+from cadp_fl.errors import BudgetError, ExchangeError, PrivacyError
 from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.privacy.accounting import check_delta
+from cadp_fl.privacy.accounting import Unprotected, check_delta
 from cadp_fl.privacy.claims import RELATION, claim_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
-from cadp_fl.privacy.mechanisms import mechanism_type
+from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.bundle import ReleaseClaim, ReleaseParameters, manifest_to_json, pack
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
@@ -139,9 +139,14 @@ class Site:
 
     def _release(self, request: Request) -> Reply:
         asked = parse(ReleaseRequest, request.settings)
+        mechanism = mechanism_of(asked.mechanism, asked.event)
+        if isinstance(asked.event, Unprotected) and not self._simulation:
+            raise PrivacyError(
+                f"A real site releases no record unprotected. Found the mechanism '{asked.mechanism}'; choose one that "
+                "adds noise."
+            )
         flow = self._flow(asked.flow, asked.seed, request)
         check_release(asked.mechanism, asked.shrinkage, asked.latent_dims, flow.dims)
-        mechanism = mechanism_type(asked.mechanism)(asked.event.clip_norm, asked.event.noise_std)
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage)
         event_id = self._ledger.spend(asked.method, asked.event)
         records, cost = privatize(
@@ -153,8 +158,7 @@ class Site:
             site=self.name,
             mechanism=asked.mechanism,
             parameters=ReleaseParameters(
-                clip_norm=mechanism.clip_norm,
-                noise_std=mechanism.noise_std,
+                **mechanism.parameters(),
                 latent_dims=asked.latent_dims,
                 dims=flow.dims,
                 shrinkage=asked.shrinkage,

@@ -1,13 +1,16 @@
 """The real client and server code over a Grid in memory."""
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from rich.console import Console
 from safetensors.numpy import load_file
 
+from cadp_fl.cli.progress import results_table
 from cadp_fl.config import load_study
 from cadp_fl.errors import FederationError, InputError
 from cadp_fl.federated.flower_server import GridTransport, Workflow
@@ -181,6 +184,48 @@ def test_a_method_gives_the_same_alone_as_beside_others(complete, run_config):
     alone.go()
     name = "cadp-given-flow"
     assert alone.json("summary.json")["methods"][name] == complete.json("summary.json")["methods"][name]
+
+
+def test_a_study_with_laplace_noise_reports_its_scale_and_its_cost(run_config):
+    run = Run(run_config, "release.mechanism=laplace", "methods={cadp-given-flow: {}}")
+    assert run.go() == "complete"
+    row = run.json("summary.json")["methods"]["cadp-given-flow"]
+    assert row["guarantee"] == "given-flow"
+    assert row["epsilon_if_flow_were_fixed"] == pytest.approx(3.0, rel=1e-12)
+    assert row["epsilon_if_flow_were_fixed_add_remove"] == pytest.approx(1.5, rel=1e-12)
+    assert (row["release"]["mechanism"], row["release"]["clip_norm"]) == ("laplace", 4.0)
+    assert row["release"]["noise_scale"] == pytest.approx(8 / 3)
+    assert row["release"]["noise_std"] == pytest.approx(8 / 3 * 2**0.5)
+    assert read_bundle(run.folder / "releases" / "north").manifest.parameters.noise_scale == pytest.approx(8 / 3)
+    assert "standard deviation 3.771 (scale b = 2.667)" in (run.folder / "report.html").read_text()
+    assert "standard deviation 3.771 (scale 2.667), 16 of 64" in printed(run)
+
+
+def test_a_study_without_a_mechanism_says_that_nothing_is_protected(run_config):
+    run = Run(run_config, "release.mechanism=none", "methods={cadp-given-flow: {}}")
+    assert run.go() == "complete"
+    row = run.json("summary.json")["methods"]["cadp-given-flow"]
+    assert (row["guarantee"], row["epsilon"], row["epsilon_if_flow_were_fixed"]) == ("none", None, None)
+    assert row["unprotected"] == [
+        "records released without clipping or noise",
+        "weights of a flow trained without differential privacy",
+    ]
+    release = row["release"]
+    assert release["clip_norm"] is release["noise_std"] is release["noise_scale"] is None
+    assert release["correlation"] == 1.0
+    statement = run.json("privacy.json")["methods"]["cadp-given-flow"]["statement"]
+    assert "without any protection: records released without clipping or noise; weights of a flow" in statement
+    page = (run.folder / "report.html").read_text()
+    assert "no protection</strong>, the records were neither clipped nor noised" in page
+    assert "None" not in page
+    assert "with NO protection: neither clip nor noise" in printed(run)
+
+
+def printed(run):
+    """Return what the command line prints of a run."""
+    console = Console(record=True, file=io.StringIO(), width=200)
+    results_table(console, run.json("summary.json"), run.folder)
+    return console.export_text()
 
 
 def stable(summary):

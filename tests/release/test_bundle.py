@@ -179,6 +179,48 @@ def test_a_missing_shard_is_noticed():
         unpack(Bundle(bundle().manifest, bundle().shards[:2]))
 
 
+UNPROTECTED = {"clip_norm": None, "noise_std": None}
+NO_CLAIM = {"guarantee": "none", "epsilon_if_flow_were_fixed": None}
+
+
+def told(mechanism, parameters, claim=None):
+    """Return a manifest's JSON with other parameters and another claim."""
+    tree = json.loads(manifest_to_json(bundle().manifest))
+    tree["mechanism"] = mechanism
+    tree["parameters"] |= parameters
+    tree["claim"] |= claim or {}
+    return json.dumps(tree)
+
+
+def test_a_manifest_says_that_nothing_was_clipped_or_noised():
+    manifest = manifest_from_json(told("none", UNPROTECTED, NO_CLAIM))
+    assert not manifest.parameters.protected
+    assert manifest_from_json(manifest_to_json(manifest)) == manifest
+
+
+def test_a_manifest_of_laplace_noise_has_its_scale_beside_its_standard_deviation():
+    manifest = manifest_from_json(told("laplace", {"noise_scale": 3.0, "noise_std": 3.0 * 2**0.5}))
+    assert manifest.parameters.noise_scale == 3.0
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "parameters", "claim", "reason"),
+    [
+        ("none", {}, NO_CLAIM, "has neither clip nor noise"),
+        ("gaussian", UNPROTECTED, NO_CLAIM, "has neither clip nor noise"),
+        ("none", UNPROTECTED, None, "carry no guarantee"),
+        ("gaussian", {"noise_std": None}, None, "clipped and noised, or neither"),
+        ("gaussian", {"clip_norm": None}, None, "clipped and noised, or neither"),
+        ("laplace", {"noise_scale": 3.0, "noise_std": 3.0}, None, "times its scale"),
+        ("none", UNPROTECTED | {"noise_scale": 3.0}, NO_CLAIM, "times its scale"),
+        ("gaussian", {"noise_std": 0.0}, None, "greater than 0"),
+    ],
+)
+def test_a_manifest_whose_numbers_contradict_each_other_is_refused(mechanism, parameters, claim, reason):
+    with pytest.raises(ExchangeError, match=reason):
+        manifest_from_json(told(mechanism, parameters, claim))
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"schema_version": 2}', "x" * (9 << 20)])
 def test_what_is_no_manifest_is_refused(text):
     with pytest.raises(ExchangeError):

@@ -9,7 +9,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize
-from cadp_fl.privacy.mechanisms import GaussianMechanism
+from cadp_fl.privacy.mechanisms import RELEASED_RECORDS, GaussianMechanism, LaplaceMechanism, NoMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 
@@ -36,12 +36,18 @@ def release(data, how, seed=0, **arguments):
     return privatize(flow(), data, how, noise=NoiseSource.from_seed(seed), device=CPU, **arguments)
 
 
-def test_every_record_is_released_once_with_its_label_and_its_cost():
+EVERY = pytest.mark.parametrize(
+    "mechanism", [GaussianMechanism(2.0, 0.5), LaplaceMechanism(2.0, 0.5), NoMechanism()], ids=lambda own: own.name
+)
+
+
+@EVERY
+def test_every_record_is_released_once_with_its_label_and_its_cost(mechanism):
     data = records(50)
-    released, cost = release(data, settings())
+    released, cost = release(data, ReleaseSettings(mechanism, 4, "typical-set"))
     assert released.schema == SCHEMA
     assert np.array_equal(released.class_counts(), data.class_counts())
-    assert cost == GaussianMechanism(2.0, 3.0).event()
+    assert cost == mechanism.event()
 
 
 def test_the_order_is_secret():
@@ -52,29 +58,33 @@ def test_the_order_is_secret():
     assert not np.array_equal(released.labels, data.labels)
 
 
-def test_record_release_ignores_its_batch():
-    data = records(40)
-    whole, _ = release(data, settings())
-    parts, _ = release(data, settings(), batch_size=7)
+@EVERY
+def test_record_release_ignores_its_batch(mechanism):
+    data, how = records(40), ReleaseSettings(mechanism, 4, "typical-set")
+    whole, _ = release(data, how)
+    parts, _ = release(data, how, batch_size=7)
     assert np.abs(whole.images.astype(int) - parts.images.astype(int)).max() <= 1
     assert (whole.images == parts.images).mean() > 0.999
 
 
-def test_changing_a_record_changes_its_own_release_alone():
+@EVERY
+def test_changing_a_record_changes_its_own_release_alone(mechanism):
+    how = ReleaseSettings(mechanism, 4, "typical-set")
     data, order = records(30), NoiseSource.from_seed(0).child("order").permutation(30)
     images = data.images.copy()
     images[5] = 255 - images[5]
-    before, _ = release(data, settings(noise_std=0.5))
-    after, _ = release(Dataset(SCHEMA, images, data.labels), settings(noise_std=0.5))
+    before, _ = release(data, how)
+    after, _ = release(Dataset(SCHEMA, images, data.labels), how)
     differs = (before.images != after.images).any(axis=(1, 2, 3))
     assert set(order[differs]) == {5}
 
 
-def test_no_noise_a_wide_clip_and_all_dimensions_give_the_records_back():
+@pytest.mark.parametrize("mechanism", [GaussianMechanism(1e6, 1e-9), LaplaceMechanism(1e6, 1e-9), NoMechanism()])
+@pytest.mark.parametrize("shrinkage", ["typical-set", "posterior-mean"])
+def test_no_noise_a_wide_clip_and_all_dimensions_give_the_records_back(mechanism, shrinkage):
     data = records(20)
     order = NoiseSource.from_seed(0).child("order").permutation(20)
-    how = ReleaseSettings(GaussianMechanism(1e6, 1e-9), 16, "typical-set")
-    released, _ = release(data, how)
+    released, _ = release(data, ReleaseSettings(mechanism, 16, shrinkage))
     assert np.array_equal(released.images, data.images[order])
 
 
@@ -96,14 +106,22 @@ def test_a_released_latent_is_the_shrunk_noised_clip_and_fresh_prior():
     assert kstest(latents[:, 4:].detach().flatten().numpy(), "norm").pvalue > 1e-4
 
 
-def test_the_typical_set_keeps_the_priors_variance_and_the_posterior_mean_shrinks_more():
+def test_without_a_mechanism_nothing_is_shrunk_and_the_cost_is_that_nothing_is_protected():
+    for shrinkage in ("typical-set", "posterior-mean"):
+        how = ReleaseSettings(NoMechanism(), 4, shrinkage)
+        assert (how.factor, how.correlation) == (1.0, 1.0)
+    assert release(records(5), how)[1] == RELEASED_RECORDS
+
+
+@pytest.mark.parametrize("kind", [GaussianMechanism, LaplaceMechanism])
+def test_the_typical_set_keeps_the_priors_variance_and_the_posterior_mean_shrinks_more(kind):
     z = torch.randn(100_000, 9, generator=torch.Generator().manual_seed(0))
-    for noise_std, clip_norm in ((0.5, 3.0), (3.0, 1.0), (10.0, 20.0)):
-        how = settings(noise_std, clip_norm, 9)
+    for amount, clip_norm in ((0.5, 3.0), (3.0, 1.0), (10.0, 20.0)):
+        how = ReleaseSettings(kind(clip_norm, amount), 9, "typical-set")
         noised = how.mechanism(z, noise=NoiseSource.from_seed(1))
         assert (noised * how.factor).var().item() == pytest.approx(1.0, rel=0.01)
         best = (z * noised).sum() / noised.square().sum()
-        posterior = settings(noise_std, clip_norm, 9, "posterior-mean").factor
+        posterior = ReleaseSettings(how.mechanism, 9, "posterior-mean").factor
         assert posterior == pytest.approx(best.item(), abs=0.01)
         assert posterior < how.factor
         measured = torch.corrcoef(torch.stack([z.flatten(), noised.flatten()]))[0, 1].item()

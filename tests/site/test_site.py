@@ -7,11 +7,13 @@ import torch
 from cadp_fl.config import ClassifierConfig, FlowConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError
+from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.accounting import LatentGaussian
+from cadp_fl.privacy.accounting import LatentGaussian, LatentLaplace
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
+from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release.bundle import manifest_from_json
 from cadp_fl.site.protocol import ACTIONS, Request
 from cadp_fl.site.requests import FLOW_WEIGHTS, EvaluateRequest, FlowRequest, ReleaseRequest
 from cadp_fl.site.site import Site
@@ -20,6 +22,7 @@ from cadp_fl.weights import get_weights
 SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
 FLOW = FlowConfig(scales=[{"blocks": 1, "channels": 4}], training={"rounds": 2, "local_epochs": 1})
 EVENT = LatentGaussian(stage="release", clip_norm=2.0, noise_std=8.0)
+LAPLACE = LatentLaplace(stage="release", clip_norm=2.0, noise_scale=4.0)
 
 
 def dataset(count, seed):
@@ -43,15 +46,15 @@ def weights():
     return get_weights(ConditionalFlow(FLOW, (1, 4, 4), 3, seed=0))
 
 
-def reserved(**arguments):
+def reserved(event=EVENT, **arguments):
     made = site(**arguments)
-    made.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, EVENT), 1e-5).to_json()}))
+    made.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, event), 1e-5).to_json()}))
     return made
 
 
-def release(event=EVENT, **changes):
+def release(event=EVENT, mechanism="gaussian", **changes):
     settings = ReleaseRequest(
-        method="m", flow=FLOW, seed=0, mechanism="gaussian", event=event, latent_dims=4, shrinkage="typical-set",
+        method="m", flow=FLOW, seed=0, mechanism=mechanism, event=event, latent_dims=4, shrinkage="typical-set",
         shard_records=16,
     )  # fmt: skip
     return Request("release", settings.model_dump(mode="json") | changes, weights())
@@ -87,11 +90,47 @@ def test_a_second_release_is_refused():
 
 
 @pytest.mark.parametrize(
-    "event", [EVENT.model_copy(update={"noise_std": 7.9}), EVENT.model_copy(update={"stage": "flow"})]
+    ("planned", "mechanism", "changes"),
+    [
+        (EVENT, "gaussian", {"noise_std": 7.9}),
+        (EVENT, "gaussian", {"clip_norm": 2.1}),
+        (LAPLACE, "laplace", {"noise_scale": 3.9}),
+        (EVENT, "gaussian", {"stage": "flow"}),
+    ],
 )
-def test_a_server_cannot_lower_the_noise(event):
-    with pytest.raises(BudgetError):
-        reserved().call(release(event))
+def test_a_server_cannot_lower_the_noise(planned, mechanism, changes):
+    made = reserved(planned)
+    with pytest.raises((BudgetError, ConfigError)):
+        made.call(release(planned.model_copy(update=changes), mechanism))
+    assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
+
+
+def test_a_server_cannot_swap_a_reserved_release_for_one_without_noise():
+    with pytest.raises(BudgetError, match="holds no such event"):
+        reserved().call(release(RELEASED_RECORDS, "none"))
+
+
+def test_a_laplace_release_says_its_scale_and_what_it_would_cost():
+    manifest = manifest_from_json(reserved(LAPLACE).call(release(LAPLACE, "laplace")).content["manifest"])
+    assert manifest.mechanism == "laplace"
+    assert (manifest.parameters.clip_norm, manifest.parameters.noise_scale) == (2.0, 4.0)
+    assert manifest.parameters.noise_std == pytest.approx(4 * 2**0.5)
+    assert manifest.claim.epsilon_if_flow_were_fixed == 1.0
+
+
+def test_a_release_without_a_mechanism_says_that_nothing_is_protected():
+    manifest = manifest_from_json(
+        reserved(RELEASED_RECORDS).call(release(RELEASED_RECORDS, "none")).content["manifest"]
+    )
+    assert (manifest.mechanism, manifest.claim.guarantee) == ("none", "none")
+    assert not manifest.parameters.protected
+
+
+def test_a_real_site_releases_no_record_unprotected():
+    made = reserved(RELEASED_RECORDS, simulation=False)
+    with pytest.raises(PrivacyError, match="A real site releases no record unprotected"):
+        made.call(release(RELEASED_RECORDS, "none"))
+    assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
 
 
 def test_the_same_release_is_the_same_for_every_batch_of_requests():
@@ -119,7 +158,12 @@ def test_exact_metrics_leave_a_simulation_alone():
         Request("delete"),
         Request("train_flow", {}),
         Request("train_flow", {"flow": 1, "extra": 2}),
+        Request("release", release().settings | {"mechanism": "gauss"}, weights()),
         Request("release", release().settings | {"mechanism": "none"}, weights()),
+        Request("release", release().settings | {"mechanism": "laplace"}, weights()),
+        Request("release", release().settings | {"event": LAPLACE.model_dump()}, weights()),
+        Request("release", release().settings | {"event": RELEASED_RECORDS.model_dump()}, weights()),
+        Request("release", release().settings | {"event": {"kind": "free", "stage": "release"}}, weights()),
         Request("release", release().settings | {"latent_dims": 17}, weights()),
         Request("release", release().settings | {"shrinkage": "x"}, weights()),
         Request("release", release().settings, {}),

@@ -63,8 +63,7 @@ class CadpGivenFlow:
         trained.flow = flow
         trained.release = {
             "mechanism": request.mechanism,
-            "clip_norm": request.event.clip_norm,
-            "noise_std": request.event.noise_std,
+            **self._mechanism.parameters(),
             "latent_dims": request.latent_dims,
             "dims": flow.dims,
             "shrinkage": request.shrinkage,
