@@ -1,7 +1,9 @@
+import hashlib
+
 import numpy as np
 import pytest
 
-from cadp_fl.config import DataConfig, PartitionConfig
+from cadp_fl.config import DataConfig, PartitionConfig, load_study
 from cadp_fl.data.partition import deal
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.sources import load_source
@@ -21,6 +23,31 @@ def test_digits_are_what_scikit_learn_bundles(digits):
     assert (len(digits), digits.schema.shape, digits.schema.levels) == (1797, (1, 8, 8), 17)
     assert set(np.unique(digits.images)) <= {round(255 * level / 16) for level in range(17)}
     assert digits.class_counts().sum() == 1797
+
+
+def fingerprint(sites):
+    digest = hashlib.sha256()
+    for part in (part for site in sites for part in (site.train, site.test)):
+        digest.update(part.images.tobytes())
+        digest.update(part.labels.tobytes())
+    return digest.hexdigest()
+
+
+def test_the_quickstarts_deal_stays_what_its_figures_were_measured_on(digits, quickstart):
+    study = load_study(quickstart)
+    dealt = deal(digits, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    assert fingerprint(dealt) == "0de0abfe77853092d608b3f2efdf842b2cf2c10983f58e7b32600accde34ba1d"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sites", "expected"),
+    [
+        ("iid", 7, "14d47b7afc4437b9076df098ef58221de28981f321172c8ef3bf8595f50d1ab2"),
+        ("dirichlet", 7, "7e2e6c99dfb712a86cc74e5cf94551cf4b8d22b2c435b29288cdfbf1da39452d"),
+    ],
+)
+def test_a_deal_that_took_several_tries_stays_what_it_was(digits, kind, sites, expected):
+    assert fingerprint(deal(digits, sites, PartitionConfig(kind=kind), 0.2, seed=1)) == expected
 
 
 @pytest.mark.parametrize("kind", ["iid", "dirichlet"])
