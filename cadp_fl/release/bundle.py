@@ -15,17 +15,17 @@ import math
 import os
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ExchangeError, InputError
+from cadp_fl.npz import NpzError, open_npz
 from cadp_fl.privacy.mechanisms import NoMechanism
 
 __all__ = [
@@ -277,34 +277,19 @@ def _records(shard: _Shard, data: bytes, schema: Schema) -> Dataset:
         "labels": ((shard.records,), np.dtype(np.int64)),
     }
     try:
-        arrays = dict(_arrays(data, expected))
-    except Exception as error:  # zip, zlib, npy headers and codecs each have errors of their own
+        with open_npz(data, limit=MAX_SHARD_BYTES) as npz:
+            if set(npz.names) != set(expected):
+                raise NpzError(f"it holds {npz.listing}")
+            for name, (shape, dtype) in expected.items():
+                header = npz.header(name)
+                if (header.shape, header.dtype) != (shape, dtype):
+                    raise NpzError(f"{name} is {header.dtype} of shape {header.shape}")
+            arrays = {name: npz.array(name) for name in expected}
+    except NpzError as error:
         raise ExchangeError(f"A shard is an npz of images and labels. Shard {shard.name} is not: {error}.") from error
     if int(arrays["labels"].min()) < 0 or int(arrays["labels"].max()) >= len(schema.classes):
         raise ExchangeError(f"A released label is one of {len(schema.classes)} classes. Shard {shard.name} has others.")
     return Dataset(schema, arrays["images"], arrays["labels"])
-
-
-def _arrays(data: bytes, expected: Mapping[str, tuple[tuple[int, ...], Any]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays of an npz; each header is compared with what is expected before anything is allocated."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sorted(archive.namelist()) != sorted(f"{name}.npy" for name in expected):
-            raise ValueError(f"it holds {archive.namelist()[:4]}")
-        for name, (shape, dtype) in expected.items():
-            size = math.prod(shape) * dtype.itemsize
-            if size > MAX_SHARD_BYTES:
-                raise ValueError(f"{name} would take {size} bytes")
-            with archive.open(f"{name}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                if version != (1, 0):
-                    raise ValueError(f"{name} is in npy format {version}")
-                found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(member)
-                if (found_shape, fortran, found_dtype) != (shape, False, dtype):
-                    raise ValueError(f"{name} is {found_dtype} of shape {found_shape}")
-                content = member.read(size + 1)
-            if len(content) != size:
-                raise ValueError(f"{name} is truncated or too long")
-            yield name, np.frombuffer(content, dtype=dtype).reshape(shape).copy()
 
 
 def _write(path: Path, data: bytes) -> None:
