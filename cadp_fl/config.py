@@ -162,6 +162,10 @@ class FlowConfig(Settings):
         """Whether the flow is used as it is: nothing of it is trained on the sites' records."""
         return self.training.rounds == 0 or (self.pretrained is not None and "all" in self.pretrained.freeze)
 
+    def architecture(self) -> "FlowConfig":
+        """Return what the flow is, without how it is trained and what it starts from."""
+        return self.model_copy(update={"training": FlowTrainingConfig(), "pretrained": None})
+
     @model_validator(mode="after")
     def _starts_somewhere(self) -> "FlowConfig":
         if self.training.rounds == 0 and self.pretrained is None:

@@ -20,4 +20,5 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study of the run config into its output folder."""
     study, output = study_from_run_config(context.run_config, APP_FOLDER)
     progress = os.environ.get(PROGRESS_VARIABLE)
-    Workflow(study, output, watch=lines_to(Path(progress)) if progress else text_to()).run(grid, context)
+    watch = lines_to(Path(progress)) if progress else text_to()
+    Workflow(study, output, watch=watch, resume=bool(context.run_config.get("resume"))).run(grid, context)

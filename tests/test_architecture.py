@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors"},
-    {"config", "device", "npz", "schedule", "weights"},
+    {"config", "device", "npz", "schedule", "storage", "weights"},
     {"data", "privacy"},
     {"flow", "classifier"},
     {"release"},

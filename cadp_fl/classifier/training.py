@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cadp_fl.config import CentralTrainingConfig
+from cadp_fl.device import PhysicalBatch, reduced_precision
 from cadp_fl.errors import TrainingError
 from cadp_fl.schedule import cosine
 
@@ -30,7 +31,7 @@ def train_class_balanced(
     """Train in place on batches in which every class is equally likely, and yield the mean loss at each checkpoint.
 
     Args:
-        images: uint8, (records, channels, height, width), on the model's device.
+        images: uint8, (records, channels, height, width); batches are moved to the model's device.
         labels: int64, (records,).
         checkpoints: number of pauses, the last one at the end of training.
         generator: draws the batches; on the CPU.
@@ -43,14 +44,14 @@ def train_class_balanced(
     steps = max(checkpoints, config.epochs * math.ceil(len(labels) / config.batch_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     pauses = {round((index + 1) * steps / checkpoints) for index in range(checkpoints)}
+    physical = PhysicalBatch(config.batch_size)
     total, seen = 0.0, 0
     model.train()
     for step in range(steps):
         chosen = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator)
-        chosen = chosen.to(images.device)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * cosine(step / steps)
-        total += _step(model, optimizer, images[chosen], labels[chosen])
+        total += _step(model, optimizer, images[chosen], labels[chosen], physical)
         seen += 1
         if step + 1 in pauses:
             yield total / seen
@@ -70,29 +71,43 @@ def train_epochs(
     """Train in place for some passes over the records, without privacy, and return the mean loss.
 
     Args:
-        images: uint8, (records, channels, height, width), on the model's device.
+        images: uint8, (records, channels, height, width); batches are moved to the model's device.
         labels: int64, (records,).
         generator: shuffles; on the CPU.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
+    physical = PhysicalBatch(batch_size)
     total, seen = 0.0, 0
     model.train()
     for _ in range(epochs):
-        for chosen in torch.randperm(len(labels), generator=generator).to(images.device).split(batch_size):
-            total += _step(model, optimizer, images[chosen], labels[chosen]) * len(chosen)
+        for chosen in torch.randperm(len(labels), generator=generator).split(batch_size):
+            total += _step(model, optimizer, images[chosen], labels[chosen], physical) * len(chosen)
             seen += len(chosen)
     return total / seen
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> float:
-    loss = nn.functional.cross_entropy(model(as_input(images)), labels)
-    value = loss.item()
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    physical: PhysicalBatch,
+) -> float:
+    device = next(model.parameters()).device
+
+    def add_gradients(part: slice) -> float:
+        logits = model(as_input(images[part].to(device)))
+        loss = nn.functional.cross_entropy(logits, labels[part].to(device), reduction="sum") / len(labels)
+        loss.backward()
+        return loss.item()
+
+    optimizer.zero_grad(set_to_none=True)
+    with reduced_precision():
+        value = sum(physical.each(len(labels), add_gradients, restart=optimizer.zero_grad))
     if not math.isfinite(value):
         raise TrainingError(f"A classifier's loss must stay finite. Found {value}; lower its learning rate.")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     optimizer.step()
     return value
 
@@ -104,7 +119,11 @@ def log_odds(model: nn.Module, images: torch.Tensor, *, batch_size: int = 1024) 
     Taken from the logits, s_y - logsumexp of all others, so that a score near certainty keeps its digits.
     """
     model.eval()
-    return torch.cat([_log_odds(model(as_input(part)).double()) for part in images.split(batch_size)])
+    device = next(model.parameters()).device
+    physical = PhysicalBatch(batch_size)
+    return torch.cat(
+        physical.each(len(images), lambda part: _log_odds(model(as_input(images[part].to(device))).double()))
+    )
 
 
 def _log_odds(logits: torch.Tensor) -> torch.Tensor:

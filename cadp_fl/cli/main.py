@@ -68,6 +68,9 @@ def simulate(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override one value: dotted.key=value. May be repeated.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --output, from its last finished phase.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and no progress.")] = False,
 ) -> None:
@@ -79,11 +82,11 @@ def simulate(
     silent = quiet or as_json
     try:
         with progress_to(console, silent=silent) as watch:
-            summary = run_study(config, output, set_ or [], watch=watch)
+            summary = run_study(config, output, set_ or [], watch=watch, resume=resume)
     except KeyboardInterrupt:
         _complain(
-            f"Stopped. No process was left behind. '{output}' holds what was written; give the next run another "
-            "--output."
+            f"Stopped. No process was left behind. '{output}' holds what was written; go on with --resume, or give the "
+            "next run another --output."
         )
         raise typer.Exit(130) from None
     except InputError:

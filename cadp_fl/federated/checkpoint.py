@@ -40,12 +40,19 @@ class Checkpoint:
 
     Args:
         folder: the run folder.
-        state: what is known; a new run knows when it began.
+        state: what is known.
     """
 
-    def __init__(self, folder: Path, state: _State | None = None) -> None:
+    def __init__(self, folder: Path, state: _State) -> None:
         self._path = folder / CHECKPOINT
-        self._state = state or _State(started=datetime.now(UTC))
+        self._state = state
+
+    @classmethod
+    def begin(cls, folder: Path) -> "Checkpoint":
+        """Return the state of a new run, and write it down."""
+        checkpoint = cls(folder, _State(started=datetime.now(UTC)))
+        checkpoint._write()
+        return checkpoint
 
     @classmethod
     def resume(cls, folder: Path) -> "Checkpoint":
@@ -107,9 +114,9 @@ class Checkpoint:
         per_site = {site: Metrics(**figures) for site, figures in tree["per_site"].items()}
         return MethodFigures(tree["classifier"], pooled, per_site, tree["release"])
 
-    def spent(self, method: str, site: str) -> tuple[Event, ...]:
-        """Return what a site had spent on the finished phases of a method."""
-        return events_from_json(self._state.spent.get(method, {}).get(site, []))
+    def spent(self, method: str) -> dict[str, tuple[Event, ...]]:
+        """Return what each site had spent on the finished phases of a method."""
+        return {site: events_from_json(events) for site, events in self._state.spent.get(method, {}).items()}
 
     def finish(
         self,

@@ -106,7 +106,6 @@ class Federation:
         Raises:
             FederationError: all were asked, and fewer sites than needed answered.
         """
-        needed = 0 if isinstance(request, Mapping) else self.needed
         asked = dict(request) if isinstance(request, Mapping) else dict.fromkeys(self.sites, request)
         names = {self.roster[site]: site for site in asked}
         answers: dict[str, Answer] = {}
@@ -132,12 +131,22 @@ class Federation:
                 self._note_missing(site, phase, "was still at work on an earlier request")
             else:
                 self._note_missing(site, phase, "did not answer in time")
-        if len(replies) < needed:
+        if not isinstance(request, Mapping):
+            self.require(phase, len(replies))
+        return replies
+
+    def require(self, phase: str, answered: int) -> None:
+        """Check that as many sites answered in a phase as are needed.
+
+        Raises:
+            FederationError: fewer did.
+        """
+        if answered < self.needed:
             lost = "; ".join(f"{gap.site}: {gap.reason}" for gap in self.missing if gap.phase == phase)
             raise FederationError(
-                f"Phase '{phase}' needs {needed} sites (sites.quorum). {len(replies)} of {len(asked)} answered. {lost}"
+                f"Phase '{phase}' needs {self.needed} sites (sites.quorum). {answered} of {len(self.roster)} answered. "
+                f"{lost}"
             )
-        return replies
 
     def _checked(self, site: str, answer: Answer, check: Callable[[str, Reply], None]) -> Answer:
         if isinstance(answer, CadpError):

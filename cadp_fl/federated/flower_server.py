@@ -112,12 +112,14 @@ class Workflow:
         study: the config.
         folder: the run folder; made where it is missing.
         watch: is called with each step of the run.
+        resume: go on with the run in the folder, from its last finished phase.
     """
 
-    def __init__(self, study: StudyConfig, folder: Path, *, watch: Watcher) -> None:
+    def __init__(self, study: StudyConfig, folder: Path, *, watch: Watcher, resume: bool = False) -> None:
         self._study = study
         self._folder = folder
         self._watch = watch
+        self._resume = resume
 
     def run(self, grid: Grid, context: Context) -> str:
         """Conduct the study, and return its status: complete or incomplete.
@@ -126,4 +128,4 @@ class Workflow:
             CadpError: the study cannot go on; what is known by then is in the summary.
         """
         transport = GridTransport(grid, timeout=self._study.sites.timeout_seconds)
-        return conduct(self._study, transport, self._folder, watch=self._watch)
+        return conduct(self._study, transport, self._folder, watch=self._watch, resume=self._resume)

@@ -1,9 +1,10 @@
 """What a run tells while it goes on: `metrics.jsonl` for the record, and progress for whoever watches."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,14 +25,25 @@ class Recorder:
     Args:
         metrics: the file that lines are appended to.
         watch: is called with each step, a JSON value with a `step` key: phases, answer, round, done or failed.
+        seconds: wall time of the phases before an interruption.
+        metrics_bytes: length of the file that is kept; what comes after it is of a phase that begins again.
     """
 
-    def __init__(self, metrics: Path, watch: Watcher) -> None:
+    def __init__(
+        self, metrics: Path, watch: Watcher, *, seconds: Mapping[str, float] | None = None, metrics_bytes: int = 0
+    ) -> None:
         self._metrics = metrics
         self._watch = watch
-        self._started = time.monotonic()
-        self._phase_seconds: dict[str, float] = {}
-        self._last = self._started
+        self._phase_seconds = dict(seconds or {})
+        self._last = time.monotonic()
+        self._started = self._last - sum(self._phase_seconds.values())
+        if metrics.exists():
+            os.truncate(metrics, metrics_bytes)
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Length of the file by now."""
+        return self._metrics.stat().st_size if self._metrics.exists() else 0
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -7,18 +7,18 @@ not.
 import contextlib
 import json
 import platform
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors.numpy import save_file
 
 import cadp_fl
+from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.config import StudyConfig, dump_study
 from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ExchangeError, FederationError, InputError
+from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.federation import Federation, Missing, Transport
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, StudyRun, Trained
@@ -30,41 +30,43 @@ from cadp_fl.report.summary import Account, MethodFigures, Results, SiteEntry, p
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import ReserveRequest
-from cadp_fl.weights import get_weights
 
 __all__ = ["conduct"]
 
-RUN_FILES = ("metrics.jsonl", "summary.json", "privacy.json", "report.html", "releases", "models")
+RUN_FILES = (CHECKPOINT, "metrics.jsonl", "summary.json", "privacy.json", "report.html", "releases", "models")
 
 
-def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Watcher) -> str:
+def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Watcher, resume: bool = False) -> str:
     """Run a study over a transport, fill its run folder, and return `complete` or `incomplete`.
 
+    Args:
+        resume: go on with the run in the folder, from its last finished phase.
+
     Raises:
-        InputError: the folder holds a run already; it stays as it is.
+        InputError: the folder holds a run already, or none that can be resumed; it stays as it is.
         CadpError: the study cannot go on. If sites had described themselves by then, the summary says `incomplete`
             and why.
     """
-    if found := [name for name in RUN_FILES if (folder / name).exists()]:
-        raise InputError(f"A run is never overwritten. '{folder}' holds {found[0]} of one; choose another folder.")
+    checkpoint = Checkpoint.resume(folder) if resume and (folder / CHECKPOINT).exists() else _begin(study, folder)
     methods = build_methods(study)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
-    recorder = Recorder(folder / "metrics.jsonl", watch)
+    recorder = Recorder(
+        folder / "metrics.jsonl", watch, seconds=checkpoint.seconds, metrics_bytes=checkpoint.metrics_bytes
+    )
     phases = {phase: rounds for method in methods for phase, rounds in method.phases().items()}
-    recorder.phases(phases, study.sites.count)
+    recorder.phases(
+        {name: rounds for name, rounds in phases.items() if not checkpoint.is_finished(name)}, study.sites.count
+    )
     federation = Federation(transport, study.sites.needed, recorder)
-    results = Results(study, datetime.now(UTC), software=_software())
+    results = Results(study, checkpoint.started, resumed=checkpoint.resumed, software=_software())
+    conductor = _Conductor(study, methods, federation, folder, results, checkpoint)
     try:
-        _run_phases(study, methods, federation, folder, results)
+        conductor.run()
     except Exception as error:
         results.failure = str(error)
         recorder.failed(results.failure)
         raise
     finally:
-        results.missing = [vars(gap) for gap in federation.missing]
-        results.traffic = {site: (crossed.up, crossed.down) for site, crossed in federation.traffic.items()}
-        results.seconds = recorder.seconds
+        conductor.tell()
         if results.sites:
             (folder / "summary.json").write_text(json.dumps(summary_json(results), indent=2), encoding="utf-8")
             (folder / "privacy.json").write_text(json.dumps(privacy_json(results), indent=2), encoding="utf-8")
@@ -73,32 +75,146 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
     return results.status
 
 
-def _run_phases(
-    study: StudyConfig, methods: list[Method], federation: Federation, folder: Path, results: Results
-) -> None:
-    schema, results.sites = _describe(study, federation)
-    results.dataset = schema.name
-    sizes = {site: entry.train for site, entry in results.sites.items()}
-    for size in sizes.values():
-        check_delta(study.budget.delta, size)
-    plans = [Plan(method.name, method.events(), study.budget.delta) for method in methods]
-    for plan in plans:
-        federation.ask(Request("reserve", ReserveRequest(plan=plan.to_json()).model_dump(mode="json")), phase="reserve")
-        results.accounts[plan.method] = {site: Account(plan) for site in federation.sites}
-    federation.recorder.round("reserve", 1, 1)
-    run = StudyRun(study, schema, sizes, federation, folder, resolve_device(study.device))
-    try:
-        for method in methods:
-            trained = method.run(run)
-            results.figures[method.name] = MethodFigures(
-                trained.classifier.model, trained.pooled, trained.per_site, trained.release
-            )
-            _save_models(folder / "models", trained, {"method": method.name, "noise": study.noise})
-    except FederationError:
-        with contextlib.suppress(FederationError):
-            _account(federation, results)
-        raise
-    _account(federation, results)
+def _begin(study: StudyConfig, folder: Path) -> Checkpoint:
+    if found := [name for name in RUN_FILES if (folder / name).exists()]:
+        raise InputError(f"A run is never overwritten. '{folder}' holds {found[0]} of one; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
+    return Checkpoint.begin(folder)
+
+
+class _Conductor:
+    """Leads a study through its phases, and keeps results and checkpoint up to date."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        methods: list[Method],
+        federation: Federation,
+        folder: Path,
+        results: Results,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self._study, self._methods, self._federation = study, methods, federation
+        self._folder, self._results, self._checkpoint = folder, results, checkpoint
+        self._plans = {method.name: Plan(method.name, method.events(), study.budget.delta) for method in methods}
+        self._reserved: dict[str, set[str]] = {method.name: set() for method in methods}
+        # As an interrupted attempt left them; the checkpoint itself goes on.
+        self._missing_before, self._traffic_before = checkpoint.missing, checkpoint.traffic
+        self._spent_before = {method.name: checkpoint.spent(method.name) for method in methods}
+
+    def run(self) -> None:
+        """Describe, reserve, every method that has not ended, account.
+
+        Raises:
+            FederationError: too few sites are left, or they do not fit together.
+        """
+        study, results = self._study, self._results
+        schema, results.sites = _describe(study, self._federation)
+        results.dataset = schema.name
+        sizes = {site: entry.train for site, entry in results.sites.items()}
+        for size in sizes.values():
+            check_delta(study.budget.delta, size)
+        for name, plan in self._plans.items():
+            ended, spent = self._checkpoint.figures(name) is not None, self._spent_before[name]
+            results.accounts[name] = {
+                site: Account(plan, spent.get(site) if ended else None) for site in self._federation.sites
+            }
+            if not ended:
+                self._reserve(name)
+        self._federation.recorder.round("reserve", 1, 1)
+        try:
+            for method in self._methods:
+                results.figures[method.name] = self._checkpoint.figures(method.name) or self._run(method, schema, sizes)
+        except FederationError:
+            with contextlib.suppress(FederationError):
+                self._account()
+            raise
+        self._account()
+
+    def tell(self) -> None:
+        """Copy into the results what was lost, what crossed and what it took; also before an interruption."""
+        results, federation = self._results, self._federation
+        now = [vars(gap) for gap in federation.missing]
+        results.missing = [*self._missing_before, *(gap for gap in now if gap not in self._missing_before)]
+        results.traffic = {
+            site: (up + crossed.up, down + crossed.down)
+            for site, crossed in federation.traffic.items()
+            for up, down in [self._traffic_before.get(site, (0, 0))]
+        }
+        results.seconds = federation.recorder.seconds
+
+    def _run(self, method: Method, schema: Schema, sizes: dict[str, int]) -> MethodFigures:
+        self._reserve(method.name)  # again, for a site that missed it and is back
+        releasing = [name for name, plan in self._plans.items() if any(each.stage == "release" for each in plan.events)]
+        run = StudyRun(
+            self._study,
+            schema,
+            sizes,
+            self._federation,
+            self._folder,
+            resolve_device(self._study.device),
+            releasing,
+            self._checkpoint.is_finished,
+            lambda phase: self._finish(phase, method.name),
+        )
+        trained = method.run(run)
+        _save_classifier(self._folder / "models", trained, method.name, schema, self._study)
+        figures = MethodFigures(trained.classifier.model, trained.pooled, trained.per_site, trained.release)
+        for phase in method.phases():
+            if not self._checkpoint.is_finished(phase):
+                self._finish(phase, method.name)
+        self._checkpoint.end_method(method.name, figures)
+        return figures
+
+    def _reserve(self, method: str) -> None:
+        """Let every site that has not done so set the method's whole plan aside."""
+        federation, done = self._federation, self._reserved[method]
+        settings = ReserveRequest(plan=self._plans[method].to_json()).model_dump(mode="json")
+        request = Request("reserve", settings)
+        left = {site: request for site in federation.sites if site not in done}
+        if left:
+            done |= set(federation.ask(request if not done else left, phase="reserve"))
+
+    def _finish(self, phase: str, method: str) -> None:
+        """Write down that a phase is finished, with what the sites spent on it."""
+        self._account()
+        self.tell()
+        accounts = self._results.accounts[method]
+        self._checkpoint.finish(
+            phase,
+            method=method,
+            spent={site: account.spent for site, account in accounts.items() if account.spent is not None},
+            missing=self._results.missing,
+            traffic=self._results.traffic,
+            seconds=self._results.seconds,
+            metrics_bytes=self._federation.recorder.metrics_bytes,
+        )
+
+    def _account(self) -> None:
+        """Ask every site what its ledger holds. A method's plan there must be the one that was reserved."""
+        results = self._results
+
+        def check(site: str, reply: Reply) -> None:
+            try:
+                told = [
+                    (Plan.from_json(tree["plan"]), events_from_json(tree["spent"]))
+                    for tree in reply.content["accounts"]
+                ]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ExchangeError(f"An account lists plans and events. That of '{site}' does not.") from error
+            reserved = {name: self._plans[name] for name, sites in self._reserved.items() if site in sites}
+            if len(told) != len(reserved) or {plan.method: plan for plan, _ in told} != reserved:
+                raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
+            for plan, spent in told:
+                before = self._spent_before[plan.method].get(site, ())
+                results.accounts[plan.method][site] = Account(plan, (*before, *spent))
+
+        replies = self._federation.ask(Request("account"), phase="account", check=check)
+        for name, accounts in results.accounts.items():
+            for site in set(accounts) - set(replies):
+                if name not in results.figures:  # what a method had spent when it ended is known for good
+                    accounts[site] = Account(self._plans[name])
 
 
 def _describe(study: StudyConfig, federation: Federation) -> tuple[Schema, dict[str, SiteEntry]]:
@@ -171,31 +287,9 @@ def _release_line(library: str) -> list[str]:
     return library.split(".")[:2]
 
 
-def _account(federation: Federation, results: Results) -> None:
-    """Ask every site what its ledgers hold. A method's plan there must be the one that was reserved."""
-
-    def check(site: str, reply: Reply) -> None:
-        try:
-            told = [
-                Account(Plan.from_json(tree["plan"]), events_from_json(tree["spent"]))
-                for tree in reply.content["accounts"]
-            ]
-            if [account.plan for account in told] != [by_site[site].plan for by_site in results.accounts.values()]:
-                raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
-            for account in told:
-                results.accounts[account.plan.method][site] = account
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExchangeError(f"An account lists plans and events. That of '{site}' does not.") from error
-
-    federation.ask(Request("account"), phase="account", check=check)
-    federation.recorder.round("account", 1, 1)
-
-
-def _save_models(folder: Path, trained: Trained, metadata: dict[str, str]) -> None:
-    folder.mkdir(exist_ok=True)
-    save_file(get_weights(trained.model), folder / f"classifier-{metadata['method']}.safetensors", metadata)
-    if trained.flow is not None:
-        save_file(get_weights(trained.flow), folder / "flow.safetensors", metadata)
+def _save_classifier(folder: Path, trained: Trained, method: str, schema: Schema, study: StudyConfig) -> None:
+    card = ClassifierCard(trained.classifier, schema, study.seed, method, study.noise)
+    save_classifier(folder / f"classifier-{method}.safetensors", trained.model, card)
 
 
 def _software() -> dict[str, str]:

@@ -1,24 +1,16 @@
-"""A flow on disk: its weights as safetensors, with all that is needed to build it again, and what it was trained on.
+"""A flow on disk: its weights, all that is needed to build it again, and what it was trained on."""
 
-A reader trusts none of it: the architecture is parsed like a config, and every tensor's shape and type is compared with
-what that architecture has before it is read.
-"""
-
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cadp_fl.config import FlowConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, DataError
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.storage import load_weights, read_description, save_weights
 from cadp_fl.weights import get_weights, set_weights
 
 __all__ = ["ARCHITECTURE", "FlowCard", "check_same_flow", "load_flow", "read_card", "save_flow"]
@@ -26,9 +18,8 @@ __all__ = ["ARCHITECTURE", "FlowCard", "check_same_flow", "load_flow", "read_car
 ARCHITECTURE = ("scales", "coupling", "downsampling", "permutation", "dense", "clamp", "input_scale")
 """The fields of a flow's config that say what it is, and not how it is trained."""
 
-MAX_CARD_CHARACTERS = 1 << 20
-
 TrainedOn = Literal["public", "private"]
+_TRAINED_ON: dict[str, TrainedOn] = {"public": "public", "private": "private"}
 
 
 @dataclass(frozen=True)
@@ -56,18 +47,14 @@ class FlowCard:
 
 def save_flow(path: Path, flow: ConditionalFlow, card: FlowCard) -> None:
     """Write a flow under a temporary name, and rename it when it is whole."""
-    metadata = {
-        "format": "cadp-fl flow 1",
+    description = {
         "architecture": card.config.model_dump_json(include=set(ARCHITECTURE)),
         "dataset": card.dataset.model_dump_json(),
         "seed": str(card.seed),
         "trained_on": card.trained_on,
         "noise": card.noise,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    save_file(get_weights(flow), temporary, metadata)
-    temporary.replace(path)
+    save_weights(path, get_weights(flow), kind="flow", description=description)
 
 
 def read_card(path: Path) -> FlowCard:
@@ -76,16 +63,17 @@ def read_card(path: Path) -> FlowCard:
     Raises:
         DataError: the file is missing, or no flow that this library stored.
     """
-    if not path.is_file():
-        raise DataError(f"A stored flow is a safetensors file. Found none at '{path}'; check the path.")
+    described = read_description(path, kind="flow")
     try:
-        with safe_open(path, framework="numpy") as stored:
-            return _parse(stored.metadata() or {})
-    except (SafetensorError, OSError, ValidationError, KeyError, ValueError) as error:
-        raise DataError(
-            f"A stored flow is a safetensors file of cadp-fl pretrain or of a run. '{path}' is not: "
-            f"{str(error).splitlines()[0]}; make it again."
-        ) from error
+        return FlowCard(
+            FlowConfig.model_validate_json(described["architecture"]),
+            Schema.model_validate_json(described["dataset"]),
+            int(described["seed"]),
+            _TRAINED_ON[described["trained_on"]],
+            described.get("noise", ""),
+        )
+    except (ValidationError, KeyError, ValueError) as error:
+        raise DataError(f"A stored flow says how to build it. '{path}' does not; train it again.") from error
 
 
 def load_flow(path: Path) -> tuple[ConditionalFlow, FlowCard]:
@@ -96,17 +84,11 @@ def load_flow(path: Path) -> tuple[ConditionalFlow, FlowCard]:
     """
     card = read_card(path)
     flow = card.build()
-    expected = get_weights(flow)
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            _check_shapes(stored, expected)
-            set_weights(flow, {name: stored.get_tensor(name) for name in expected})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"A stored flow holds the tensors of its architecture. '{path}' does not: {error}.") from error
+    set_weights(flow, load_weights(path, get_weights(flow)))
     return flow, card
 
 
-def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard, path: Path) -> None:
+def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard) -> None:
     """Check that a stored flow is the one that a study describes.
 
     Raises:
@@ -117,7 +99,7 @@ def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard, path: P
         if ours != stored:
             raise ConfigError(
                 f"A pretrained flow has the study's architecture. flow.{field} is {ours} in the study and {stored} in "
-                f"'{path}'; make them agree."
+                "the stored flow; make them agree."
             )
     for name, mine, theirs in (
         ("shape (channels, height, width)", dataset.shape, card.dataset.shape),
@@ -126,33 +108,6 @@ def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard, path: P
     ):
         if mine != theirs:
             raise ConfigError(
-                f"A pretrained flow fits the study's records. Their {name} is {mine}, that of '{path}' is {theirs}; "
+                f"A pretrained flow fits the study's records. Their {name} is {mine}, that of the stored one {theirs}; "
                 "pretrain it on records of the same form."
             )
-
-
-def _parse(metadata: Mapping[str, str]) -> FlowCard:
-    if metadata.get("format") != "cadp-fl flow 1":
-        raise ValueError("it does not say that it holds a flow")
-    if sum(len(value) for value in metadata.values()) > MAX_CARD_CHARACTERS:
-        raise ValueError(f"its description is longer than {MAX_CARD_CHARACTERS} characters")
-    trained_on = metadata["trained_on"]
-    if trained_on not in ("public", "private"):
-        raise ValueError(f"trained_on is public or private, not '{trained_on}'")
-    return FlowCard(
-        FlowConfig.model_validate(json.loads(metadata["architecture"])),
-        Schema.model_validate_json(metadata["dataset"]),
-        int(metadata["seed"]),
-        "public" if trained_on == "public" else "private",
-        metadata.get("noise", ""),
-    )
-
-
-def _check_shapes(stored: "safe_open", expected: Mapping[str, np.ndarray]) -> None:
-    """Compare names and shapes before a tensor is read."""
-    if set(stored.keys()) != set(expected):
-        raise ValueError(f"'{sorted(set(stored.keys()) ^ set(expected))[0]}' is on one side only")
-    for name, array in expected.items():
-        shape = tuple(stored.get_slice(name).get_shape())
-        if shape != array.shape:
-            raise ValueError(f"'{name}' has shape {shape}, not {array.shape}")

@@ -31,6 +31,7 @@ from scipy.special import log_ndtr
 from cadp_fl.errors import BudgetError
 
 __all__ = [
+    "DeclaredPublic",
     "Event",
     "LatentGaussian",
     "LatentLaplace",
@@ -62,7 +63,7 @@ class Relation(Enum):
 
 class _EventModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str = Field(min_length=1, max_length=40, description="the part of a method that spent it")
+    stage: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,29}$", description="the part of a method that spent it")
 
 
 class LatentGaussian(_EventModel):
@@ -104,8 +105,16 @@ class Unprotected(_EventModel):
     what: str = Field(min_length=1, max_length=200)
 
 
+class DeclaredPublic(_EventModel):
+    """Something that no private record had a part in, by declaration. It costs nothing, and claims repeat it."""
+
+    kind: Literal["declared-public"] = "declared-public"
+    what: str = Field(min_length=1, max_length=200)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of its weights")
+
+
 ReleaseEvent = LatentGaussian | LatentLaplace | Unprotected
-Event = ReleaseEvent | PoissonGaussian
+Event = ReleaseEvent | PoissonGaussian | DeclaredPublic
 
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Annotated[Event, Field(discriminator="kind")], ...])
 
@@ -144,9 +153,9 @@ def epsilon_of(
 
 @lru_cache(maxsize=1024)
 def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: float) -> float:
-    protected = [event for event in events if not isinstance(event, Unprotected)]
-    if len(protected) < len(events):
+    if any(isinstance(event, Unprotected) for event in events):
         return math.inf
+    protected = [event for event in events if not isinstance(event, (Unprotected, DeclaredPublic))]
     pure = [_pure_epsilon(event, relation) for event in protected if isinstance(event, LatentLaplace)]
     # Epsilons without a delta add up: a bound as good as the composed one, and for a single release without its grid.
     added = math.fsum(pure) if len(pure) == len(protected) else math.inf

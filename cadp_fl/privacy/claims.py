@@ -5,14 +5,30 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Literal
 
-from cadp_fl.privacy.accounting import Event, Relation, Unprotected, epsilon_of
+from cadp_fl.privacy.accounting import DeclaredPublic, Event, Relation, Unprotected, epsilon_of
 from cadp_fl.privacy.ledger import Plan
 
-__all__ = ["RELATION", "Claim", "Together", "claim_of", "compose_plans", "format_epsilon"]
+__all__ = [
+    "CLASSIFIER_WEIGHTS",
+    "FLOW_WEIGHTS",
+    "PRIVATE_FLOW",
+    "RELATION",
+    "Claim",
+    "Together",
+    "claim_of",
+    "compose_plans",
+    "format_epsilon",
+]
 
 RELATION = "replace one record, keep its label"
 """The neighbouring relation of every claim while labels are public by declaration: a site's class counts are told to
 all, and a release decodes under the true label, so no claim may cover a label."""
+
+FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
+PRIVATE_FLOW = Unprotected(stage="flow", what="a flow trained on private records before this study")
+CLASSIFIER_WEIGHTS = Unprotected(
+    stage="classifier", what="weights of a classifier trained without differential privacy"
+)
 
 Guarantee = Literal["end-to-end", "given-flow", "none"]
 
@@ -30,6 +46,7 @@ class Claim:
         epsilon_if_flow_were_fixed_add_remove: the same under add-or-remove.
         delta: the delta of all epsilons.
         unprotected: what leaves without any protection.
+        declared: what the claim takes to be public, by declaration.
     """
 
     guarantee: Guarantee
@@ -39,16 +56,17 @@ class Claim:
     epsilon_if_flow_were_fixed_add_remove: float | None
     delta: float
     unprotected: tuple[str, ...] = ()
+    declared: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim as plain JSON values."""
-        return {**vars(self), "unprotected": list(self.unprotected)}
+        return {**vars(self), "unprotected": list(self.unprotected), "declared": list(self.declared)}
 
 
 def claim_of(plan: Plan) -> Claim:
     """Return what the events of a plan allow to claim."""
     open_stages = {event.stage for event in plan.events if isinstance(event, Unprotected)}
-    protected = tuple(event for event in plan.events if not isinstance(event, Unprotected))
+    protected = tuple(event for event in plan.events if not isinstance(event, (Unprotected, DeclaredPublic)))
     guarantee: Guarantee = "end-to-end"
     if open_stages:
         guarantee = "given-flow" if open_stages == {"flow"} and protected else "none"
@@ -62,6 +80,11 @@ def claim_of(plan: Plan) -> Claim:
         epsilon_if_flow_were_fixed_add_remove=given_flow[1],
         delta=plan.delta,
         unprotected=_unprotected([plan]),
+        declared=tuple(
+            f"{event.what} (sha256 {event.sha256[:12]}...)"
+            for event in plan.events
+            if isinstance(event, DeclaredPublic)
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from cadp_fl.device import PhysicalBatch
 from cadp_fl.errors import PrivacyError
 from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.clipping import clip_factors, is_clippable
@@ -69,13 +70,13 @@ class _SiteOptimizer(DPOptimizer):
             max_grad_norm=event.clip_norm,
             # The public q n, not the realised size of the sample, which depends on who is in it.
             expected_batch_size=event.sampling_rate * records,
-            loss_reduction="mean",
+            loss_reduction="sum",
         )
         self._noise = noise
         self._noise_std = event.noise_std
 
     def clip_and_accumulate(self) -> None:
-        """Write sum_i clip(g_i; C) into every parameter's `summed_grad`."""
+        """Add sum_i clip(g_i; C) over the records at hand to every parameter's `summed_grad`, and drop their g_i."""
         gradients = [self._get_flat_grad_sample(parameter) for parameter in self.params]
         squares = [gradient.double().flatten(1).square().sum(dim=1) for gradient in gradients]
         norms = torch.stack(squares).sum(dim=0).sqrt()
@@ -84,7 +85,17 @@ class _SiteOptimizer(DPOptimizer):
         for parameter, gradient in zip(self.params, gradients, strict=True):
             keep = clippable.view(-1, *[1] * (gradient.dim() - 1))
             safe = torch.where(keep, gradient, torch.zeros_like(gradient))
-            parameter.summed_grad = torch.einsum("i,i...", factors.to(safe.dtype), safe)
+            clipped = torch.einsum("i,i...", factors.to(safe.dtype), safe)
+            summed = getattr(parameter, "summed_grad", None)
+            parameter.summed_grad = clipped if summed is None else summed + clipped
+            parameter.grad_sample = None
+
+    def noised_step(self) -> None:
+        """Take one step along (sum_i clip(g_i; C) + N(0, sigma^2 I)) / (q n)."""
+        self.add_noise()
+        for parameter in self.params:
+            parameter.grad /= self.expected_batch_size
+        self.original_optimizer.step()
 
     def add_noise(self) -> None:
         """Write sum_i clip(g_i; C) + N(0, sigma^2 I) into every parameter's `grad`."""
@@ -101,8 +112,12 @@ def train_dp_sgd(
     *,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     noise: NoiseSource,
+    physical_batch: int = 1024,
 ) -> None:
     """Train in place for `event.steps` steps of cross-entropy. Nothing but the weights comes back.
+
+    Where a Poisson sample does not fit into memory, its gradients are clipped and summed in parts: the sample, the
+    noise and the cost stay the same.
 
     Args:
         model: made of covered layers alone; (batch, ...) to logits (batch, classes).
@@ -111,9 +126,11 @@ def train_dp_sgd(
         event: clip norm, noise, sampling rate and steps; what the call costs.
         optimizer: makes the optimizer of the noised gradients.
         noise: draws noise and samples.
+        physical_batch: records whose gradients are held at once, to begin with.
 
     Raises:
         PrivacyError: the model has a layer that is not covered.
+        MemoryLimitError: the gradient of a single record does not fit.
     """
     check_layers(model)
     records = len(labels)
@@ -121,15 +138,12 @@ def train_dp_sgd(
     try:
         stepper = _SiteOptimizer(optimizer(list(model.parameters())), event, records, noise.child("gradients"))
         samples = noise.child("samples")
+        physical = PhysicalBatch(physical_batch)
         wrapped.train()
         for _ in range(event.steps):
             chosen = torch.from_numpy(samples.poisson_sample(records, event.sampling_rate)).to(images.device)
-            stepper.zero_grad(set_to_none=True)
-            if len(chosen):
-                _backward(nn.functional.cross_entropy(wrapped(images[chosen]), labels[chosen], reduction="sum"))
-            else:
-                _pretend_empty_batch(model)
-            stepper.step()
+            _sum_clipped_gradients(wrapped, stepper, images[chosen], labels[chosen], physical)
+            stepper.noised_step()
     finally:
         wrapped.remove_hooks()
         for parameter in model.parameters():
@@ -139,14 +153,43 @@ def train_dp_sgd(
                     delattr(parameter, attribute)
 
 
+def _sum_clipped_gradients(
+    model: GradSampleModule,
+    stepper: _SiteOptimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    physical: PhysicalBatch,
+) -> None:
+    """Write the sum of the records' clipped gradients into every parameter's `summed_grad`; zero if there is none."""
+
+    def clear() -> None:
+        _forget_unfinished_pass(model)
+        stepper.zero_grad(set_to_none=True)
+        for parameter in stepper.params:
+            parameter.summed_grad = torch.zeros_like(parameter)
+
+    def add(part: slice) -> None:
+        _backward(nn.functional.cross_entropy(model(images[part]), labels[part], reduction="sum"))
+        stepper.clip_and_accumulate()
+
+    clear()
+    physical.each(len(labels), add, restart=clear)
+
+
+def _forget_unfinished_pass(model: nn.Module) -> None:
+    """Drop what Opacus' hooks recorded in a pass that ran out of memory."""
+    for module in model.modules():
+        for attribute in ("activations", "max_batch_len"):
+            if hasattr(module, attribute):
+                delattr(module, attribute)
+    for parameter in model.parameters():
+        parameter._forward_counter = 0  # type: ignore[attr-defined]
+        if hasattr(parameter, "_current_grad_sample"):
+            del parameter._current_grad_sample
+
+
 def _backward(loss: torch.Tensor) -> None:
     """Call `loss.backward()` without torch's remark that images need no gradient, which is as it should be."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         loss.backward()
-
-
-def _pretend_empty_batch(model: nn.Module) -> None:
-    """Give every parameter the gradients of no record at all: an empty sample still takes its noised step."""
-    for parameter in model.parameters():
-        parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]

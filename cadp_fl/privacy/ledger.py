@@ -73,7 +73,7 @@ class Ledger(Protocol):
         ...
 
     def spend(self, method: str, event: Event) -> str:
-        """Write an event down before it is computed, and return its id, `<method>-<number of the event in it>`.
+        """Write an event down before it is computed, and return its id, `<method>-<stage>-<number in the stage>`.
 
         Raises:
             BudgetError: the method's plan does not hold the event, or holds less of it than would be spent.
@@ -114,7 +114,7 @@ class MemoryLedger:
         self._append({"reserve": plan.to_json()})
 
     def spend(self, method: str, event: Event) -> str:
-        """Write an event down before it is computed, and return its id, `<method>-<number of the event in it>`."""
+        """Write an event down before it is computed, and return its id, `<method>-<stage>-<number in the stage>`."""
         plan = next((plan for plan in self.plans() if plan.method == method), None)
         if plan is None:
             raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
@@ -125,7 +125,8 @@ class MemoryLedger:
                 "plan holds no such event or less of it; start a new run with a larger plan."
             )
         self._append({"spend": {"method": method, "event": event.model_dump()}})
-        return f"{method}-{len(spent) + 1}"
+        # Numbered by stage, so that a stage which is repeated after an interruption gets the same ids.
+        return f"{method}-{event.stage}-{1 + sum(each.stage == event.stage for each in spent)}"
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""

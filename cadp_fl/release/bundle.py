@@ -1,4 +1,4 @@
-"""A release on the wire and on disk: a manifest, and shards of records that it vouches for.
+"""A release on disk and on the wire, a shard at a time, so that memory stays flat whatever its size.
 
     BUNDLE/manifest.json      what it is, how it was made, what it cost, and the sha256 of every shard
     BUNDLE/shards/NNNNN.npz   images uint8 (records, channels, height, width) and labels int64 (records,); no pickles
@@ -10,251 +10,157 @@ not a plain file below the folder.
 
 import hashlib
 import io
-import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from types import TracebackType
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ExchangeError, InputError
 from cadp_fl.npz import NpzError, open_npz
-from cadp_fl.privacy.mechanisms import NoMechanism
+from cadp_fl.release.manifest import (
+    MAX_MANIFEST_BYTES,
+    MAX_SHARD_BYTES,
+    Manifest,
+    ReleaseHead,
+    Shard,
+    manifest_from_json,
+)
 
-__all__ = [
-    "Bundle",
-    "Manifest",
-    "ReleaseClaim",
-    "ReleaseParameters",
-    "manifest_from_json",
-    "manifest_to_json",
-    "pack",
-    "read_bundle",
-    "unpack",
-    "write_bundle",
-]
-
-MAX_MANIFEST_BYTES = 8 << 20
-MAX_SHARD_BYTES = 1 << 30
-MAX_RELEASE_BYTES = 8 << 30
-
-_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+__all__ = ["Bundle", "BundleWriter", "check_labels", "open_bundle", "parse_shard", "write_bundle"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Shard(_Model):
-    """One file of a release."""
-
-    name: str = Field(pattern=r"^[0-9]{5}\.npz$")
-    sha256: _Sha256
-    bytes: int = Field(ge=1, le=MAX_SHARD_BYTES)
-    records: int = Field(ge=1, le=10**7)
-
-
-class ReleaseParameters(_Model):
-    """Every number of the mechanism, each by itself."""
-
-    clip_norm: float | None = Field(gt=0, allow_inf_nan=False, description="C; null without a clip")
-    noise_std: float | None = Field(gt=0, allow_inf_nan=False, description="standard deviation; null without noise")
-    noise_scale: float | None = Field(None, gt=0, allow_inf_nan=False, description="b of Laplace noise, else null")
-    latent_dims: int = Field(ge=1)
-    dims: int = Field(ge=1)
-    shrinkage: str
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> "ReleaseParameters":
-        if (self.clip_norm is None) != (self.noise_std is None):
-            raise ValueError("a release is clipped and noised, or neither")
-        if self.noise_scale is not None and not math.isclose(
-            self.noise_std or 0, math.sqrt(2) * self.noise_scale, rel_tol=1e-6
-        ):
-            raise ValueError("the standard deviation of Laplace noise is sqrt(2) times its scale")
-        return self
-
-    @property
-    def protected(self) -> bool:
-        """Whether records were clipped and noised."""
-        return self.noise_std is not None
-
-
-class ReleaseClaim(_Model):
-    """What the site may claim of the method that this release belongs to; it travels with the records."""
-
-    guarantee: Literal["end-to-end", "given-flow", "none"]
-    relation: str
-    epsilon: float | None
-    epsilon_if_flow_were_fixed: float | None
-    delta: float
-
-
-class Manifest(_Model):
-    """What a release says of itself. It holds no time, no order and no identity of a record."""
-
-    schema_version: Literal[1] = 1
-    site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="pseudonym of the site")
-    dataset: Schema
-    mechanism: str
-    parameters: ReleaseParameters
-    noise: Literal["entropy", "seeded"] = Field(description="seeded noise can be derived again, and protects nothing")
-    claim: ReleaseClaim
-    flow_sha256: _Sha256 = Field(description="hash of the weights that encoded and decoded")
-    event_id: str = Field(min_length=1, max_length=80, description="id of the event in the site's ledger")
-    released_labels: dict[str, int] = Field(description="count of every released label")
-    shards: tuple[_Shard, ...] = Field(min_length=1, max_length=100_000)
-
-    @model_validator(mode="after")
-    def _is_consistent(self) -> "Manifest":
-        if [shard.name for shard in self.shards] != [f"{number:05d}.npz" for number in range(len(self.shards))]:
-            raise ValueError("shards are numbered from 00000 without a gap")
-        if (self.mechanism == NoMechanism.name) == self.parameters.protected:
-            raise ValueError(f"the mechanism '{NoMechanism.name}', and no other, has neither clip nor noise")
-        if not self.parameters.protected and self.claim.guarantee != "none":
-            raise ValueError("records released without clipping or noise carry no guarantee")
-        unpacked = self.records * (math.prod(self.dataset.shape) + 8)
-        if unpacked > MAX_RELEASE_BYTES:
-            raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")
-        return self
-
-    @property
-    def records(self) -> int:
-        """Number of released records."""
-        return sum(shard.records for shard in self.shards)
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A release: its manifest, and the bytes of each shard in the manifest's order."""
-
-    manifest: Manifest
-    shards: tuple[bytes, ...]
-
-
-def pack(
-    records: Dataset,
-    *,
-    site: str,
-    mechanism: str,
-    parameters: ReleaseParameters,
-    noise: Literal["entropy", "seeded"],
-    claim: ReleaseClaim,
-    flow_sha256: str,
-    event_id: str,
-    shard_records: int,
-) -> Bundle:
-    """Return the bundle of privatized records, `shard_records` of them in a shard."""
-    shards, entries = [], []
-    for number, start in enumerate(range(0, len(records), shard_records)):
-        part = records.select(np.arange(start, min(start + shard_records, len(records))))
-        data = _npz(part)
-        shards.append(data)
-        entries.append(
-            _Shard(
-                name=f"{number:05d}.npz", sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), records=len(part)
-            )
-        )
-    counts = records.class_counts()
-    schema = records.schema
-    manifest = Manifest(
-        site=site,
-        dataset=schema,
-        mechanism=mechanism,
-        parameters=parameters,
-        noise=noise,
-        claim=claim,
-        flow_sha256=flow_sha256,
-        event_id=event_id,
-        released_labels={name: int(count) for name, count in zip(schema.classes, counts, strict=True)},
-        shards=tuple(entries),
-    )
-    return Bundle(manifest, tuple(shards))
-
-
-def manifest_from_json(text: str | bytes) -> Manifest:
-    """Return the manifest that a JSON text holds.
-
-    Raises:
-        ExchangeError: it is too large, or not a manifest.
-    """
-    if len(text) > MAX_MANIFEST_BYTES:
-        raise ExchangeError(f"A manifest has at most {MAX_MANIFEST_BYTES} bytes. Found {len(text)}; refuse it.")
-    try:
-        return Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ExchangeError(f"A manifest follows the schema. '{key}': {first['msg']}; ask the site again.") from error
-
-
-def unpack(bundle: Bundle) -> Dataset:
-    """Return the records of a bundle, after checking all of it.
-
-    Raises:
-        ExchangeError: a shard is missing, or its size, hash, shape or labels are not what the manifest says.
-    """
-    manifest = bundle.manifest
-    schema = manifest.dataset
-    if len(bundle.shards) != len(manifest.shards):
-        raise ExchangeError(f"The manifest names {len(manifest.shards)} shards. Found {len(bundle.shards)}.")
-    parts = []
-    for shard, data in zip(manifest.shards, bundle.shards, strict=True):
-        _check_bytes(shard, data)
-        parts.append(_records(shard, data, schema))
-    images = np.concatenate([part.images for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
-    records = Dataset(schema, images, labels)
-    counts = {name: int(count) for name, count in zip(schema.classes, records.class_counts(), strict=True)}
-    if counts != manifest.released_labels:
-        raise ExchangeError("The manifest's counts are those of the released labels. They differ; refuse the release.")
-    return records
-
-
-def write_bundle(bundle: Bundle, folder: Path) -> None:
-    """Write a bundle under a temporary name beside `folder`, and rename it when it is whole.
+class BundleWriter:
+    """Writes a bundle under a temporary name beside its folder, and renames it when it is whole.
 
     Raises:
         InputError: the folder exists.
     """
-    if folder.exists():
-        raise InputError(f"A bundle is never overwritten. Found '{folder}'; choose another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        (temporary / "shards").mkdir()
-        for shard, data in zip(bundle.manifest.shards, bundle.shards, strict=True):
-            _write(temporary / "shards" / shard.name, data)
-        _write(temporary / "manifest.json", bundle.manifest.model_dump_json(indent=2).encode())
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+    def __init__(self, folder: Path) -> None:
+        if folder.exists():
+            raise InputError(f"A bundle is never overwritten. Found '{folder}'; choose another folder.")
+        self._folder = folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        (self._temporary / "shards").mkdir()
+        self._shards = 0
+
+    def __len__(self) -> int:
+        """Return the number of shards that were written."""
+        return self._shards
+
+    def __enter__(self) -> "BundleWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove what was written, unless the bundle is whole."""
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write a shard; its bytes are on the disk when this returns."""
+        _write(self._temporary / "shards" / name, data)
+        self._shards += 1
+
+    def finish(self, manifest: Manifest) -> None:
+        """Write the manifest, and give the folder its name."""
+        _write(self._temporary / "manifest.json", manifest.model_dump_json(indent=2).encode())
+        self._temporary.chmod(0o755)
+        self._temporary.rename(self._folder)
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Return the bundle in a folder; every shard's size and hash is checked.
+def write_bundle(head: ReleaseHead, parts: Iterable[Dataset], folder: Path) -> Manifest:
+    """Write privatized records, each part as a shard, and return the manifest.
 
     Raises:
-        ExchangeError: a file is missing, a link, too large, or not what the manifest says.
+        InputError: the folder exists.
     """
-    manifest = manifest_from_json(_read(folder / "manifest.json", MAX_MANIFEST_BYTES))
-    return Bundle(manifest, tuple(_shards(folder, manifest)))
+    entries: list[Shard] = []
+    counts = np.zeros(len(head.dataset.classes), dtype=np.int64)
+    with BundleWriter(folder) as writer:
+        for number, part in enumerate(parts):
+            data, name = _npz(part), f"{number:05d}.npz"
+            writer.add(name, data)
+            counts += part.class_counts()
+            entries.append(
+                Shard(name=name, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), records=len(part))
+            )
+        manifest = Manifest(**dict(head), released_labels=_by_class(head.dataset, counts), shards=tuple(entries))
+        writer.finish(manifest)
+    return manifest
 
 
-def _shards(folder: Path, manifest: Manifest) -> Iterator[bytes]:
-    for shard in manifest.shards:
-        data = _read(folder / "shards" / shard.name, shard.bytes)
-        _check_bytes(shard, data)
-        yield data
+class Bundle:
+    """A release in a folder, read a shard at a time. Made by `open_bundle`."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._folder = folder
+        self.manifest = manifest
+
+    def data(self, name: str) -> bytes:
+        """Return the bytes of a shard.
+
+        Raises:
+            ExchangeError: it is missing, a link, or not what the manifest says.
+        """
+        for shard in self.manifest.shards:
+            if shard.name == name:
+                data = _read(self._folder / "shards" / name, shard.bytes)
+                _check_bytes(shard, data)
+                return data
+        raise ExchangeError(f"The manifest names {len(self.manifest.shards)} shards. '{name}' is none of them.")
+
+    def parts(self) -> Iterator[Dataset]:
+        """Yield the records of each shard, after checking it; at the end, the counts of their labels are checked.
+
+        Raises:
+            ExchangeError: a shard is not what the manifest says.
+        """
+        counts = np.zeros(len(self.manifest.dataset.classes), dtype=np.int64)
+        for shard in self.manifest.shards:
+            part = parse_shard(self.manifest, shard, self.data(shard.name))
+            counts += part.class_counts()
+            yield part
+        check_labels(self.manifest, counts)
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Return the bundle in a folder. Its manifest is checked now, and each shard when it is read.
+
+    Raises:
+        ExchangeError: the manifest is missing, a link, too large, or no manifest.
+    """
+    return Bundle(folder, manifest_from_json(_read(folder / "manifest.json", MAX_MANIFEST_BYTES)))
+
+
+def parse_shard(manifest: Manifest, shard: Shard, data: bytes) -> Dataset:
+    """Return the records of a shard's bytes, after checking all of it.
+
+    Raises:
+        ExchangeError: its size, hash, shape or labels are not what the manifest says.
+    """
+    _check_bytes(shard, data)
+    return _records(shard, data, manifest.dataset)
+
+
+def check_labels(manifest: Manifest, counts: np.ndarray) -> None:
+    """Check that a manifest's counts are those of the released labels, int64 (classes,).
+
+    Raises:
+        ExchangeError: they differ.
+    """
+    if _by_class(manifest.dataset, counts) != manifest.released_labels:
+        raise ExchangeError("The manifest's counts are those of the released labels. They differ; refuse the release.")
+
+
+def _by_class(schema: Schema, counts: np.ndarray) -> dict[str, int]:
+    return {name: int(count) for name, count in zip(schema.classes, counts, strict=True)}
 
 
 def _npz(records: Dataset) -> bytes:
@@ -263,7 +169,7 @@ def _npz(records: Dataset) -> bytes:
     return buffer.getvalue()
 
 
-def _check_bytes(shard: _Shard, data: bytes) -> None:
+def _check_bytes(shard: Shard, data: bytes) -> None:
     if len(data) != shard.bytes or hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ExchangeError(
             f"A shard is what the manifest says: {shard.bytes} bytes of sha256 {shard.sha256[:12]}... Shard "
@@ -271,7 +177,7 @@ def _check_bytes(shard: _Shard, data: bytes) -> None:
         )
 
 
-def _records(shard: _Shard, data: bytes, schema: Schema) -> Dataset:
+def _records(shard: Shard, data: bytes, schema: Schema) -> Dataset:
     expected = {
         "images": ((shard.records, *schema.shape), np.dtype(np.uint8)),
         "labels": ((shard.records,), np.dtype(np.int64)),
@@ -306,8 +212,3 @@ def _read(path: Path, limit: int) -> bytes:
     if path.stat().st_size > limit:
         raise ExchangeError(f"'{path.name}' has at most {limit} bytes. Found {path.stat().st_size}; refuse the bundle.")
     return path.read_bytes()
-
-
-def manifest_to_json(manifest: Manifest) -> str:
-    """Return the compact JSON of a manifest, for the wire."""
-    return json.dumps(manifest.model_dump(mode="json"), separators=(",", ":"))

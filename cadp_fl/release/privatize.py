@@ -12,13 +12,14 @@ References:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cadp_fl.data.schema import Dataset
+from cadp_fl.device import PhysicalBatch
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
@@ -29,6 +30,13 @@ from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize"]
+
+BATCH_RECORDS = 512
+MAX_BATCH_VALUES = 1 << 23
+"""Latent values that are drawn and decoded at once, whatever the size of a record."""
+
+MAX_PART_BYTES = 32 << 20
+"""Bytes of pixels in one part of a release, and so in one message."""
 
 
 def _typical_set(clipped: ClippedNormal, noise_variance: float) -> float:
@@ -89,7 +97,6 @@ def check_release(mechanism: str, shrinkage: str, latent_dims: int, dims: int) -
         raise ConfigError(f"release.latent_dims is at most the flow's {dims} dimensions. Found {latent_dims}.")
 
 
-@torch.no_grad()
 def privatize(
     flow: ConditionalFlow,
     records: Dataset,
@@ -97,26 +104,71 @@ def privatize(
     *,
     noise: NoiseSource,
     device: torch.device,
-    batch_size: int = 1024,
-) -> tuple[Dataset, ReleaseEvent]:
-    """Return one privatized record for every record, in a secret random order, and what that cost.
+    part_records: int = 4096,
+) -> tuple[Iterator[Dataset], ReleaseEvent]:
+    """Return one privatized record for every record, in a secret random order and in parts, and what all of it costs.
+
+    A part is computed when it is asked for, so that memory stays flat.
 
     Args:
         flow: on `device`; any flow, also a hostile one.
         records: the training records of a site.
         noise: of this release alone.
+        part_records: records in each part but the last; fewer where they would take more than `MAX_PART_BYTES`.
     """
     flow.eval()
-    perturbation, prior = noise.child("perturbation"), noise.child("prior")
-    released = np.empty_like(records.images)
-    for start in range(0, len(records), batch_size):
-        part = slice(start, start + batch_size)
-        images = torch.from_numpy(records.images[part]).to(device)
-        condition = condition_of(torch.from_numpy(records.labels[part]).to(device), flow.conditions)
-        latents, _ = flow.encode(dequantize(images, records.schema.levels), condition)
-        noised = settings.mechanism(latents[:, : settings.latent_dims], noise=perturbation) * settings.factor
-        fresh = prior.normal((len(images), flow.dims - settings.latent_dims), 1.0, like=latents)
-        decoded = flow.decode(torch.cat([noised, fresh], dim=1), condition)
-        released[part] = quantize(decoded, records.schema.levels).cpu().numpy()
+    part_records = min(part_records, max(1, MAX_PART_BYTES // flow.dims))
     order = noise.child("order").permutation(len(records))
-    return Dataset(records.schema, released[order], records.labels[order]), settings.mechanism.event()
+    indices = [order[start : start + part_records] for start in range(0, len(order), part_records)]
+    perturbation, prior = noise.child("perturbation"), noise.child("prior")
+    batch = _Batch(flow, settings, perturbation, prior, device)
+    return (batch.privatize(records.select(chosen)) for chosen in indices), settings.mechanism.event()
+
+
+class _Batch:
+    """Privatizes a batch of records after the other."""
+
+    def __init__(
+        self,
+        flow: ConditionalFlow,
+        settings: ReleaseSettings,
+        perturbation: NoiseSource,
+        prior: NoiseSource,
+        device: torch.device,
+    ) -> None:
+        self._flow, self._settings, self._device = flow, settings, device
+        self._perturbation, self._prior = perturbation, prior
+        self._factor = settings.factor
+        self._size = min(BATCH_RECORDS, max(1, MAX_BATCH_VALUES // flow.dims))
+        self._physical = PhysicalBatch(self._size)
+
+    @torch.no_grad()
+    def privatize(self, records: Dataset) -> Dataset:
+        """Return a privatized record for each record, in their order."""
+        released = np.empty_like(records.images)
+        for start in range(0, len(records), self._size):
+            part = slice(start, start + self._size)
+            images = torch.from_numpy(records.images[part]).to(self._device)
+            condition = condition_of(torch.from_numpy(records.labels[part]).to(self._device), self._flow.conditions)
+            x = self._decode(
+                self._perturb(self._encode(dequantize(images, records.schema.levels), condition)), condition
+            )
+            released[part] = quantize(x, records.schema.levels).cpu().numpy()
+        return Dataset(records.schema, released, records.labels)
+
+    def _encode(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return z = f(x; y), (batch, dims)."""
+        return torch.cat(self._physical.each(len(x), lambda part: self._flow.encode(x[part], condition[part])[0]))
+
+    def _perturb(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return [s (clip(z[:k]) + noise), u], (batch, dims), with u from the prior."""
+        kept = self._settings.latent_dims
+        noised = self._settings.mechanism(latents[:, :kept], noise=self._perturbation) * self._factor
+        fresh = self._prior.normal((len(latents), latents.shape[1] - kept), 1.0, like=latents)
+        return torch.cat([noised, fresh], dim=1)
+
+    def _decode(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return x' = f^-1(z; y), (batch, channels, height, width)."""
+        return torch.cat(
+            self._physical.each(len(latents), lambda part: self._flow.decode(latents[part], condition[part]))
+        )

@@ -11,7 +11,7 @@ import numpy as np
 
 from cadp_fl.errors import InputError
 from cadp_fl.privacy.claims import format_epsilon
-from cadp_fl.release.bundle import Bundle, read_bundle, unpack
+from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.figures import curves, image_grid
 
 __all__ = ["write_report"]
@@ -51,7 +51,7 @@ def _site(entry: dict[str, Any], bundle: Bundle | None) -> dict[str, Any]:
     manifest = bundle.manifest if bundle else None
     return entry | {
         "released": manifest.records if manifest else 0,
-        "released_bytes": sum(shard.bytes for shard in manifest.shards) if manifest else 0,
+        "released_bytes": manifest.bytes if manifest else 0,
     }
 
 
@@ -60,7 +60,7 @@ def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
     pictures = []
     for site, bundle in bundles.items():
         preview = _preview(folder / "sites" / site / "preview.npz")
-        released = unpack(bundle)
+        released = next(bundle.parts())  # in random order, so the first shard shows what all are like
         names = released.schema.classes
         labels = [label for label in range(len(names)) if (released.labels == label).any()][:MAX_ROWS]
         grids = {"released": image_grid([released.images[released.labels == label] for label in labels], COLUMNS)}
@@ -105,7 +105,7 @@ def _accuracy(metrics: list[dict[str, Any]]) -> str | None:
 
 def _bundle(folder: Path, site: str) -> Bundle | None:
     release = folder / "releases" / site
-    return read_bundle(release) if release.exists() else None
+    return open_bundle(release) if release.exists() else None
 
 
 def _json(path: Path) -> dict[str, Any]:

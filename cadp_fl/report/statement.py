@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from cadp_fl.config import StudyConfig
-from cadp_fl.privacy.claims import RELATION, Claim, format_epsilon
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, RELATION, Claim, format_epsilon
 
 __all__ = ["ASSUMPTIONS", "NOT_COVERED", "statement_of_method", "statement_of_study"]
 
@@ -37,13 +37,25 @@ def statement_of_method(name: str, claim: Claim, *, noise: str) -> str:
             f"a site that differ by '{RELATION}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
             "differentially private, over all steps of all rounds, against the server and all that it shares with. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
+            + "".join(f" This rests on a declaration: {each}." for each in claim.declared)
         )
     conditional = format_epsilon(claim.epsilon_if_flow_were_fixed)
+    if FLOW_WEIGHTS.what in claim.unprotected:
+        story = (
+            "The flow was trained on the same records without differential privacy, and its weights left the sites; "
+            "nothing bounds what they reveal."
+        )
+        truth = "it was not"
+    else:
+        story = (
+            f"It uses {'; '.join(claim.unprotected)}; nothing bounds what that flow, and all that is made with it, "
+            "reveals of the records that it was trained on."
+        )
+        truth = "no one has declared that it was"
     return (
-        f"{name}: NO end-to-end guarantee. The flow was trained on the same records without differential privacy, and "
-        "its weights left the sites; nothing bounds what they reveal. The released records alone would be "
-        f"({conditional}, {claim.delta:g})-differentially private ('{RELATION}') had the flow been fixed without these "
-        f"records{' and the noise not been seeded' if noise == 'seeded' else ''}; it was not."
+        f"{name}: NO end-to-end guarantee. {story} The released records alone would be ({conditional}, "
+        f"{claim.delta:g})-differentially private ('{RELATION}') had the flow been fixed without these "
+        f"records{' and the noise not been seeded' if noise == 'seeded' else ''}; {truth}."
     )
 
 

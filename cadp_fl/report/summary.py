@@ -86,6 +86,7 @@ class Results:
     sites: dict[str, SiteEntry] = field(default_factory=dict)
     missing: list[dict[str, str]] = field(default_factory=list)
     failure: str | None = None
+    resumed: tuple[datetime, ...] = ()
     figures: dict[str, MethodFigures] = field(default_factory=dict)
     accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
     traffic: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -112,6 +113,7 @@ def summary_json(results: Results) -> dict[str, Any]:
         "unit": study.budget.unit,
         "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
         "started": results.started.isoformat(timespec="seconds"),
+        "resumed": [moment.isoformat(timespec="seconds") for moment in results.resumed],
         "status": results.status,
         "missing": results.missing,
         "seconds": results.seconds,
@@ -184,6 +186,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
             "are compared here, each with a ledger of its own",
             "sites": together,
         },
+        **({"resumed": _resumed(results)} if results.resumed else {}),
         "test_units": {
             "simulation_only": True,
             "metrics": "exact",
@@ -193,6 +196,15 @@ def privacy_json(results: Results) -> dict[str, Any]:
         "assumptions": ASSUMPTIONS,
         "not_covered": NOT_COVERED,
         "statement": statement_of_study(study, {name: entry["statement"] for name, entry in methods.items()}),
+    }
+
+
+def _resumed(results: Results) -> dict[str, Any]:
+    return {
+        "at": [moment.isoformat(timespec="seconds") for moment in results.resumed],
+        "meaning": "the run was interrupted and went on from its last finished phase; what the interrupted attempt of "
+        "a phase had computed was thrown away unseen, and is not in these accounts. At a real site it would have been "
+        "spent, and the site's own ledger would count it",
     }
 
 

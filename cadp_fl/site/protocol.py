@@ -1,4 +1,4 @@
-"""What may be asked of a site: seven actions, each a request of JSON settings and named arrays.
+"""What may be asked of a site: eight actions, each a request of JSON settings and named arrays.
 
 This module imports neither torch nor data code, so that the code which a server ships to a site stays thin.
 """
@@ -11,13 +11,14 @@ import numpy as np
 
 __all__ = ["ACTIONS", "Action", "Reply", "Request", "SitePort"]
 
-Action = Literal["describe", "reserve", "train_flow", "release", "train_classifier", "evaluate", "account"]
+Action = Literal["describe", "reserve", "train_flow", "release", "fetch", "train_classifier", "evaluate", "account"]
 
 ACTIONS: dict[Action, str] = {
     "describe": "query.cadp_describe",
     "reserve": "query.cadp_reserve",
     "train_flow": "train.cadp_flow",
     "release": "query.cadp_release",
+    "fetch": "query.cadp_fetch",
     "train_classifier": "train.cadp_classifier",
     "evaluate": "evaluate.cadp_classifier",
     "account": "query.cadp_account",

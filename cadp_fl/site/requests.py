@@ -1,4 +1,4 @@
-"""The settings of every request that has some, and the events that requests without protection cost.
+"""The settings of every request that has some.
 
 The server builds these models; a site parses what arrives against them again, since all of it is untrusted.
 """
@@ -8,24 +8,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, Settings
-from cadp_fl.privacy.accounting import PoissonGaussian, ReleaseEvent, Unprotected
+from cadp_fl.privacy.accounting import PoissonGaussian, ReleaseEvent
 
 __all__ = [
-    "CLASSIFIER_WEIGHTS",
-    "FLOW_WEIGHTS",
     "ClassifierRequest",
     "DpSgdTraining",
     "EpochTraining",
     "EvaluateRequest",
+    "FetchRequest",
     "FlowRequest",
     "ReleaseRequest",
     "ReserveRequest",
 ]
 
-FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
-CLASSIFIER_WEIGHTS = Unprotected(
-    stage="classifier", what="weights of a classifier trained without differential privacy"
-)
+MethodName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
 class ReserveRequest(Settings):
@@ -37,16 +33,17 @@ class ReserveRequest(Settings):
 class FlowRequest(Settings):
     """Train the flow for one round, from the weights in the request's arrays."""
 
-    method: str
+    method: MethodName
     flow: FlowConfig
     seed: int
+    freeze: tuple[str, ...] = Field((), description="parts of the flow that stay as they are")
     round: int = Field(ge=1, description="from 1")
 
 
 class ReleaseRequest(Settings):
     """Privatize every training record with the flow in the request's arrays."""
 
-    method: str
+    method: MethodName
     flow: FlowConfig
     seed: int
     mechanism: str
@@ -54,6 +51,13 @@ class ReleaseRequest(Settings):
     latent_dims: int = Field(ge=1)
     shrinkage: str
     shard_records: int = Field(ge=1, le=100_000)
+
+
+class FetchRequest(Settings):
+    """Send one shard of a release that was made before, as the array `shard` of its bytes."""
+
+    event_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$", description="of the release, from its manifest")
+    shard: str = Field(pattern=r"^[0-9]{5}\.npz$", description="name of the shard, from the manifest")
 
 
 class EpochTraining(Settings):
@@ -78,7 +82,7 @@ class DpSgdTraining(Settings):
 class ClassifierRequest(Settings):
     """Train the classifier in the request's arrays for one round."""
 
-    method: str
+    method: MethodName
     classifier: ClassifierConfig
     seed: int
     round: int = Field(ge=1, description="from 1")

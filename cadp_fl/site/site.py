@@ -6,6 +6,7 @@ not (losses, above all) stays, except in a simulation.
 
 import hashlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,23 @@ from cadp_fl.errors import BudgetError, ExchangeError, PrivacyError
 from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.privacy.accounting import Unprotected, check_delta
-from cadp_fl.privacy.claims import RELATION, claim_of
+from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected, check_delta
+from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, RELATION, claim_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.release.bundle import ReleaseClaim, ReleaseParameters, manifest_to_json, pack
+from cadp_fl.release.bundle import open_bundle, write_bundle
+from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, ReleaseParameters, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import (
-    CLASSIFIER_WEIGHTS,
-    FLOW_WEIGHTS,
     ClassifierRequest,
     DpSgdTraining,
     EpochTraining,
     EvaluateRequest,
+    FetchRequest,
     FlowRequest,
     ReleaseRequest,
     ReserveRequest,
@@ -55,6 +56,7 @@ class Site:
         ledger: where events are written down before they are computed.
         noise: the site's entropy source; every event draws from a child of its own.
         device: where to compute.
+        outbox: folder of releases that are ready to be fetched.
         simulation: whether figures of training records and exact test metrics may leave.
     """
 
@@ -66,6 +68,7 @@ class Site:
         ledger: Ledger,
         noise: NoiseSource,
         device: torch.device,
+        outbox: Path,
         simulation: bool,
     ) -> None:
         self.name = name
@@ -73,12 +76,14 @@ class Site:
         self._ledger = ledger
         self._noise = noise
         self._device = device
+        self._outbox = outbox
         self._simulation = simulation
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,
             "train_flow": self._train_flow,
             "release": self._release,
+            "fetch": self._fetch,
             "train_classifier": self._train_classifier,
             "evaluate": self._evaluate,
             "account": self._account,
@@ -123,6 +128,7 @@ class Site:
         asked = parse(FlowRequest, request.settings)
         train = self._data.train
         flow = self._flow(asked.flow, asked.seed, request)
+        frozen = flow.frozen_names(asked.freeze)
         self._ledger.spend(asked.method, FLOW_WEIGHTS)
         loss = train_flow(
             flow,
@@ -132,52 +138,81 @@ class Site:
             levels=train.schema.levels,
             progress=Progress(asked.round - 1, asked.flow.training.rounds),
             generator=self._shuffler(asked.seed, asked.method, "flow", asked.round, device=self._device),
+            frozen=frozen,
         )
-        return Reply(
-            {"structure": structure_sha256(flow), **self._simulation_only(bits_per_dim=loss)}, get_weights(flow)
-        )
+        trained = {name: array for name, array in get_weights(flow).items() if name not in frozen}
+        return Reply({"structure": structure_sha256(flow), **self._simulation_only(bits_per_dim=loss)}, trained)
 
     def _release(self, request: Request) -> Reply:
+        """Privatize every training record, keep the release ready to be fetched, and answer with its manifest."""
         asked = parse(ReleaseRequest, request.settings)
+        flow = self._flow(asked.flow, asked.seed, request)
+        check_release(asked.mechanism, asked.shrinkage, asked.latent_dims, flow.dims)
         mechanism = mechanism_of(asked.mechanism, asked.event)
         if isinstance(asked.event, Unprotected) and not self._simulation:
             raise PrivacyError(
                 f"A real site releases no record unprotected. Found the mechanism '{asked.mechanism}'; choose one that "
                 "adds noise."
             )
-        flow = self._flow(asked.flow, asked.seed, request)
-        check_release(asked.mechanism, asked.shrinkage, asked.latent_dims, flow.dims)
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage)
+        flow_sha256 = weights_sha256(get_weights(flow))
+        self._check_declared(asked.method, flow_sha256)
         event_id = self._ledger.spend(asked.method, asked.event)
-        records, cost = privatize(
-            flow, self._data.train, settings, noise=self._noise.child("release", event_id), device=self._device
-        )
-        assert cost == asked.event, "what was written down is what was drawn"
-        bundle = pack(
-            records,
+        head = ReleaseHead(
             site=self.name,
+            dataset=self._data.train.schema,
             mechanism=asked.mechanism,
             parameters=ReleaseParameters(
-                **mechanism.parameters(),
-                latent_dims=asked.latent_dims,
-                dims=flow.dims,
-                shrinkage=asked.shrinkage,
+                **mechanism.parameters(), latent_dims=asked.latent_dims, dims=flow.dims, shrinkage=asked.shrinkage
             ),
             noise=self._noise.kind,
             claim=self._claim(asked.method),
-            flow_sha256=weights_sha256(get_weights(flow)),
+            flow_sha256=flow_sha256,
             event_id=event_id,
-            shard_records=asked.shard_records,
         )
-        shards = {
-            entry.name: np.frombuffer(data, dtype=np.uint8)
-            for entry, data in zip(bundle.manifest.shards, bundle.shards, strict=True)
-        }
-        return Reply({"manifest": manifest_to_json(bundle.manifest)}, shards)
+        parts, cost = privatize(
+            flow,
+            self._data.train,
+            settings,
+            noise=self._noise.child("release", event_id),
+            device=self._device,
+            part_records=asked.shard_records,
+        )
+        assert cost == asked.event, "what was written down is what is drawn"
+        manifest = write_bundle(head, parts, self._outbox / event_id)
+        return Reply({"manifest": manifest_to_json(manifest)})
+
+    def _fetch(self, request: Request) -> Reply:
+        """Answer with a shard that has been paid for: the same bytes, however often."""
+        asked = parse(FetchRequest, request.settings)
+        release = self._outbox / asked.event_id
+        if not release.is_dir():
+            raise ExchangeError(f"A shard is fetched from a release that was made. Found none of '{asked.event_id}'.")
+        data = open_bundle(release).data(asked.shard)
+        return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
+
+    def _plan(self, method: str) -> Plan:
+        for plan in self._ledger.plans():
+            if plan.method == method:
+                return plan
+        raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
+
+    def _check_declared(self, method: str, flow_sha256: str) -> None:
+        """Check that a plan which rests on a public flow is carried out with that very flow.
+
+        Raises:
+            PrivacyError: the flow is another one.
+        """
+        for event in self._plan(method).events:
+            if isinstance(event, DeclaredPublic) and event.sha256 != flow_sha256:
+                raise PrivacyError(
+                    f"A release uses the flow that was declared public, sha256 {event.sha256[:12]}... Found another "
+                    f"one, {flow_sha256[:12]}...; reserve a plan for it."
+                )
 
     def _claim(self, method: str) -> ReleaseClaim:
         """Return what the method's plan in the ledger allows to claim."""
-        claim = claim_of(next(plan for plan in self._ledger.plans() if plan.method == method))
+        claim = claim_of(self._plan(method))
         return ReleaseClaim(
             guarantee=claim.guarantee,
             relation=RELATION,
@@ -190,16 +225,15 @@ class Site:
         asked = parse(ClassifierRequest, request.settings)
         train = self._data.train
         model = self._classifier(asked.classifier, asked.seed, request)
-        images = torch.from_numpy(train.images).to(self._device)
-        labels = torch.from_numpy(train.labels).to(self._device)
+        images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
         training = asked.training
         figures: dict[str, Any] = {}
         if isinstance(training, DpSgdTraining):
             event_id = self._ledger.spend(asked.method, training.event)
             train_dp_sgd(
                 model,
-                as_input(images),
-                labels,
+                as_input(images.to(self._device)),
+                labels.to(self._device),
                 training.event,
                 optimizer=lambda parameters: _sgd(parameters, training),
                 noise=self._noise.child("dp-sgd", event_id),
@@ -224,7 +258,7 @@ class Site:
             raise BudgetError("Exact metrics leave a site only in a simulation. This site is not one.")
         test = self._data.test
         model = self._classifier(asked.classifier, asked.seed, request)
-        scores = log_odds(model, torch.from_numpy(test.images).to(self._device))
+        scores = log_odds(model, torch.from_numpy(test.images))
         evaluation = evaluate(scores.cpu().numpy(), test.labels)
         return Reply({}, {"confusion": evaluation.confusion, "histograms": evaluation.histograms})
 

@@ -38,7 +38,7 @@ CONNECTION = "simulation"
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
-def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher) -> None:
+def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, resume: bool = False) -> None:
     """Run a study in Flower's simulation engine, and return when its run folder is filled.
 
     Args:
@@ -46,6 +46,7 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher) 
         config: a resolved config file, absolute.
         output: the run folder, absolute.
         watch: is called with each step of the run.
+        resume: go on with the run in the folder, from its last finished phase.
 
     Raises:
         CadpError: the run failed; Flower's log is in the run folder.
@@ -64,7 +65,7 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher) 
                 f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
                 "insecure = true\n"
             )
-            run_id = _start_run(study, config, output, app, environment)
+            run_id = _start_run(study, config, output, app, environment, resume=resume)
             try:
                 for step in _steps(progress, run_id, tracker, environment, log):
                     if step["step"] == "done" and step["status"] != "complete":
@@ -144,7 +145,9 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _start_run(study: StudyConfig, config: Path, output: Path, app: Path, environment: dict[str, str]) -> int:
+def _start_run(
+    study: StudyConfig, config: Path, output: Path, app: Path, environment: dict[str, str], *, resume: bool
+) -> int:
     sites = study.sites
     federation = (
         f"num-supernodes={sites.count} client-resources-num-cpus={sites.cpus_per_client} "
@@ -152,7 +155,8 @@ def _start_run(study: StudyConfig, config: Path, output: Path, app: Path, enviro
     )
     # A file, since Flower splits what stands on its command line at spaces and quotes. JSON strings are TOML strings.
     run_config = app.parent / "run.toml"
-    run_config.write_text(f"config = {json.dumps(str(config))}\noutput-dir = {json.dumps(str(output))}\n")
+    values = {"config": str(config), "output-dir": str(output), "resume": resume}
+    run_config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
     answer = _flwr(
         ["run", str(app), CONNECTION, "-c", str(run_config), "--federation-config", federation, "--format", "json"],
         environment,

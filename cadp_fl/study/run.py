@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,22 @@ from cadp_fl.errors import BudgetError, ConfigError, InputError
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import check_flow
+from cadp_fl.flow.storage import check_same_flow, read_card
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.release.privatize import check_release
 from cadp_fl.study.launch import simulate
+from cadp_fl.study.simulation import OUTBOX
 
 __all__ = ["check_study", "run_study"]
 
 
-def run_study(config: Path, output: Path, overrides: Iterable[str], *, watch: Watcher) -> dict[str, Any]:
+def run_study(
+    config: Path, output: Path, overrides: Iterable[str], *, watch: Watcher, resume: bool = False
+) -> dict[str, Any]:
     """Simulate a study, fill its run folder, and return its summary.
+
+    Args:
+        resume: go on with the run in the folder, from its last finished phase.
 
     Raises:
         InputError: the config or the folder is wrong; nothing was written.
@@ -31,18 +39,59 @@ def run_study(config: Path, output: Path, overrides: Iterable[str], *, watch: Wa
     """
     study = load_study(config, overrides)
     check_study(study)
+    resolved = output.resolve() / "config.yaml"
+    if resume:
+        _check_same_study(study, resolved)
+    else:
+        _make_run_folder(output)
+        resolved.write_text(dump_study(study), encoding="utf-8")
+    if not (resume and _is_over(output)):
+        watch({"step": "start"})
+        try:
+            simulate(study, resolved, output.resolve(), watch=watch, resume=resume)
+        finally:
+            for site in study.sites.site_names:
+                shutil.rmtree(output / "sites" / site / OUTBOX, ignore_errors=True)
+    summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def _make_run_folder(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"A run folder is new or empty. '{output}' is neither; choose another --output.")
+        raise InputError(
+            f"A run folder is new or empty. '{output}' is neither; choose another --output, or go on with an "
+            "interrupted run with --resume."
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"A run folder can be made. '{output}' cannot: {error.strerror}; choose another.") from error
-    resolved = output.resolve() / "config.yaml"
-    resolved.write_text(dump_study(study), encoding="utf-8")
-    watch({"step": "start"})
-    simulate(study, resolved, output.resolve(), watch=watch)
-    summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    return summary
+
+
+def _check_same_study(study: StudyConfig, resolved: Path) -> None:
+    """Check that an interrupted run is of this study.
+
+    Raises:
+        InputError: it is of another one; the message names the first key that differs.
+    """
+    if not resolved.is_file():
+        raise InputError(f"An interrupted run left its config.yaml. '{resolved.parent}' has none; start a new run.")
+    ours, theirs = (each.model_dump(mode="json") for each in (study, load_study(resolved)))
+    for key in ours:
+        if ours[key] != theirs[key]:
+            raise InputError(
+                f"A run is resumed with the study that it began with. '{key}' is {ours[key]!s:.200} now and was "
+                f"{theirs[key]!s:.200}; put it back, or start a new run in another --output."
+            )
+
+
+def _is_over(output: Path) -> bool:
+    """Tell whether a run has ended on its own, so that nothing is left to do."""
+    try:
+        summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "failure" not in summary and list(summary["methods"]) == list(load_study(output / "config.yaml").methods)
 
 
 def check_study(study: StudyConfig) -> None:
@@ -58,6 +107,8 @@ def check_study(study: StudyConfig) -> None:
     check_classifier(study.classifier)
     dataset = load_source(study.data)
     check_flow(study.flow, dataset.schema.shape)
+    if study.flow.pretrained is not None:
+        check_same_flow(study.flow, dataset.schema, read_card(study.flow.pretrained.path))
     release, dims = study.release, math.prod(dataset.schema.shape)
     check_release(release.mechanism, release.shrinkage, release.latent_dims or dims, dims)
     sites = deal(dataset, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)

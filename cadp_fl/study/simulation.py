@@ -17,9 +17,12 @@ from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.site import Site
 
-__all__ = ["simulated_site", "study_from_run_config"]
+__all__ = ["OUTBOX", "simulated_site", "study_from_run_config"]
 
 PREVIEWS_PER_CLASS = 8
+
+OUTBOX = "outbox"
+"""Folder of a simulated site's releases until they are fetched."""
 
 
 def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tuple[StudyConfig, Path]:
@@ -73,6 +76,7 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
         ledger=MemoryLedger(state),
         noise=root.child("site", name),
         device=resolve_device(study.device),
+        outbox=output / "sites" / name / OUTBOX,
         simulation=True,
     )
 

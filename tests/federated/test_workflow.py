@@ -6,18 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord, RecordDict
 from rich.console import Console
 from safetensors.numpy import load_file
 
 from cadp_fl.cli.progress import results_table
 from cadp_fl.config import load_study
-from cadp_fl.errors import FederationError, InputError
+from cadp_fl.data.sources import load_source
+from cadp_fl.errors import ConfigError, FederationError, InputError
 from cadp_fl.federated.flower_server import GridTransport, Workflow
+from cadp_fl.flow.storage import FlowCard, load_flow, save_flow
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.ledger import Plan
-from cadp_fl.release.bundle import read_bundle, unpack
+from cadp_fl.release.bundle import open_bundle
+from cadp_fl.release.dataset import load_release
 from cadp_fl.site.protocol import ACTIONS
+from cadp_fl.weights import get_weights
 from clients.client_app import app as client_app
 from tests.local_grid import LocalGrid
 
@@ -34,8 +39,8 @@ class Run:
         self.grid = LocalGrid(client_app, nodes, self.config)
         self.steps = []
 
-    def go(self):
-        return Workflow(self.study, self.folder, watch=self.steps.append).run(self.grid, None)
+    def go(self, *, resume=False):
+        return Workflow(self.study, self.folder, watch=self.steps.append, resume=resume).run(self.grid, None)
 
     def lines(self):
         return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
@@ -115,9 +120,9 @@ def test_the_statement_says_what_is_not_covered(complete):
 def test_releases_are_verified_permuted_uint8_and_of_the_averaged_flow(complete):
     summary = complete.json("summary.json")
     for site in summary["sites"]:
-        bundle = read_bundle(complete.folder / "releases" / site["site"])
-        released = unpack(bundle)
-        assert released.images.dtype == np.uint8
+        bundle = open_bundle(complete.folder / "releases" / site["site"])
+        released = load_release(complete.folder / "releases" / site["site"])
+        assert released.images.dtype == torch.uint8
         assert len(released) == site["train"]
         assert bundle.manifest.released_labels == {name: site["class_counts"].get(name, 0) for name in "0123456789"}
         assert bundle.manifest.parameters.latent_dims == 16
@@ -144,14 +149,14 @@ def test_metrics_hold_a_line_a_round_and_phase(complete):
 
 
 def test_nothing_but_named_tensors_and_json_crosses(complete):
-    """What left the sites: weights in rounds, shards once, counts in evaluations, nothing in the rest."""
+    """What left the sites: weights in rounds, shards, counts in evaluations, nothing in the rest."""
     for sent, reply in zip(complete.grid.sent, complete.grid.replies, strict=True):
         arrays = reply.content.array_records["cadp-arrays"]
         dtypes = {array.dtype for array in arrays.values()}
         shapes = {tuple(array.shape) for array in arrays.values()}
         kind = sent.metadata.message_type
-        if kind == RELEASE:
-            assert dtypes == {"uint8"}
+        if kind == ACTIONS["fetch"]:
+            assert (set(arrays), dtypes) == ({"shard"}, {"uint8"})
         elif kind == ACTIONS["evaluate"]:
             assert set(arrays) == {"confusion", "histograms"}
             assert shapes == {(10, 10), (10, 2, 1000)}
@@ -176,7 +181,8 @@ def test_the_same_seed_gives_the_same_summary(complete, run_config):
     again.go()
     assert stable(again.json("summary.json")) == stable(complete.json("summary.json"))
     for site in ("north", "east", "south"):
-        assert read_bundle(again.folder / "releases" / site) == read_bundle(complete.folder / "releases" / site)
+        ours, theirs = (open_bundle(each.folder / "releases" / site).manifest for each in (again, complete))
+        assert ours == theirs
 
 
 def test_a_method_gives_the_same_alone_as_beside_others(complete, run_config):
@@ -196,7 +202,7 @@ def test_a_study_with_laplace_noise_reports_its_scale_and_its_cost(run_config):
     assert (row["release"]["mechanism"], row["release"]["clip_norm"]) == ("laplace", 4.0)
     assert row["release"]["noise_scale"] == pytest.approx(8 / 3)
     assert row["release"]["noise_std"] == pytest.approx(8 / 3 * 2**0.5)
-    assert read_bundle(run.folder / "releases" / "north").manifest.parameters.noise_scale == pytest.approx(8 / 3)
+    assert open_bundle(run.folder / "releases" / "north").manifest.parameters.noise_scale == pytest.approx(8 / 3)
     assert "standard deviation 3.771 (scale b = 2.667)" in (run.folder / "report.html").read_text()
     assert "standard deviation 3.771 (scale 2.667), 16 of 64" in printed(run)
 
@@ -237,10 +243,10 @@ def test_entropy_noise_is_new_each_time_and_says_so(run_config, tmp_path):
     for name in ("a", "b"):
         run = Run(run_config | {"output-dir": str(tmp_path / name)}, "noise=entropy", "methods={cadp-given-flow: {}}")
         run.go()
-        bundles.append(read_bundle(run.folder / "releases" / "north"))
+        bundles.append(open_bundle(run.folder / "releases" / "north"))
         assert run.json("summary.json")["noise"] == bundles[-1].manifest.noise == "entropy"
         assert "operating system's entropy" in run.json("privacy.json")["statement"]
-    assert bundles[0].shards != bundles[1].shards
+    assert bundles[0].manifest.shards != bundles[1].manifest.shards
 
 
 @pytest.mark.parametrize("how", ["silent", "crash"])
@@ -272,6 +278,124 @@ def test_below_the_quorum_a_run_stops_and_says_who(run_config):
     assert "needs 2 sites" in summary["failure"]
     assert run.steps[-1]["step"] == "failed"
     assert (run.folder / "report.html").exists()
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: no handler expects it."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "nth", "begins_again"),
+    [
+        (FLOW, 4, "cadp-given-flow/flow"),
+        (RELEASE, 2, "cadp-given-flow/release"),
+        (ACTIONS["fetch"], 2, "cadp-given-flow/release"),
+        (ACTIONS["evaluate"], 4, "cadp-given-flow/central"),
+        (ACTIONS["train_classifier"], 5, "dp-sgd/train"),
+        (ACTIONS["train_classifier"], 11, "fedavg/train"),
+    ],
+)
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted(complete, run_config, kind, nth, begins_again):
+    run, seen = Run(run_config), []
+    answer = run.grid.app
+
+    def killing(message, context):
+        seen.append(message.metadata.message_type)
+        if seen.count(kind) == nth:
+            raise Killed
+        return answer(message, context)
+
+    run.grid.app = killing
+    with pytest.raises(Killed):
+        run.go()
+    again = Run(run_config)
+    assert again.go(resume=True) == "complete"
+    assert next(iter(again.steps[0]["phases"])) == begins_again
+    ours, theirs = again.json("summary.json"), complete.json("summary.json")
+    assert ours["methods"] == theirs["methods"]
+    assert len(ours["resumed"]) == 1
+    for site in ("north", "east", "south"):
+        manifests = [open_bundle(each.folder / "releases" / site).manifest for each in (again, complete)]
+        assert manifests[0] == manifests[1]
+        spent = [each.json("privacy.json")["methods"] for each in (again, complete)]
+        for method in spent[0]:
+            assert spent[0][method]["sites"][site] == spent[1][method]["sites"][site]
+    assert "thrown away unseen" in again.json("privacy.json")["resumed"]["meaning"]
+    keys = [[(line["phase"], line["round"]) for line in each.lines()] for each in (again, complete)]
+    assert [key for key in keys[0] if key[0] != "describe" and key[0] != "reserve"] == [
+        key for key in keys[1] if key[0] != "describe" and key[0] != "reserve"
+    ]
+
+
+def test_what_cannot_be_resumed_says_so(run_config):
+    run = Run(run_config)
+    run.folder.mkdir()
+    (run.folder / "checkpoint.json").write_text("{")
+    with pytest.raises(InputError, match="has none that can be read"):
+        run.go(resume=True)
+
+
+def test_a_flow_that_is_public_and_fixed_makes_cadp_end_to_end(run_config, tmp_path):
+    study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
+    schema = load_source(study.data).train.schema
+    card = FlowCard(study.flow, schema, 5, "public")
+    save_flow(tmp_path / "flow.safetensors", card.build(), card)
+    start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: public, freeze: [all]}}"
+    run = Run(run_config, f"flow.pretrained={start}", "methods=[cadp, cadp-given-flow]")
+    assert run.go() == "complete"
+    rows, privacy = run.json("summary.json")["methods"], run.json("privacy.json")
+    assert FLOW not in [sent.metadata.message_type for sent in run.grid.sent]
+    for row in rows.values():
+        assert (row["guarantee"], row["epsilon_if_flow_were_fixed"]) == ("end-to-end", None)
+        assert 2.9 < row["epsilon"] <= 3.0
+    assert (
+        "This rests on a declaration: the flow was trained on 'digits', in which no private record"
+        in (privacy["methods"]["cadp"]["statement"])
+    )
+    assert {event["kind"] for event in privacy["methods"]["cadp"]["sites"]["east"]["spent"]} == {"latent-gaussian"}
+    assert (run.folder / "releases-cadp-given-flow" / "east" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("declared", "told", "guarantee"), [("private", "private", "given-flow"), ("private", "public", "given-flow")]
+)
+def test_a_flow_of_private_records_is_never_end_to_end(run_config, tmp_path, declared, told, guarantee):
+    study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
+    card = FlowCard(study.flow, load_source(study.data).train.schema, 5, told)
+    save_flow(tmp_path / "flow.safetensors", card.build(), card)
+    start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: {declared}}}"
+    frozen = Run(run_config, f"flow.pretrained={start}", "flow.training.rounds=0", "methods=[cadp-given-flow]")
+    assert frozen.go() == "complete"
+    row = frozen.json("summary.json")["methods"]["cadp-given-flow"]
+    assert (row["guarantee"], row["epsilon"]) == (guarantee, None)
+    assert "no one has declared that it was" in frozen.json("privacy.json")["statement"]
+
+
+def test_fine_tuning_on_private_records_is_not_covered_wherever_it_started(run_config, tmp_path):
+    study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
+    card = FlowCard(study.flow, load_source(study.data).train.schema, 5, "public")
+    flow = card.build()
+    save_flow(tmp_path / "flow.safetensors", flow, card)
+    start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: public, freeze: [dense]}}"
+    run = Run(run_config, f"flow.pretrained={start}", "methods=[cadp-given-flow]")
+    assert run.go() == "complete"
+    assert run.json("summary.json")["methods"]["cadp-given-flow"]["guarantee"] == "given-flow"
+    tuned, after = load_flow(run.folder / "models" / "flow.safetensors")
+    assert (after.trained_on, after.seed) == ("private", 5)
+    moved = {name for name, array in get_weights(tuned).items() if not np.array_equal(array, get_weights(flow)[name])}
+    assert moved
+    assert not any(name.startswith("dense.") for name in moved)
+    with pytest.raises(ConfigError, match="The method cadp takes a flow that no private record had a part in"):
+        Run(run_config, f"flow.pretrained={start}", "methods=[cadp]").go()
+
+
+def test_a_declaration_that_the_file_itself_denies_is_refused(run_config, tmp_path):
+    study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
+    card = FlowCard(study.flow, load_source(study.data).train.schema, 5, "private")
+    save_flow(tmp_path / "flow.safetensors", card.build(), card)
+    start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: public, freeze: [all]}}"
+    with pytest.raises(ConfigError, match="says that it was trained on private records"):
+        Run(run_config, f"flow.pretrained={start}").go()
 
 
 def test_a_finished_run_is_never_overwritten(complete):
@@ -377,7 +501,8 @@ def replace_all(content):
         (FLOW, spoil_weights),
         (FLOW, replace_all),
         (FLOW, edit_json(structure="0" * 64)),
-        (RELEASE, drop_arrays),
+        (ACTIONS["fetch"], drop_arrays),
+        (ACTIONS["fetch"], scalar_arrays),
         (RELEASE, edit_json(manifest="{}")),
         (RELEASE, replace_all),
         (ACTIONS["evaluate"], drop_arrays),
@@ -409,7 +534,9 @@ def test_a_late_site_rejoins_and_is_counted_once(run_config):
     kind = ACTIONS["train_classifier"]
     to_late = [sent.metadata.group_id for sent in run.grid.sent if sent.metadata.dst_node_id == 11]
     assert to_late.count("fedavg/train-1") == to_late.count("fedavg/train-2") == to_late.count("fedavg/train-3") == 1
-    answers = [(step["round"], step["site"]) for step in run.steps if step.get("phase") == "fedavg/train"]
+    answers = [
+        (step["round"], step["site"]) for step in run.steps if step.get("phase") == "fedavg/train" and "site" in step
+    ]
     assert [site for number, site in answers if number == 1 and site == "east"] == []
     counted = [line for line in run.lines() if line["phase"] == "fedavg/train"]
     assert [set(line["simulation_only"]["loss"]) for line in counted] == [
@@ -484,7 +611,8 @@ def test_a_real_site_sends_an_errors_number_alone(run_config, tiny):
         transport = GridTransport(grid, timeout=1)
         from cadp_fl.site.protocol import Request
 
-        answers = transport.exchange({10: Request("describe")}, group="x", on_answer=lambda node, answer: None)
+        answers = {}
+        assert not transport.exchange({10: Request("describe")}, group="x", on_answer=answers.__setitem__)
         assert answers[10].code == code
         assert "42" not in str(answers[10])
         assert "42" not in str(grid.replies[-1].content)

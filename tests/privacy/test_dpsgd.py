@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cadp_fl.errors import PrivacyError
+from cadp_fl.errors import MemoryLimitError, PrivacyError
 from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.clipping import CLIP_MARGIN
 from cadp_fl.privacy.dpsgd import check_layers, train_dp_sgd
@@ -169,3 +169,30 @@ def test_the_same_seed_repeats_and_another_does_not():
     runs = [train(model(), images, labels, event(noise_std=0.1, rate=0.5, steps=3), seed=seed) for seed in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not np.allclose(runs[0], runs[2])
+
+
+def test_running_out_of_memory_halves_the_physical_batch_and_never_the_sample(monkeypatch):
+    images, labels = records(40)
+    what = event(noise_std=0.5, rate=0.6, steps=3)
+    seen, room = [], 1000
+    plain = nn.functional.cross_entropy
+
+    def cross_entropy(logits, targets, reduction):
+        if len(targets) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        seen.append(len(targets))
+        return plain(logits, targets, reduction=reduction)
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", cross_entropy)
+    whole = train(model(), images, labels, what)
+    samples = list(seen)
+    assert max(samples) > 10
+    room = 5
+    seen.clear()
+    parts = train(model(), images, labels, what)
+    assert max(seen) <= 5
+    assert sum(seen) == sum(samples)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    room = 0
+    with pytest.raises(MemoryLimitError, match="A record must fit into memory"):
+        train(model(), images, labels, what)

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import os
@@ -5,19 +6,18 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ExchangeError, InputError
-from cadp_fl.release.bundle import (
-    Bundle,
+from cadp_fl.release.bundle import BundleWriter, open_bundle, write_bundle
+from cadp_fl.release.dataset import load_release
+from cadp_fl.release.manifest import (
     ReleaseClaim,
+    ReleaseHead,
     ReleaseParameters,
     manifest_from_json,
     manifest_to_json,
-    pack,
-    read_bundle,
-    unpack,
-    write_bundle,
 )
 
 SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
@@ -30,32 +30,46 @@ def records(count=25):
     )
 
 
-def bundle(data=None):
-    return pack(
-        data or records(),
-        site="north",
-        mechanism="gaussian",
-        parameters=ReleaseParameters(clip_norm=2, noise_std=3, latent_dims=4, dims=16, shrinkage="typical-set"),
-        noise="seeded",
-        claim=ReleaseClaim(
-            guarantee="given-flow", relation="r", epsilon=None, epsilon_if_flow_were_fixed=3.0, delta=1e-5
-        ),
-        flow_sha256="0" * 64,
-        event_id="cadp-1",
-        shard_records=10,
-    )
+HEAD = ReleaseHead(
+    site="north",
+    dataset=SCHEMA,
+    mechanism="gaussian",
+    parameters=ReleaseParameters(clip_norm=2, noise_std=3, latent_dims=4, dims=16, shrinkage="typical-set"),
+    noise="seeded",
+    claim=ReleaseClaim(guarantee="given-flow", relation="r", epsilon=None, epsilon_if_flow_were_fixed=3.0, delta=1e-5),
+    flow_sha256="0" * 64,
+    event_id="cadp-1",
+)
 
 
-def forged(shards=None, **changes):
-    """Return a bundle whose manifest vouches for other bytes or says something else."""
-    import hashlib
+def parts(data):
+    return [data.select(np.arange(start, min(start + 10, len(data)))) for start in range(0, len(data), 10)]
 
-    original = bundle()
+
+def written(folder, data=None, **changes):
+    """Write a bundle, and return it."""
+    write_bundle(HEAD.model_copy(update=changes), parts(data or records()), folder)
+    return open_bundle(folder)
+
+
+def shards(bundle):
+    return [bundle.data(shard.name) for shard in bundle.manifest.shards]
+
+
+def joined(bundle):
+    read = list(bundle.parts())
+    return np.concatenate([part.images for part in read]), np.concatenate([part.labels for part in read])
+
+
+def forged(folder, first=None, **changes):
+    """Return a bundle whose manifest vouches for another first shard, or says something else."""
+    original = written(folder)
     tree = original.manifest.model_dump(mode="json")
-    shards = shards or original.shards
-    for entry, data in zip(tree["shards"], shards, strict=False):
-        entry |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    return Bundle(manifest_from_json(json.dumps(tree | changes)), tuple(shards))
+    if first is not None:
+        (folder / "shards" / "00000.npz").write_bytes(first)
+        tree["shards"][0] |= {"sha256": hashlib.sha256(first).hexdigest(), "bytes": len(first)}
+    (folder / "manifest.json").write_text(json.dumps(tree | changes))
+    return open_bundle(folder)
 
 
 def npz(**arrays):
@@ -64,55 +78,85 @@ def npz(**arrays):
     return buffer.getvalue()
 
 
-def test_what_was_packed_is_read_back_and_the_bytes_repeat(tmp_path):
+def test_what_was_written_is_read_back_and_the_bytes_repeat(tmp_path):
     data = records()
-    write_bundle(bundle(data), tmp_path / "north")
-    read = read_bundle(tmp_path / "north")
-    assert read == bundle(data)
-    unpacked = unpack(read)
-    assert np.array_equal(unpacked.images, data.images)
-    assert np.array_equal(unpacked.labels, data.labels)
-    assert [shard.records for shard in read.manifest.shards] == [10, 10, 5]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["north"]
+    first, second = written(tmp_path / "north", data), written(tmp_path / "again", data)
+    assert first.manifest == second.manifest
+    assert shards(first) == shards(second)
+    images, labels = joined(first)
+    assert np.array_equal(images, data.images)
+    assert np.array_equal(labels, data.labels)
+    assert [shard.records for shard in first.manifest.shards] == [10, 10, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "north"]
 
 
-def test_a_manifest_says_nothing_of_time_or_order():
-    assert set(json.loads(manifest_to_json(bundle().manifest))) == {
+def test_released_records_are_a_torch_data_set(tmp_path):
+    data, other = records(), records(7)
+    written(tmp_path / "north", data)
+    written(tmp_path / "south", other, site="south")
+    read = load_release(tmp_path / "north", str(tmp_path / "south"))
+    assert len(read) == 32
+    assert [manifest.site for manifest in read.manifests] == ["north", "south"]
+    image, label = read[26]
+    assert (image.dtype, tuple(image.shape), label) == (torch.float32, (1, 4, 4), int(other.labels[1]))
+    assert np.array_equal((image * 255).round().to(torch.uint8).numpy(), other.images[1])
+    batch, labels = next(iter(torch.utils.data.DataLoader(read, batch_size=5)))
+    assert (tuple(batch.shape), labels.tolist()) == ((5, 1, 4, 4), data.labels[:5].tolist())
+
+
+def test_releases_of_two_schemas_are_not_read_as_one(tmp_path):
+    written(tmp_path / "north")
+    renamed = SCHEMA.model_copy(update={"name": "y"})
+    write_bundle(
+        HEAD.model_copy(update={"dataset": renamed}), [Dataset(renamed, *_arrays(records(3)))], tmp_path / "south"
+    )
+    with pytest.raises(InputError, match="share one schema"):
+        load_release(tmp_path / "north", tmp_path / "south")
+    with pytest.raises(InputError, match="Found none"):
+        load_release()
+
+
+def _arrays(data):
+    return data.images, data.labels
+
+
+def test_a_manifest_says_nothing_of_time_or_order(tmp_path):
+    assert set(json.loads(manifest_to_json(written(tmp_path / "north").manifest))) == {
         "schema_version", "site", "dataset", "mechanism", "parameters", "noise", "claim", "flow_sha256", "event_id",
         "released_labels", "shards",
     }  # fmt: skip
 
 
-def test_shards_rest_as_uint8():
-    with np.load(io.BytesIO(bundle().shards[0]), allow_pickle=False) as stored:
+def test_shards_rest_as_uint8(tmp_path):
+    with np.load(io.BytesIO(shards(written(tmp_path / "north"))[0]), allow_pickle=False) as stored:
         assert stored["images"].dtype == np.uint8
 
 
 def test_a_bundle_is_never_overwritten(tmp_path):
-    write_bundle(bundle(), tmp_path / "north")
+    written(tmp_path / "north")
     with pytest.raises(InputError, match="never overwritten"):
-        write_bundle(bundle(), tmp_path / "north")
+        written(tmp_path / "north")
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space"):
-        write_bundle(bundle(), tmp_path / "north")
+        written(tmp_path / "north")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_changed_byte_is_found(tmp_path):
-    write_bundle(bundle(), tmp_path / "north")
+    written(tmp_path / "north")
     shard = tmp_path / "north" / "shards" / "00001.npz"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     with pytest.raises(ExchangeError, match="Shard 00001"):
-        read_bundle(tmp_path / "north")
+        joined(open_bundle(tmp_path / "north"))
 
 
 @pytest.mark.parametrize("target", ["manifest.json", "shards/00000.npz", "shards"])
 def test_no_link_is_followed(tmp_path, target):
-    write_bundle(bundle(), tmp_path / "real")
-    write_bundle(bundle(), tmp_path / "north")
+    written(tmp_path / "real")
+    written(tmp_path / "north")
     path = tmp_path / "north" / target
     if path.is_dir():
         for file in path.iterdir():
@@ -122,12 +166,12 @@ def test_no_link_is_followed(tmp_path, target):
         path.unlink()
     path.symlink_to(tmp_path / "real" / target)
     with pytest.raises(ExchangeError, match="missing or a link"):
-        read_bundle(tmp_path / "north")
+        joined(open_bundle(tmp_path / "north"))
 
 
 @pytest.mark.parametrize("name", ["../../etc.npz", "/etc/x.npz", "0.npz", "00000.npz/../x"])
-def test_a_shard_name_leads_nowhere_else(name):
-    tree = json.loads(manifest_to_json(bundle().manifest))
+def test_a_shard_name_leads_nowhere_else(name, tmp_path):
+    tree = json.loads(manifest_to_json(written(tmp_path / "north").manifest))
     tree["shards"][0]["name"] = name
     with pytest.raises(ExchangeError, match=r"shards.0.name"):
         manifest_from_json(json.dumps(tree))
@@ -145,13 +189,12 @@ def test_a_shard_name_leads_nowhere_else(name):
         ({"images": np.zeros((10, 1, 4, 4), np.uint8), "labels": np.array([None] * 10)}, "labels"),
     ],
 )
-def test_a_shard_that_its_manifest_vouches_for_is_still_checked(arrays, reason):
-    original = bundle().shards
+def test_a_shard_that_its_manifest_vouches_for_is_still_checked(arrays, reason, tmp_path):
     with pytest.raises(ExchangeError, match=reason):
-        unpack(forged([npz(**arrays), *original[1:]]))
+        joined(forged(tmp_path / "north", npz(**arrays)))
 
 
-def test_a_bomb_is_refused_before_it_unpacks():
+def test_a_bomb_is_refused_before_it_unpacks(tmp_path):
     """A header that promises more than the manifest is refused; so is content beyond the header."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -160,35 +203,48 @@ def test_a_bomb_is_refused_before_it_unpacks():
                 np.lib.format.write_array(member, np.zeros(shape, dtype))
                 member.write(bytes(50_000_000))
     with pytest.raises(ExchangeError, match="truncated or too long"):
-        unpack(forged([buffer.getvalue(), *bundle().shards[1:]]))
+        joined(forged(tmp_path / "north", buffer.getvalue()))
 
 
-@pytest.mark.parametrize("data", [b"", b"not a zip", bundle().shards[0][:200]])
-def test_garbage_is_refused(data):
+@pytest.mark.parametrize("data", [b"x", b"not a zip", npz(images=np.zeros(9))[:100]])
+def test_garbage_is_refused(data, tmp_path):
     with pytest.raises(ExchangeError):
-        unpack(forged([data or b"x", *bundle().shards[1:]]))
+        joined(forged(tmp_path / "north", data))
 
 
-def test_counts_must_be_those_of_the_released_labels():
+def test_counts_must_be_those_of_the_released_labels(tmp_path):
     with pytest.raises(ExchangeError, match="counts"):
-        unpack(forged(released_labels={"a": 1, "b": 2, "c": 22}))
+        joined(forged(tmp_path / "north", released_labels={"a": 1, "b": 2, "c": 22}))
 
 
-def test_a_missing_shard_is_noticed():
-    with pytest.raises(ExchangeError, match=r"names 3 shards\. Found 2"):
-        unpack(Bundle(bundle().manifest, bundle().shards[:2]))
+def test_a_missing_shard_is_noticed(tmp_path):
+    made = written(tmp_path / "north")
+    (tmp_path / "north" / "shards" / "00002.npz").unlink()
+    with pytest.raises(ExchangeError, match="missing or a link"):
+        joined(made)
+    with pytest.raises(ExchangeError, match=r"names 3 shards\. '00007.npz' is none"):
+        made.data("00007.npz")
+
+
+def test_a_bundle_that_is_not_finished_leaves_nothing(tmp_path):
+    with BundleWriter(tmp_path / "north") as writer:
+        writer.add("00000.npz", b"data")
+        assert len(writer) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 UNPROTECTED = {"clip_norm": None, "noise_std": None}
+TREE = HEAD.model_dump(mode="json") | {
+    "released_labels": {"a": 1, "b": 0, "c": 0},
+    "shards": [{"name": "00000.npz", "sha256": "0" * 64, "bytes": 10, "records": 1}],
+}
 NO_CLAIM = {"guarantee": "none", "epsilon_if_flow_were_fixed": None}
 
 
 def told(mechanism, parameters, claim=None):
     """Return a manifest's JSON with other parameters and another claim."""
-    tree = json.loads(manifest_to_json(bundle().manifest))
-    tree["mechanism"] = mechanism
-    tree["parameters"] |= parameters
-    tree["claim"] |= claim or {}
+    tree = TREE | {"mechanism": mechanism}
+    tree |= {"parameters": tree["parameters"] | parameters, "claim": tree["claim"] | (claim or {})}
     return json.dumps(tree)
 
 

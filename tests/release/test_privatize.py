@@ -33,7 +33,16 @@ def settings(noise_std=3.0, clip_norm=2.0, latent_dims=4, shrinkage="typical-set
 
 
 def release(data, how, seed=0, **arguments):
-    return privatize(flow(), data, how, noise=NoiseSource.from_seed(seed), device=CPU, **arguments)
+    parts, cost = privatize(flow(), data, how, noise=NoiseSource.from_seed(seed), device=CPU, **arguments)
+    released = list(parts)
+    return (
+        Dataset(
+            SCHEMA,
+            np.concatenate([each.images for each in released]),
+            np.concatenate([each.labels for each in released]),
+        ),
+        cost,
+    )
 
 
 EVERY = pytest.mark.parametrize(
@@ -62,7 +71,7 @@ def test_the_order_is_secret():
 def test_record_release_ignores_its_batch(mechanism):
     data, how = records(40), ReleaseSettings(mechanism, 4, "typical-set")
     whole, _ = release(data, how)
-    parts, _ = release(data, how, batch_size=7)
+    parts, _ = release(data, how, part_records=7)
     assert np.abs(whole.images.astype(int) - parts.images.astype(int)).max() <= 1
     assert (whole.images == parts.images).mean() > 0.999
 
@@ -96,7 +105,7 @@ def test_a_released_latent_is_the_shrunk_noised_clip_and_fresh_prior():
     network = flow()
     original = network.decode
     network.decode = lambda z, condition: captured.append(z) or original(z, condition)
-    privatize(network, data, how, noise=NoiseSource.from_seed(1), device=CPU)
+    list(privatize(network, data, how, noise=NoiseSource.from_seed(1), device=CPU)[0])
     latents = torch.cat(captured)
     encoded, _ = network.encode(
         dequantize(torch.from_numpy(data.images), 256), condition_of(torch.zeros(count).long(), 3)
@@ -128,13 +137,34 @@ def test_the_typical_set_keeps_the_priors_variance_and_the_posterior_mean_shrink
         assert how.correlation == pytest.approx(measured, abs=0.01)
 
 
+def test_a_release_is_computed_a_part_at_a_time():
+    parts, _ = privatize(flow(), records(100), settings(), noise=NoiseSource.from_seed(0), device=CPU, part_records=30)
+    assert [len(part) for part in parts] == [30, 30, 30, 10]
+
+
+def test_running_out_of_memory_changes_nothing_of_a_release(monkeypatch):
+    whole, _ = release(records(40), settings())
+    plain = ConditionalFlow.encode
+
+    def encode(self, x, condition):
+        if len(x) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, x, condition)
+
+    monkeypatch.setattr(ConditionalFlow, "encode", encode)
+    parts, _ = release(records(40), settings())
+    assert np.abs(whole.images.astype(int) - parts.images.astype(int)).max() <= 1
+    assert (whole.images == parts.images).mean() > 0.999
+
+
 def test_a_hostile_flow_releases_nothing_that_is_not_an_image():
     network = flow()
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
                 parameter.fill_(1e30)
-    released, _ = privatize(network, records(10), settings(), noise=NoiseSource.from_seed(0), device=CPU)
+    parts, _ = privatize(network, records(10), settings(), noise=NoiseSource.from_seed(0), device=CPU)
+    (released,) = parts
     assert released.images.shape == (10, 1, 4, 4)
 
 

@@ -1,5 +1,8 @@
 """What a site lets go, and what it refuses. The server and every message are untrusted."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,20 +12,30 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.accounting import LatentGaussian, LatentLaplace
+from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, epsilon_of
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.release.bundle import manifest_from_json
+from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.site.protocol import ACTIONS, Request
-from cadp_fl.site.requests import FLOW_WEIGHTS, EvaluateRequest, FlowRequest, ReleaseRequest
+from cadp_fl.site.requests import EvaluateRequest, FetchRequest, FlowRequest, ReleaseRequest
 from cadp_fl.site.site import Site
-from cadp_fl.weights import get_weights
+from cadp_fl.weights import get_weights, weights_sha256
 
 SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
 FLOW = FlowConfig(scales=[{"blocks": 1, "channels": 4}], training={"rounds": 2, "local_epochs": 1})
 EVENT = LatentGaussian(stage="release", clip_norm=2.0, noise_std=8.0)
 LAPLACE = LatentLaplace(stage="release", clip_norm=2.0, noise_scale=4.0)
+
+
+_folder: Path
+
+
+@pytest.fixture(autouse=True)
+def _outboxes(tmp_path):
+    global _folder
+    _folder = tmp_path
 
 
 def dataset(count, seed):
@@ -38,6 +51,7 @@ def site(simulation=True):
         ledger=MemoryLedger(),
         noise=NoiseSource.from_seed(1),
         device=torch.device("cpu"),
+        outbox=Path(tempfile.mkdtemp(dir=_folder)),
         simulation=simulation,
     )
 
@@ -133,12 +147,69 @@ def test_a_real_site_releases_no_record_unprotected():
     assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
 
 
-def test_the_same_release_is_the_same_for_every_batch_of_requests():
-    first, second = (reserved().call(release()) for _ in range(2))
-    assert first.content == second.content
-    for name, shard in first.arrays.items():
-        assert np.array_equal(shard, second.arrays[name])
-    assert list(first.arrays) == ["00000.npz", "00001.npz", "00002.npz"]
+def fetch(made, manifest, shard):
+    settings = FetchRequest(event_id=manifest.event_id, shard=shard).model_dump(mode="json")
+    return made.call(Request("fetch", settings)).arrays["shard"].tobytes()
+
+
+def test_a_release_is_fetched_in_shards_as_often_as_one_likes():
+    made = [reserved() for _ in range(2)]
+    manifests = [manifest_from_json(each.call(release()).content["manifest"]) for each in made]
+    assert manifests[0] == manifests[1]
+    assert [shard.name for shard in manifests[0].shards] == ["00000.npz", "00001.npz", "00002.npz"]
+    for shard in manifests[0].shards:
+        first, again, other = (fetch(each, manifests[0], shard.name) for each in (made[0], made[0], made[1]))
+        assert first == again == other
+    assert len(made[0].call(Request("account")).content["accounts"][0]["spent"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"event_id": "m-release-2"}, ExchangeError),
+        ({"event_id": "../other"}, ConfigError),
+        ({"event_id": ""}, ConfigError),
+        ({"shard": "00009.npz"}, ExchangeError),
+        ({"shard": "../manifest.json"}, ConfigError),
+    ],
+)
+def test_nothing_but_a_shard_that_was_paid_for_is_fetched(changes, error):
+    made = reserved()
+    manifest = manifest_from_json(made.call(release()).content["manifest"])
+    settings = {"event_id": manifest.event_id, "shard": "00000.npz"} | changes
+    with pytest.raises(error):
+        made.call(Request("fetch", settings))
+
+
+def public(sha256):
+    return DeclaredPublic(stage="flow", what="the flow was trained on 'x'", sha256=sha256)
+
+
+def test_a_fixed_public_flow_makes_a_release_end_to_end_and_the_claim_says_on_what_it_rests():
+    made = site()
+    plan = Plan("m", (public(weights_sha256(weights())), EVENT), 1e-5)
+    made.call(Request("reserve", {"plan": plan.to_json()}))
+    claim = manifest_from_json(made.call(release()).content["manifest"]).claim
+    assert claim.guarantee == "end-to-end"
+    assert claim.epsilon == epsilon_of([EVENT], 1e-5)
+    assert "the flow was trained on 'x'" in claim_of(plan).declared[0]
+
+
+def test_a_release_takes_the_flow_that_was_declared_public_and_no_other():
+    made = site()
+    made.call(Request("reserve", {"plan": Plan("m", (public("0" * 64), EVENT), 1e-5).to_json()}))
+    with pytest.raises(PrivacyError, match="uses the flow that was declared public"):
+        made.call(release())
+    with pytest.raises(BudgetError):
+        made.call(flow_round())
+    assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
+
+
+def test_a_frozen_part_does_not_come_back():
+    made = reserved()
+    settings = FlowRequest(method="m", flow=FLOW, seed=0, round=1, freeze=("dense",))
+    reply = made.call(Request("train_flow", settings.model_dump(mode="json"), weights()))
+    assert set(reply.arrays) == {name for name in weights() if not name.startswith("dense.")}
 
 
 def test_losses_leave_a_simulation_alone():

@@ -6,12 +6,12 @@ To add one, write a class with the members of `Method` in a file of its own and 
 from cadp_fl.config import StudyConfig
 from cadp_fl.errors import ConfigError
 from cadp_fl.federated.methods.base import Method
-from cadp_fl.federated.methods.cadp_given_flow import CadpGivenFlow
+from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow
 from cadp_fl.federated.methods.federated_classifier import DpSgd, FedAvg
 
 __all__ = ["METHODS", "build_methods"]
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (CadpGivenFlow, DpSgd, FedAvg)}
+METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Cadp, CadpGivenFlow, DpSgd, FedAvg)}
 
 
 def build_methods(study: StudyConfig) -> list[Method]:

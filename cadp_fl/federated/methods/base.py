@@ -1,6 +1,6 @@
 """What a method is: what it will spend, and how it trains a classifier with the sites."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -33,6 +33,9 @@ class StudyRun:
         federation: asks the sites.
         folder: the run folder.
         device: where the server computes.
+        releasing: names of the study's methods that make releases.
+        is_finished: tells whether a phase was finished before the run was interrupted.
+        finish: writes down that a phase is finished, so that a run which is interrupted later need not repeat it.
     """
 
     study: StudyConfig
@@ -41,6 +44,17 @@ class StudyRun:
     federation: Federation
     folder: Path
     device: torch.device
+    releasing: Collection[str]
+    is_finished: Callable[[str], bool]
+    finish: Callable[[str], None]
+
+    def release_folder(self, method: str) -> Path:
+        """Return the folder of a method's releases: `releases/` for the study's first, `releases-<method>/` beside it.
+
+        Formats that others rely on have `releases/<site>/`, and a study may compare several methods that release.
+        """
+        first = next(name for name in self.study.methods if name in self.releasing)
+        return self.folder / ("releases" if method == first else f"releases-{method}")
 
     def classifier(self, config: ClassifierConfig) -> nn.Module:
         """Return a new classifier with the study's initial weights, on the server's device."""
@@ -57,7 +71,6 @@ class Trained:
         classifier: its config.
         pooled: figures on the test records of all sites together.
         per_site: figures by site.
-        flow: the flow, where the method trained one.
         release: every number of the release, each by itself, where the method made one.
     """
 
@@ -65,7 +78,6 @@ class Trained:
     classifier: ClassifierConfig
     pooled: Metrics
     per_site: dict[str, Metrics]
-    flow: nn.Module | None = None
     release: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,11 +99,11 @@ class Method(Protocol):
         ...
 
     def events(self) -> tuple[Event, ...]:
-        """Return everything that the method will spend at a site."""
+        """Return everything that the method will spend at a site; a release is an event of stage `release`."""
         ...
 
     def run(self, run: StudyRun) -> Trained:
-        """Train with the sites.
+        """Train with the sites; every phase but the last is finished with `run.finish`, and skipped if it was before.
 
         Raises:
             FederationError: too few sites are left.
@@ -139,9 +151,10 @@ def mean_figure(replies: Mapping[str, Reply], sizes: Mapping[str, int], name: st
     return {name: mean, "simulation_only": {name: figures}}
 
 
-def fits_module(module: nn.Module) -> Any:
-    """Return the check that a reply holds the weights of a module, and that the site built the same one."""
-    structure, expected = structure_sha256(module), get_weights(module)
+def fits_module(module: nn.Module, *, frozen: Collection[str] = ()) -> Any:
+    """Return the check that a reply holds the weights of a module but frozen ones, and that the site built the same."""
+    structure = structure_sha256(module)
+    expected = {name: array for name, array in get_weights(module).items() if name not in frozen}
 
     def check(site: str, reply: Reply) -> None:
         if reply.content.get("structure") != structure:

@@ -9,8 +9,9 @@ from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import ClassifierConfig, Settings, StudyConfig, parse
 from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module, mean_figure
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, calibrate_noise
+from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
 from cadp_fl.site.protocol import Request
-from cadp_fl.site.requests import CLASSIFIER_WEIGHTS, ClassifierRequest, DpSgdTraining, EpochTraining
+from cadp_fl.site.requests import ClassifierRequest, DpSgdTraining, EpochTraining
 from cadp_fl.weights import average, get_weights, set_weights
 
 __all__ = ["DpSgd", "FedAvg"]

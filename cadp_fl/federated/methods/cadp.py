@@ -1,0 +1,296 @@
+"""`cadp` and `cadp-given-flow`: a flow, then privatized records, then a classifier.
+
+Given the flow, the release is (epsilon, delta)-DP. `cadp` takes a flow in which the sites' records had no unprotected
+part: one that was trained on public records. `cadp-given-flow` is the paper's protocol: the flow is trained on the same
+records without DP, leaves the sites, and is not covered.
+"""
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from cadp_fl.classifier.training import train_class_balanced
+from cadp_fl.config import Settings, StudyConfig, parse
+from cadp_fl.errors import ConfigError, ExchangeError
+from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module, mean_figure
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
+from cadp_fl.privacy.accounting import DeclaredPublic, Event
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW
+from cadp_fl.privacy.mechanisms import mechanism_type
+from cadp_fl.release.bundle import BundleWriter, check_labels, parse_shard
+from cadp_fl.release.dataset import ReleasedRecords, load_release
+from cadp_fl.release.manifest import Manifest, ReleaseParameters, manifest_from_json
+from cadp_fl.release.privatize import ReleaseSettings
+from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import FetchRequest, FlowRequest, ReleaseRequest
+from cadp_fl.weights import average, get_weights, set_weights, weights_sha256
+
+__all__ = ["Cadp", "CadpGivenFlow"]
+
+CHECKPOINTS = 5
+FETCH_TRIES = 2
+
+
+class _Settings(Settings):
+    """The methods take their settings from the study's flow, release and classifier."""
+
+
+class CadpGivenFlow:
+    """FedAvg of a conditional flow, one release a site, a central classifier on the pooled releases."""
+
+    name: ClassVar[str] = "cadp-given-flow"
+
+    def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
+        parse(_Settings, settings, where=f"methods.{self.name}")
+        self._study = study
+        release, budget = study.release, study.budget
+        self._mechanism = mechanism_type(release.mechanism).calibrated(release.clip_norm, budget.epsilon, budget.delta)
+        self._pretrained = load_flow(study.flow.pretrained.path) if study.flow.pretrained else None
+        if self._pretrained is not None:
+            _check_declaration(study, self._pretrained[1])
+            self._pretrained[0].frozen_names(study.flow.pretrained.freeze if study.flow.pretrained else ())
+
+    def phases(self) -> dict[str, int]:
+        """Return the number of rounds of every phase, in order."""
+        rounds = 0 if self._study.flow.is_fixed else self._study.flow.training.rounds
+        flow = {f"{self.name}/flow": rounds} if rounds else {}
+        return flow | {f"{self.name}/release": 1, f"{self.name}/fetch": 1, f"{self.name}/central": CHECKPOINTS}
+
+    def events(self) -> tuple[Event, ...]:
+        """Return everything that the method will spend at a site."""
+        return (self._flow_event(), self._mechanism.event())
+
+    def run(self, run: StudyRun) -> Trained:
+        """Train the flow, collect the releases, train the classifier."""
+        flow, card = self._flow(run)
+        folders = self._releases(run, flow, card)
+        released = load_release(*folders)
+        trained = self._train_classifier(run, released)
+        release = self._release_settings(flow.dims)
+        trained.release = {
+            "mechanism": self._mechanism.name,
+            **self._mechanism.parameters(),
+            "latent_dims": release.latent_dims,
+            "dims": flow.dims,
+            "shrinkage": release.shrinkage,
+            "correlation": release.correlation,
+        }
+        return trained
+
+    def _flow_event(self) -> Event:
+        """Return what the flow costs: nothing if it is fixed and public, everything otherwise."""
+        pretrained = self._study.flow.pretrained
+        if not self._study.flow.is_fixed or pretrained is None or self._pretrained is None:
+            return FLOW_WEIGHTS
+        if pretrained.trained_on == "private":
+            return PRIVATE_FLOW
+        flow, card = self._pretrained
+        what = f"the flow was trained on '{card.dataset.name}', in which no private record had a part"
+        return DeclaredPublic(stage="flow", what=what, sha256=weights_sha256(get_weights(flow)))
+
+    def _flow(self, run: StudyRun) -> tuple[ConditionalFlow, FlowCard]:
+        """Return the flow that records are privatized with: trained now, or before an interruption."""
+        phase, path = f"{self.name}/flow", run.folder / "models" / "flow.safetensors"
+        if run.is_finished(phase):
+            return load_flow(path)
+        if self._pretrained is None:
+            card = FlowCard(run.study.flow.architecture(), run.schema, run.study.seed, "private")
+            flow = card.build()
+        else:
+            flow, card = self._pretrained
+            check_same_flow(run.study.flow, run.schema, card)
+        if not run.study.flow.is_fixed:
+            self._train_flow(run, flow, card)
+            card = FlowCard(card.config, run.schema, card.seed, "private", run.study.noise)
+        save_flow(path, flow, card)
+        run.finish(phase)
+        return flow, card
+
+    def _train_flow(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> None:
+        """Federated averaging of the flow's trainable tensors, in place."""
+        config, phase = run.study.flow.model_copy(update={"pretrained": None}), f"{self.name}/flow"
+        freeze = run.study.flow.pretrained.freeze if run.study.flow.pretrained else ()
+        rounds, check = config.training.rounds, fits_module(flow, frozen=flow.frozen_names(freeze))
+        for number in range(1, rounds + 1):
+            settings = FlowRequest(method=self.name, flow=config, seed=card.seed, freeze=freeze, round=number)
+            weights = get_weights(flow)
+            request = Request("train_flow", settings.model_dump(mode="json"), weights)
+            replies = run.federation.ask(request, phase=phase, round=number, of=rounds, check=check)
+            set_weights(flow, weights | average({site: reply.arrays for site, reply in replies.items()}, run.sizes))
+            run.federation.recorder.round(phase, number, rounds, **mean_figure(replies, run.sizes, "bits_per_dim"))
+
+    def _release_settings(self, dims: int) -> ReleaseSettings:
+        release = self._study.release
+        return ReleaseSettings(self._mechanism, release.latent_dims or dims, release.shrinkage)
+
+    def _releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> list[Path]:
+        """Ask each site for its release, fetch it, and return the folders of all."""
+        phase, folder = f"{self.name}/fetch", run.release_folder(self.name)
+        if not run.is_finished(phase):
+            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt had fetched
+            self._fetch(run, self._ask_for_releases(run, flow, card), folder)
+            run.finish(phase)
+        return sorted(folder.iterdir())
+
+    def _ask_for_releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> dict[str, Manifest]:
+        """Let each site privatize its records, and return the manifests."""
+        release = run.study.release
+        settings = ReleaseRequest(
+            method=self.name,
+            flow=card.config.architecture(),
+            seed=card.seed,
+            mechanism=release.mechanism,
+            event=self._mechanism.event(),
+            latent_dims=release.latent_dims or flow.dims,
+            shrinkage=release.shrinkage,
+            shard_records=release.shard_records,
+        )
+        weights = get_weights(flow)
+        expected = {
+            "dataset": run.schema,
+            "mechanism": settings.mechanism,
+            "parameters": ReleaseParameters(
+                **self._mechanism.parameters(),
+                latent_dims=settings.latent_dims,
+                dims=flow.dims,
+                shrinkage=settings.shrinkage,
+            ),
+            "flow_sha256": weights_sha256(weights),
+        }
+        manifests: dict[str, Manifest] = {}
+
+        def check(site: str, reply: Reply) -> None:
+            manifest = manifest_from_json(str(reply.content.get("manifest", "")))
+            for field, value in (expected | {"site": site, "records": run.sizes[site]}).items():
+                if getattr(manifest, field) != value:
+                    raise ExchangeError(
+                        f"A release is the one that was asked for. In that of '{site}', {field} is "
+                        f"{getattr(manifest, field)!s:.100}, not {value!s:.100}; refuse it."
+                    )
+            manifests[site] = manifest
+
+        phase = f"{self.name}/release"
+        request = Request("release", settings.model_dump(mode="json"), weights)
+        replies = run.federation.ask(request, phase=phase, check=check)
+        run.federation.recorder.round(phase, 1, 1, records={site: manifests[site].records for site in replies})
+        return {site: manifests[site] for site in replies}
+
+    def _fetch(self, run: StudyRun, manifests: dict[str, Manifest], folder: Path) -> None:
+        """Fetch every site's shards in turn, and write each to disk when it is verified.
+
+        Raises:
+            FederationError: fewer releases than sites that are needed came whole.
+        """
+        phase, rounds = f"{self.name}/fetch", max(len(manifest.shards) for manifest in manifests.values())
+        with ExitStack() as stack:
+            incoming = {
+                site: _Incoming(manifest, stack.enter_context(BundleWriter(folder / site)))
+                for site, manifest in manifests.items()
+            }
+            for number in range(rounds):
+                for _ in range(FETCH_TRIES):  # a shard costs nothing, however often it is fetched
+                    if wanted := {site: each.request() for site, each in incoming.items() if each.waits_for(number)}:
+                        run.federation.ask(
+                            wanted,
+                            phase=phase,
+                            round=number + 1,
+                            of=rounds,
+                            check=lambda site, reply: incoming[site].add(reply),
+                        )
+                run.federation.recorder.round(phase, number + 1, rounds)
+            whole = [each for each in incoming.values() if each.is_whole]
+            run.federation.require(phase, len(whole))
+            for each in whole:
+                each.writer.finish(each.manifest)
+
+    def _train_classifier(self, run: StudyRun, released: ReleasedRecords) -> Trained:
+        """Train on privatized records alone, and evaluate at the sites at every checkpoint."""
+        config, phase = run.study.classifier, f"{self.name}/central"
+        model = run.classifier(config)
+        losses = train_class_balanced(
+            model,
+            released.images,
+            released.labels,
+            config.central,
+            checkpoints=CHECKPOINTS,
+            generator=torch.Generator().manual_seed(run.study.seed),
+        )
+        for number, loss in enumerate(losses, start=1):
+            run.federation.recorder.round(phase, number, CHECKPOINTS, loss=loss)
+            pooled, per_site = evaluate_at_sites(
+                run, model, config, phase=f"{self.name}/evaluate", round=number, of=CHECKPOINTS
+            )
+        return Trained(model, config, pooled, per_site)
+
+
+class Cadp(CadpGivenFlow):
+    """`cadp-given-flow` with a flow that is fixed and public, so that the release is all that leaves."""
+
+    name: ClassVar[str] = "cadp"
+
+    def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
+        super().__init__(settings, study)
+        if not isinstance(self._flow_event(), DeclaredPublic):
+            raise ConfigError(
+                "The method cadp takes a flow that no private record had a part in. This study's flow is trained on "
+                "the sites' records; give flow.pretrained with trained_on: public and freeze: [all], or use the method "
+                "cadp-given-flow."
+            )
+
+
+def _check_declaration(study: StudyConfig, card: FlowCard) -> None:
+    """Check that a stored flow was trained on what the study declares.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    pretrained = study.flow.pretrained
+    assert pretrained is not None
+    if pretrained.trained_on == "public" and card.trained_on == "private":
+        raise ConfigError(
+            f"A flow is public if no private record had a part in it. '{pretrained.path}' says that it was trained on "
+            "private records; set flow.pretrained.trained_on: private."
+        )
+
+
+class _Incoming:
+    """A release that is being fetched: each shard is verified, then written down."""
+
+    def __init__(self, manifest: Manifest, writer: BundleWriter) -> None:
+        self.manifest, self.writer = manifest, writer
+        self._counts = np.zeros(len(manifest.dataset.classes), dtype=np.int64)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every shard is there."""
+        return len(self.writer) == len(self.manifest.shards)
+
+    def waits_for(self, number: int) -> bool:
+        """Tell whether the shard of a number is the next one."""
+        return len(self.writer) == number < len(self.manifest.shards)
+
+    def request(self) -> Request:
+        """Return the request for the next shard."""
+        shard = self.manifest.shards[len(self.writer)]
+        settings = FetchRequest(event_id=self.manifest.event_id, shard=shard.name)
+        return Request("fetch", settings.model_dump(mode="json"))
+
+    def add(self, reply: Reply) -> None:
+        """Write the next shard down.
+
+        Raises:
+            ExchangeError: it is not what the manifest says, or the labels of all shards are not.
+        """
+        shard, array = self.manifest.shards[len(self.writer)], reply.arrays.get("shard")
+        if array is None or array.nbytes != shard.bytes:
+            raise ExchangeError(f"A shard has the {shard.bytes} bytes that its manifest says. Found something else.")
+        data = array.tobytes()
+        self._counts += parse_shard(self.manifest, shard, data).class_counts()
+        if len(self.writer) + 1 == len(self.manifest.shards):
+            check_labels(self.manifest, self._counts)
+        self.writer.add(shard.name, data)

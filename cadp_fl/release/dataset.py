@@ -1,0 +1,66 @@
+"""Released records as a torch data set, whatever their number: they lie in a file, and memory stays flat."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from cadp_fl.data.schema import Schema
+from cadp_fl.errors import InputError
+from cadp_fl.release.bundle import Bundle, open_bundle
+from cadp_fl.release.manifest import Manifest
+
+__all__ = ["ReleasedRecords", "load_release"]
+
+
+class ReleasedRecords(Dataset[tuple[torch.Tensor, int]]):
+    """The records of one or more releases: pairs of an image in [0, 1], float32 (channels, height, width), and a label.
+
+    Attributes:
+        images: uint8, (records, channels, height, width); backed by a temporary file.
+        labels: int64, (records,).
+        schema: what all releases share.
+        manifests: of every release, in order.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle]) -> None:
+        self.manifests: tuple[Manifest, ...] = tuple(bundle.manifest for bundle in bundles)
+        self.schema: Schema = self.manifests[0].dataset
+        for manifest in self.manifests:
+            if manifest.dataset != self.schema:
+                raise InputError(
+                    f"Releases that are read together share one schema. That of site '{manifest.site}' differs from "
+                    f"that of '{self.manifests[0].site}'; read them apart."
+                )
+        count = sum(manifest.records for manifest in self.manifests)
+        with tempfile.TemporaryFile() as file:  # has no name, so that nothing is left of it when the array is gone
+            images = np.memmap(file, dtype=np.uint8, shape=(count, *self.schema.shape))
+        self.images = torch.from_numpy(images)
+        self.labels = torch.empty(count, dtype=torch.int64)
+        start = 0
+        for bundle in bundles:
+            for part in bundle.parts():
+                images[start : start + len(part)] = part.images
+                self.labels[start : start + len(part)] = torch.from_numpy(part.labels)
+                start += len(part)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.images[index].float() / 255, int(self.labels[index])
+
+
+def load_release(*folders: Path | str) -> ReleasedRecords:
+    """Return the records of the releases in some folders, each shard verified against its manifest.
+
+    Raises:
+        InputError: there is no folder, or two releases have different schemas.
+        ExchangeError: a release is damaged or was changed.
+    """
+    if not folders:
+        raise InputError("Releases are read from folders. Found none; name one or more.")
+    return ReleasedRecords([open_bundle(Path(folder)) for folder in folders])

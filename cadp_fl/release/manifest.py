@@ -1,0 +1,143 @@
+"""The manifest of a release: what it is, how it was made, what it cost, and which bytes it vouches for."""
+
+import json
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cadp_fl.data.schema import Schema
+from cadp_fl.errors import ExchangeError
+from cadp_fl.privacy.mechanisms import NoMechanism
+
+__all__ = [
+    "MAX_MANIFEST_BYTES",
+    "MAX_SHARD_BYTES",
+    "Manifest",
+    "ReleaseClaim",
+    "ReleaseHead",
+    "ReleaseParameters",
+    "Shard",
+    "manifest_from_json",
+    "manifest_to_json",
+]
+
+MAX_MANIFEST_BYTES = 8 << 20
+MAX_SHARD_BYTES = 1 << 30
+MAX_RELEASE_BYTES = 256 << 30
+
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Shard(_Model):
+    """One file of a release."""
+
+    name: str = Field(pattern=r"^[0-9]{5}\.npz$")
+    sha256: _Sha256
+    bytes: int = Field(ge=1, le=MAX_SHARD_BYTES)
+    records: int = Field(ge=1, le=10**7)
+
+
+class ReleaseParameters(_Model):
+    """Every number of the mechanism, each by itself."""
+
+    clip_norm: float | None = Field(gt=0, allow_inf_nan=False, description="C; null without a clip")
+    noise_std: float | None = Field(gt=0, allow_inf_nan=False, description="standard deviation; null without noise")
+    noise_scale: float | None = Field(None, gt=0, allow_inf_nan=False, description="b of Laplace noise, else null")
+    latent_dims: int = Field(ge=1)
+    dims: int = Field(ge=1)
+    shrinkage: str
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "ReleaseParameters":
+        if (self.clip_norm is None) != (self.noise_std is None):
+            raise ValueError("a release is clipped and noised, or neither")
+        if self.noise_scale is not None and not math.isclose(
+            self.noise_std or 0, math.sqrt(2) * self.noise_scale, rel_tol=1e-6
+        ):
+            raise ValueError("the standard deviation of Laplace noise is sqrt(2) times its scale")
+        return self
+
+    @property
+    def protected(self) -> bool:
+        """Whether records were clipped and noised."""
+        return self.noise_std is not None
+
+
+class ReleaseClaim(_Model):
+    """What the site may claim of the method that this release belongs to; it travels with the records."""
+
+    guarantee: Literal["end-to-end", "given-flow", "none"]
+    relation: str
+    epsilon: float | None
+    epsilon_if_flow_were_fixed: float | None
+    delta: float
+
+
+class ReleaseHead(_Model):
+    """What a release says of itself before its records are counted."""
+
+    schema_version: Literal[1] = 1
+    site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="pseudonym of the site")
+    dataset: Schema
+    mechanism: str
+    parameters: ReleaseParameters
+    noise: Literal["entropy", "seeded"] = Field(description="seeded noise can be derived again, and protects nothing")
+    claim: ReleaseClaim
+    flow_sha256: _Sha256 = Field(description="hash of the weights that encoded and decoded")
+    event_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$", description="id of the event in the site's ledger")
+
+
+class Manifest(ReleaseHead):
+    """What a release says of itself. It holds no time, no order and no identity of a record."""
+
+    released_labels: dict[str, int] = Field(description="count of every released label")
+    shards: tuple[Shard, ...] = Field(min_length=1, max_length=100_000)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "Manifest":
+        if [shard.name for shard in self.shards] != [f"{number:05d}.npz" for number in range(len(self.shards))]:
+            raise ValueError("shards are numbered from 00000 without a gap")
+        if (self.mechanism == NoMechanism.name) == self.parameters.protected:
+            raise ValueError(f"the mechanism '{NoMechanism.name}', and no other, has neither clip nor noise")
+        if not self.parameters.protected and self.claim.guarantee != "none":
+            raise ValueError("records released without clipping or noise carry no guarantee")
+        unpacked = self.records * (math.prod(self.dataset.shape) + 8)
+        if unpacked > MAX_RELEASE_BYTES:
+            raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")
+        return self
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def records(self) -> int:
+        """Number of released records."""
+        return sum(shard.records for shard in self.shards)
+
+
+def manifest_from_json(text: str | bytes) -> Manifest:
+    """Return the manifest that a JSON text holds.
+
+    Raises:
+        ExchangeError: it is too large, or not a manifest.
+    """
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise ExchangeError(f"A manifest has at most {MAX_MANIFEST_BYTES} bytes. Found {len(text)}; refuse it.")
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ExchangeError(f"A manifest follows the schema. '{key}': {first['msg']}; ask the site again.") from error
+
+
+def manifest_to_json(manifest: Manifest) -> str:
+    """Return the compact JSON of a manifest, for the wire."""
+    return json.dumps(manifest.model_dump(mode="json"), separators=(",", ":"))

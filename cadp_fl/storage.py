@@ -1,0 +1,83 @@
+"""Weights on disk: safetensors with a description of the network in its metadata, so that it can be built again.
+
+A reader trusts none of it: a description is bounded and then parsed by whoever owns the network, and the name and shape
+of every tensor is compared with what that network has before one is read.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from cadp_fl.errors import DataError
+
+__all__ = ["load_weights", "read_description", "save_weights"]
+
+MAX_DESCRIPTION_CHARACTERS = 1 << 20
+
+
+def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, kind: str, description: Mapping[str, str]) -> None:
+    """Write weights under a temporary name, and rename the file when it is whole.
+
+    Args:
+        kind: of network, for example `flow`.
+        description: what builds the network again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(dict(weights), temporary, {"format": _format(kind), **description})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_description(path: Path, *, kind: str) -> dict[str, str]:
+    """Return what a file says of its network.
+
+    Raises:
+        DataError: the file is missing, no safetensors, or holds another kind of network.
+    """
+    if not path.is_file():
+        raise DataError(f"A stored {kind} is a safetensors file. Found none at '{path}'; check the path.")
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            metadata = dict(stored.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"A stored {kind} is a safetensors file. '{path}' is not: {_clause(error)}.") from error
+    if metadata.pop("format", "") != _format(kind):
+        raise DataError(f"A stored {kind} says that it is one. '{path}' does not; give a file that cadp-fl stored.")
+    if sum(len(value) for value in metadata.values()) > MAX_DESCRIPTION_CHARACTERS:
+        raise DataError(
+            f"A description has at most {MAX_DESCRIPTION_CHARACTERS} characters. That of '{path}' is longer."
+        )
+    return metadata
+
+
+def load_weights(path: Path, expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the tensors of a file, which have the names, shapes and types of others.
+
+    Raises:
+        DataError: they do not, or the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as stored:
+            if odd := sorted(set(stored.keys()) ^ set(expected)):
+                raise ValueError(f"'{odd[0]}' is on one side only")
+            for name, array in expected.items():
+                shape = tuple(stored.get_slice(name).get_shape())
+                if shape != array.shape:
+                    raise ValueError(f"'{name}' has shape {shape}, not {array.shape}")
+            return {name: stored.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise DataError(f"A file holds the tensors that its description says. '{path}': {_clause(error)}.") from error
+
+
+def _format(kind: str) -> str:
+    return f"cadp-fl {kind} 1"
+
+
+def _clause(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
