@@ -85,33 +85,39 @@ class Npz:
             raise NpzError(f"{name} is truncated or too long")
         return header
 
-    def array(self, name: str) -> np.ndarray:
-        """Return an array, in C order.
+    def array(self, *names: str) -> np.ndarray:
+        """Return an array in C order, or several joined along their first axis without a second copy.
 
         Raises:
-            NpzError: it is no plain array, or damaged.
+            NpzError: one is no plain array, or damaged, or they do not fit together.
         """
-        header = self.header(name)
-        with _clauses(name):
-            array = np.empty(header.shape, dtype=header.dtype)
-        self.fill(name, array)
-        return array
+        headers = [self.header(name) for name in names]
+        shape, dtype = headers[0].shape, headers[0].dtype
+        if len(names) > 1:
+            if any(not header.shape or (header.shape[1:], header.dtype) != (shape[1:], dtype) for header in headers):
+                raise NpzError(f"{' and '.join(names)} differ in shape or type")
+            shape = (sum(header.shape[0] for header in headers), *shape[1:])
+        with _clauses(names[0]):
+            joined = np.empty(shape, dtype=dtype)
+        values, start = joined.reshape(-1), 0
+        for name, header in zip(names, headers, strict=True):
+            end = start + math.prod(header.shape)
+            self._fill(name, header, values[start:end])
+            start = end
+        return joined
 
-    def fill(self, name: str, out: np.ndarray) -> None:
-        """Read an array into `out`, which is C-contiguous and has its shape and type.
-
-        Raises:
-            NpzError: it is no plain array, or damaged; `out` may be written in part.
-        """
-        header = self.header(name)
-        assert (out.shape, out.dtype) == (header.shape, header.dtype)
-        assert out.flags.c_contiguous
+    def _fill(self, name: str, header: Header, values: np.ndarray) -> None:
+        """Read a member's values into a flat array."""
         with _clauses(name), self._archive.open(self._members[name]) as member:
             member.read(header.offset)
-            values = np.empty(out.size, dtype=out.dtype) if header.fortran else out.reshape(-1)
-            _fill(name, values.view(np.uint8), member)
+            view, filled = values.view(np.uint8), 0
+            while piece := member.read(min(MAX_READ_BYTES, len(view) - filled)):
+                view[filled : filled + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+                filled += len(piece)
+            if filled != len(view):
+                raise NpzError(f"{name} is truncated")
             if header.fortran:
-                out[...] = values.reshape(out.shape, order="F")
+                values[:] = values.reshape(header.shape, order="F").reshape(-1)
 
 
 @contextmanager
@@ -173,12 +179,3 @@ def _parse(name: str, head: bytes) -> Header:
     if dtype.kind not in PLAIN_KINDS or dtype.itemsize == 0 or any(side < 0 for side in shape):
         raise NpzError(f"{name} is no plain array of numbers or text but {dtype!s:.40} of shape {shape}")
     return Header(shape, dtype, fortran, stream.tell())
-
-
-def _fill(name: str, view: np.ndarray, member: IO[bytes]) -> None:
-    filled = 0
-    while piece := member.read(min(MAX_READ_BYTES, len(view) - filled)):
-        view[filled : filled + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
-        filled += len(piece)
-    if filled != len(view) or member.read(1):
-        raise NpzError(f"{name} is truncated or too long")

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from cadp_fl.config import StudyConfig, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
+
+settings.register_profile("laws", deadline=None)  # a busy machine breaks no law
+settings.load_profile("laws")
 
 os.environ.setdefault("CADP_FL_DATA", str(ROOT.parent / "shared" / "data"))
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

@@ -72,11 +72,13 @@ def test_an_array_longer_than_one_read_is_whole():
         assert np.array_equal(read(packed(compress, x=array), limit=1 << 30), array)
 
 
-def test_an_array_can_be_read_into_a_part_of_another():
-    out = np.zeros((5, 2), np.uint8)
-    with open_npz(packed(x=np.full((3, 2), 7, np.uint8)), limit=LIMIT) as npz:
-        npz.fill("x", out[2:])
-    assert out.tolist() == [[0, 0]] * 2 + [[7, 7]] * 3
+def test_arrays_are_joined_along_their_first_axis():
+    one, two = np.arange(6, dtype=np.uint8).reshape(2, 3), np.arange(3, dtype=np.uint8).reshape(1, 3)
+    with open_npz(packed(one=np.asfortranarray(one), two=two, three=one.T, four=np.uint8(3)), limit=LIMIT) as npz:
+        assert npz.array("one", "two").tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+        for other in ("three", "four"):
+            with pytest.raises(NpzError, match=f"one and {other} differ in shape or type"):
+                npz.array("one", other)
 
 
 class Trap:
@@ -144,6 +146,15 @@ def test_a_directory_that_lies_about_a_size_is_found():
     at = data.index(b"PK\x01\x02")
     data[at + 24 : at + 28] = struct.pack("<I", short)
     with pytest.raises(NpzError, match="Bad CRC-32"):
+        read(bytes(data))
+
+
+def test_a_stream_that_ends_early_leaves_no_value_unread():
+    """Header and directory promise 10,000 bytes, 2 unpack, and their checksum is right."""
+    data = bytearray(zipped(x=npy((10_000,), values=b"12")))
+    at = data.index(b"PK\x01\x02")
+    data[at + 24 : at + 28] = struct.pack("<I", len(npy((10_000,), values=bytes(10_000))))
+    with pytest.raises(NpzError, match="x is truncated"):
         read(bytes(data))
 
 
