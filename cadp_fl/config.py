@@ -44,6 +44,7 @@ MAX_CONFIG_BYTES = 1 << 20
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1, max_length=80)]
 
 
 class Settings(BaseModel):
@@ -56,17 +57,36 @@ class DataConfig(Settings):
     """Which records the study is about."""
 
     source: str = Field(description="name of a data source, for example digits")
-    path: Path | None = Field(None, description="the source's file or folder; relative to the config file")
+    path: Path | None = Field(
+        None, description="the source's file or folder; relative to the config file, ~ and ${NAME} are expanded"
+    )
+    download: bool = Field(True, description="whether a source that can be downloaded is, where it is not at hand")
+    classes: tuple[Name, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=10_000,
+        description="one name a label, from label 0; by default read from the file, as only a simulation may",
+    )
     test_fraction: Fraction = Field(
         0.2, description="share of a site's records held out for evaluation, where the source has no test split"
     )
+
+    @field_validator("classes")
+    @classmethod
+    def _names_differ(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if names is not None and len(set(names)) != len(names):
+            raise ValueError(f"every class has a name of its own. Found {list(names)}")
+        return names
 
 
 class PartitionConfig(Settings):
     """How a simulation deals records to its sites."""
 
-    kind: str = Field("iid", description="name of a partition: iid or dirichlet")
-    alpha: Positive = Field(1.0, description="dirichlet: concentration; smaller is more skewed")
+    kind: str = Field("iid", description="name of a partition: iid, dirichlet, label or quantity")
+    alpha: Positive = Field(
+        1.0, description="dirichlet and quantity: concentration of the shares; smaller is more skewed"
+    )
+    classes_per_site: Count = Field(2, description="label: number of classes that every site holds")
     min_records: Count = Field(20, description="training records that every site gets at least")
 
 
@@ -267,7 +287,8 @@ Model = TypeVar("Model", bound=BaseModel)
 def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
     """Read a study from YAML, apply `dotted.key=value` overrides and resolve relative paths.
 
-    `${NAME}` and `${NAME:-default}` expand from the environment. A relative path is relative to the config file.
+    `${NAME}` and `${NAME:-default}` expand from the environment, after the overrides. A relative path is relative to
+    the config file.
 
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
@@ -289,17 +310,13 @@ def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
     study = parse(StudyConfig, _expand(tree))
     folder = path.resolve().parent
     if study.data.path is not None:
-        study = study.model_copy(update={"data": _located(study.data, folder)})
+        absolute = _absolute(study.data.path, folder, "data.path")
+        study = study.model_copy(update={"data": study.data.model_copy(update={"path": absolute})})
     if study.flow.pretrained is not None:
-        pretrained = _located(study.flow.pretrained, folder)
+        absolute = _absolute(study.flow.pretrained.path, folder, "flow.pretrained.path")
+        pretrained = study.flow.pretrained.model_copy(update={"path": absolute})
         study = study.model_copy(update={"flow": study.flow.model_copy(update={"pretrained": pretrained})})
     return study
-
-
-def _located(config: Model, folder: Path) -> Model:
-    """Return a config whose `path` is absolute; a relative one is below `folder`."""
-    path: Path = getattr(config, "path")  # noqa: B009
-    return config.model_copy(update={"path": (folder / path.expanduser()).resolve()})
 
 
 def dump_study(study: StudyConfig) -> str:
@@ -386,20 +403,31 @@ def _override(tree: dict[str, Any], override: str) -> None:
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
 
-def _expand(node: Any) -> Any:
-    """Expand `${NAME}` and `${NAME:-default}` in every string of a tree."""
+def _expand(node: Any, key: str = "") -> Any:
+    """Expand `${NAME}` and `${NAME:-default}` in every string of a tree; `key` is the dotted key of the node."""
     if isinstance(node, dict):
-        return {key: _expand(value) for key, value in node.items()}
+        return {name: _expand(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()}
     if isinstance(node, list):
-        return [_expand(value) for value in node]
+        return [_expand(value, f"{key}.{index}") for index, value in enumerate(node)]
     if isinstance(node, str):
-        return _VARIABLE.sub(_value_of_variable, node)
+        return _VARIABLE.sub(lambda match: _value_of_variable(match, key), node)
     return node
 
 
-def _value_of_variable(match: re.Match[str]) -> str:
+def _value_of_variable(match: re.Match[str], key: str) -> str:
     name, default = match.group(1), match.group(2)
     value = os.environ.get(name, default)
     if value is None:
-        raise ConfigError(f"The config uses ${{{name}}}, which is not set. Export it, or write ${{{name}:-default}}.")
+        raise ConfigError(
+            f"A variable in a config is set in the environment. '{key}' reads {match.group()}, and {name} is not set; "
+            f"run export {name}=..., or pass --set {key}=..."
+        )
     return value
+
+
+def _absolute(path: Path, folder: Path, key: str) -> Path:
+    """Return a path with `~` expanded; a relative one starts at the folder."""
+    try:
+        return (folder / path.expanduser()).resolve()
+    except (RuntimeError, OSError, ValueError) as error:
+        raise ConfigError(f"{key} is a path of this machine. Found '{path}' ({error}); check it.") from error

@@ -30,6 +30,12 @@ def test_a_dumped_study_loads_back_equal(tiny, tmp_path):
         ("sites.quorum=4", "sites: quorum must be at most the number of sites, 3. Found 4."),
         ("noise=none", "'noise': Input should be 'entropy' or 'seeded'. Found 'none'."),
         ("methods=[]", "'methods'"),
+        ("data.classes=[a, b, a]", "data.classes: every class has a name of its own. Found ['a', 'b', 'a']."),
+        ("data.classes=[a]", "'data.classes': Tuple should have at least 2 items"),
+        ("data.classes=[no, yes]", "'data.classes.0': Input should be a valid string. Found False."),
+        ("data.download=maybe", "'data.download': Input should be a valid boolean"),
+        ("data.path=~nobody-of-this-name/x.npz", "data.path is a path of this machine. Found '~nobody-of-this-name/x"),
+        ("sites.partition.classes_per_site=0", "'sites.partition.classes_per_site': Input should be greater than"),
         ("nokey", "An override is 'dotted.key=value'. Found 'nokey'."),
         ("name.first=3", "'name.first' cannot be set: 'first' is not below a mapping."),
     ],
@@ -79,3 +85,24 @@ def test_a_list_of_methods_takes_every_default(quickstart):
 
 def test_an_absolute_path_stays(quickstart, tmp_path):
     assert load_study(quickstart, [f"data.path={tmp_path / 'x.npz'}"]).data.path == Path(tmp_path / "x.npz")
+
+
+def test_a_variable_that_is_not_set_is_named_with_its_key_and_the_way_out(quickstart, monkeypatch):
+    monkeypatch.delenv("CADP_FL_DATA")
+    with pytest.raises(ConfigError) as caught:
+        load_study(quickstart, ["data.path=${CADP_FL_DATA}/x.npz"])
+    assert "'data.path' reads ${CADP_FL_DATA}, and CADP_FL_DATA is not set" in str(caught.value)
+    assert "run export CADP_FL_DATA=..., or pass --set data.path=..." in str(caught.value)
+
+
+def test_an_override_needs_no_variable_of_the_value_that_it_replaces(quickstart, tmp_path, monkeypatch):
+    monkeypatch.delenv("CADP_FL_DATA")
+    tree = yaml.safe_load(quickstart.read_text())
+    tree["data"]["path"] = "${CADP_FL_DATA}/x.npz"
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(tree))
+    assert load_study(tmp_path / "study.yaml", ["data.path=y.npz"]).data.path == tmp_path / "y.npz"
+
+
+def test_a_path_may_start_at_home(quickstart, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_study(quickstart, ["data.path=~/x.npz"]).data.path == tmp_path / "x.npz"
