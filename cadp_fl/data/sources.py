@@ -1,21 +1,39 @@
 """What can be read: one function a source, in one registry.
 
-A source takes the data config and returns every record it has. To add one, write such a function and put it
-into `SOURCES`.
+A source's function takes the data config and returns all that the source holds; `Reader` adds what it needs of the
+config. To add one, write such a function and put it into `SOURCES`.
 """
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from cadp_fl.config import DataConfig
-from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.errors import ConfigError
+from cadp_fl.data.schema import Dataset, Schema, Source
+from cadp_fl.errors import ConfigError, DataError
 
-__all__ = ["SOURCES", "check_source", "load_source"]
+__all__ = ["SOURCES", "Reader", "check_source", "load_source"]
 
 
-def _digits(_config: DataConfig) -> Dataset:
+@dataclass(frozen=True)
+class Reader:
+    """How a source is read.
+
+    Attributes:
+        read: returns all that the source holds.
+        path: whether `data.path` is a file that has to be there, a folder with a default, or not taken.
+        takes_classes: whether `data.classes` names the classes, or the source does itself.
+    """
+
+    read: Callable[[DataConfig], Source]
+    path: Literal["none", "file", "folder"] = "none"
+    takes_classes: bool = False
+
+
+def _read_digits(_config: DataConfig) -> Source:
     """Return scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels with 17 levels."""
     from sklearn.datasets import load_digits  # imported here: half a second that other commands need not wait
 
@@ -23,30 +41,43 @@ def _digits(_config: DataConfig) -> Dataset:
     levels = 17
     images = np.round(bunch.images * (255 / (levels - 1))).astype(np.uint8)[:, None]
     schema = Schema(name="digits", shape=(1, 8, 8), classes=tuple(str(digit) for digit in range(10)), levels=levels)
-    return Dataset(schema, images, bunch.target.astype(np.int64))
+    return Source(Dataset(schema, images, bunch.target.astype(np.int64)))
 
 
-SOURCES: dict[str, Callable[[DataConfig], Dataset]] = {"digits": _digits}
+SOURCES: dict[str, Reader] = {
+    "digits": Reader(_read_digits),
+}
 
 
 def check_source(config: DataConfig) -> None:
     """Check that a config names a source and gives what it needs, without reading records.
 
     Raises:
-        ConfigError: the source is unknown, or does not take a path.
+        ConfigError: the source is unknown, lacks its path, or does not take a path or names of classes.
+        DataError: there is no file, or no folder, at the path.
     """
     if config.source not in SOURCES:
         raise ConfigError(f"Unknown data source '{config.source}'. Choose one of: {', '.join(sorted(SOURCES))}.")
-    if config.path is not None:
-        raise ConfigError(f"Data source '{config.source}' takes no path. Found '{config.path}'; remove data.path.")
+    reader, path = SOURCES[config.source], config.path
+    if config.classes is not None and not reader.takes_classes:
+        raise ConfigError(f"Data source '{config.source}' names its classes itself. Found others; remove data.classes.")
+    if path is None:
+        if reader.path == "file":
+            raise ConfigError(f"Data source '{config.source}' reads a file. Found none; pass --set data.path=FILE.")
+    elif reader.path == "none":
+        raise ConfigError(f"Data source '{config.source}' takes no path. Found '{path}'; remove data.path.")
+    elif reader.path == "file" and not os.path.isfile(path):
+        raise DataError(f"Data source '{config.source}' reads the file data.path. There is none at '{path}'; check it.")
+    elif reader.path == "folder" and os.path.lexists(path) and not os.path.isdir(path):
+        raise DataError(f"Data source '{config.source}' reads the folder data.path. '{path}' is none; check it.")
 
 
-def load_source(config: DataConfig) -> Dataset:
-    """Return all records of the source that a config names.
+def load_source(config: DataConfig) -> Source:
+    """Return all that the source of a config holds.
 
     Raises:
-        ConfigError: the source is unknown.
+        ConfigError: the source is unknown, or does not fit the config.
         DataError: the source cannot be read.
     """
     check_source(config)
-    return SOURCES[config.source](config)
+    return SOURCES[config.source].read(config)

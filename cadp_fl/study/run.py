@@ -105,13 +105,13 @@ def check_study(study: StudyConfig) -> None:
     resolve_device(study.device)
     check_partition(study.sites.partition)
     check_classifier(study.classifier)
-    dataset = load_source(study.data)
-    check_flow(study.flow, dataset.schema.shape)
+    source = load_source(study.data)
+    check_flow(study.flow, source.schema.shape)
     if study.flow.pretrained is not None:
-        check_same_flow(study.flow, dataset.schema, read_card(study.flow.pretrained.path))
-    release, dims = study.release, math.prod(dataset.schema.shape)
+        check_same_flow(study.flow, source.schema, read_card(study.flow.pretrained.path))
+    release, dims = study.release, math.prod(source.schema.shape)
     check_release(release.mechanism, release.shrinkage, release.latent_dims or dims, dims)
-    sites = deal(dataset, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
     try:
         for site in sites:
             check_delta(study.budget.delta, len(site.train))

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from cadp_fl.data.schema import Dataset, Schema, Source
+from cadp_fl.errors import DataError
+
+SCHEMA = Schema(name="x", shape=(1, 2, 2), classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "sentence"),
+    [
+        (np.zeros((2, 1, 2, 2), np.float32), np.zeros(2, np.int64), "Images are uint8"),
+        (np.zeros((2, 1, 2, 3), np.uint8), np.zeros(2, np.int64), "Images are uint8"),
+        (np.zeros((2, 1, 2, 2), np.uint8), np.zeros(2, np.int32), "Labels are int64"),
+        (np.zeros((2, 1, 2, 2), np.uint8), np.array([0, 2]), "A label is 0 to 1. Found 0 to 2"),
+        (np.zeros((2, 1, 2, 2), np.uint8), np.array([-1, 0]), "A label is 0 to 1. Found -1 to 0"),
+    ],
+)
+def test_records_that_break_the_schema_are_refused(images, labels, sentence):
+    with pytest.raises(DataError, match=sentence):
+        Dataset(SCHEMA, images, labels)
+
+
+def records(count, patients=None, schema=SCHEMA):
+    known = None if patients is None else np.array(patients)
+    return Dataset(schema, np.zeros((count, 1, 2, 2), np.uint8), np.zeros(count, np.int64), known)
+
+
+@pytest.mark.parametrize("patients", [[1], [1, 2, 3], [[1, 2]], [1.0, 2.0]])
+def test_every_record_has_one_patient_or_none_has(patients):
+    with pytest.raises(DataError, match=r"Patients are int64 of shape \(2,\)"):
+        records(2, patients)
+
+
+def test_a_selection_keeps_the_patients():
+    assert records(3, [7, 8, 9]).select(np.array([2, 0])).patients.tolist() == [9, 7]
+    assert records(3).select(np.array([2, 0])).patients is None
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "sentence"),
+    [
+        (records(2, [1, 2]), records(3, [2, 3, 1]), "A patient is trained on or tested on, not both. 2 are in both"),
+        (records(2, [1, 2]), records(2), "in both splits or in none"),
+        (records(2), records(2, [1, 2]), "in both splits or in none"),
+        (records(2), records(2, schema=Schema(name="y", shape=(1, 2, 2), classes=("a", "b"))), "one schema"),
+    ],
+)
+def test_splits_that_do_not_fit_are_refused(train, test, sentence):
+    with pytest.raises(DataError, match=sentence):
+        Source(train, test)
