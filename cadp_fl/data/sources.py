@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 
 from cadp_fl.config import DataConfig
+from cadp_fl.data.medmnist import read_medmnist
+from cadp_fl.data.mnist import read_fashion_mnist, read_mnist
 from cadp_fl.data.schema import Dataset, Schema, Source
 from cadp_fl.errors import ConfigError, DataError
 
@@ -46,6 +48,9 @@ def _read_digits(_config: DataConfig) -> Source:
 
 SOURCES: dict[str, Reader] = {
     "digits": Reader(_read_digits),
+    "fashion-mnist": Reader(read_fashion_mnist, path="folder"),
+    "medmnist": Reader(read_medmnist, path="file", takes_classes=True),
+    "mnist": Reader(read_mnist, path="folder"),
 }
 
 

@@ -5,6 +5,7 @@ not (losses, above all) stays, except in a simulation.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,10 @@ class Site:
             part_records=asked.shard_records,
         )
         assert cost == asked.event, "what was written down is what is drawn"
-        manifest = write_bundle(head, parts, self._outbox / event_id)
+        folder = self._outbox / event_id
+        if self._ledger.simulation:
+            shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run, whose ledger is gone with it
+        manifest = write_bundle(head, parts, folder)
         return Reply({"manifest": manifest_to_json(manifest)})
 
     def _fetch(self, request: Request) -> Reply:

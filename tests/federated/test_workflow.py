@@ -337,7 +337,7 @@ def test_what_cannot_be_resumed_says_so(run_config):
 
 def test_a_flow_that_is_public_and_fixed_makes_cadp_end_to_end(run_config, tmp_path):
     study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
-    schema = load_source(study.data).train.schema
+    schema = load_source(study.data).schema
     card = FlowCard(study.flow, schema, 5, "public")
     save_flow(tmp_path / "flow.safetensors", card.build(), card)
     start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: public, freeze: [all]}}"
@@ -361,7 +361,7 @@ def test_a_flow_that_is_public_and_fixed_makes_cadp_end_to_end(run_config, tmp_p
 )
 def test_a_flow_of_private_records_is_never_end_to_end(run_config, tmp_path, declared, told, guarantee):
     study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
-    card = FlowCard(study.flow, load_source(study.data).train.schema, 5, told)
+    card = FlowCard(study.flow, load_source(study.data).schema, 5, told)
     save_flow(tmp_path / "flow.safetensors", card.build(), card)
     start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: {declared}}}"
     frozen = Run(run_config, f"flow.pretrained={start}", "flow.training.rounds=0", "methods=[cadp-given-flow]")
@@ -373,7 +373,7 @@ def test_a_flow_of_private_records_is_never_end_to_end(run_config, tmp_path, dec
 
 def test_fine_tuning_on_private_records_is_not_covered_wherever_it_started(run_config, tmp_path):
     study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
-    card = FlowCard(study.flow, load_source(study.data).train.schema, 5, "public")
+    card = FlowCard(study.flow, load_source(study.data).schema, 5, "public")
     flow = card.build()
     save_flow(tmp_path / "flow.safetensors", flow, card)
     start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: public, freeze: [dense]}}"
@@ -391,7 +391,7 @@ def test_fine_tuning_on_private_records_is_not_covered_wherever_it_started(run_c
 
 def test_a_declaration_that_the_file_itself_denies_is_refused(run_config, tmp_path):
     study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
-    card = FlowCard(study.flow, load_source(study.data).train.schema, 5, "private")
+    card = FlowCard(study.flow, load_source(study.data).schema, 5, "private")
     save_flow(tmp_path / "flow.safetensors", card.build(), card)
     start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: public, freeze: [all]}}"
     with pytest.raises(ConfigError, match="says that it was trained on private records"):

@@ -1,0 +1,166 @@
+"""MedMNIST's file format: one .npz of image splits, with labels and, where they are known, patients.
+
+    {train,val,test}_images    uint8, (records, height, width) or (records, height, width, 3)
+    {train,val,test}_labels    integers, (records,) or (records, 1)
+    {train,val,test}_patients  integers or text, (records,) or (records, 1): our addition, in every split or in none
+
+The train and val splits are records to train on; val and test may be missing. Nothing in an error names a patient.
+
+References:
+    Yang et al.: MedMNIST v2, a large-scale lightweight benchmark for 2D and 3D biomedical image classification,
+    arXiv 2110.14795.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from cadp_fl.config import DataConfig
+from cadp_fl.data.schema import MAX_CLASSES, MAX_SIDE, Dataset, Schema, Source
+from cadp_fl.errors import DataError
+from cadp_fl.npz import Npz, NpzError, open_npz
+
+__all__ = ["read_medmnist"]
+
+MAX_UNPACKED_BYTES = 16 << 30
+SPLITS = ("train", "val", "test")
+
+
+def read_medmnist(config: DataConfig) -> Source:
+    """Return the records of the file `data.path`.
+
+    Raises:
+        DataError: it is no such file, or its records break the format.
+    """
+    assert config.path is not None, "check_source asks for it"
+    try:
+        with open_npz(config.path, limit=MAX_UNPACKED_BYTES) as npz:
+            return _source(npz, config.path.stem[:80], config.classes)
+    except NpzError as error:
+        raise DataError(
+            f"A MedMNIST file is an npz of plain arrays. '{config.path}' is not: {error}; get the file again."
+        ) from error
+
+
+def _source(npz: Npz, name: str, classes: tuple[str, ...] | None) -> Source:
+    shapes = {split: _image_shape(npz, split) for split in _splits(npz)}
+    if len(found := {shape[1:] for shape in shapes.values()}) > 1:
+        raise DataError(f"The images of all splits have one shape. Found {_listed(found)}; mend the file.")
+    height, width, *channels = found.pop()
+    labels = {split: _labels(npz, split, shape[0]) for split, shape in shapes.items()}
+    patients = _patients(npz, {split: shape[0] for split, shape in shapes.items()})
+    schema = Schema(name=name, shape=(3 if channels else 1, height, width), classes=_classes(labels, classes))
+
+    def dataset(*splits: str) -> Dataset:
+        images = npz.array(*(f"{split}_images" for split in splits))
+        return Dataset(
+            schema,
+            np.ascontiguousarray(np.moveaxis(images, 3, 1)) if channels else images[:, None],
+            np.concatenate([labels[split] for split in splits]),
+            np.concatenate([patients[split] for split in splits]) if patients else None,
+        )
+
+    train = dataset(*(split for split in shapes if split != "test"))
+    return Source(train, dataset("test") if "test" in shapes else None)
+
+
+def _splits(npz: Npz) -> list[str]:
+    """Return the splits of a file, each with images and labels."""
+    splits = [split for split in SPLITS if {f"{split}_images", f"{split}_labels"} & set(npz.names)]
+    wanted = [f"{split}_{part}" for split in dict.fromkeys(["train", *splits]) for part in ("images", "labels")]
+    for key in wanted:
+        if key not in npz.names:
+            raise DataError(
+                f"A MedMNIST file has train_images and train_labels, and labels for every other split. '{key}' is "
+                f"missing among {npz.listing}; name the arrays so."
+            )
+    return splits
+
+
+def _image_shape(npz: Npz, split: str) -> tuple[int, ...]:
+    """Return (records, height, width) or (records, height, width, 3) of a split; its values are not read."""
+    name = f"{split}_images"
+    header = npz.header(name)
+    shape = header.shape
+    if header.dtype != np.uint8:
+        nan = header.dtype.kind == "f" and bool(np.isnan(npz.array(name)).any())
+        raise DataError(
+            f"Pixels are uint8, 0 to 255. '{name}' is {header.dtype}{' and holds NaN' if nan else ''}; convert it with "
+            f"{'np.nan_to_num and ' if nan else ''}np.round, and scale it to 0 to 255."
+        )
+    if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)):
+        raise DataError(
+            f"Images are (records, height, width) or (records, height, width, 3). '{name}' is {shape}; reshape it."
+        )
+    if not all(1 <= side <= MAX_SIDE for side in shape[1:3]):
+        raise DataError(f"An image's sides are 1 to {MAX_SIDE} pixels. '{name}' is {shape}; resize the images.")
+    if not shape[0]:
+        raise DataError(f"A split has records. '{name}' has none; fill it, or leave out a split other than train.")
+    return shape
+
+
+def _labels(npz: Npz, split: str, records: int) -> np.ndarray:
+    """Return the labels of a split, int64 (records,), none below zero."""
+    name = f"{split}_labels"
+    header = npz.header(name)
+    if len(header.shape) == 2 and header.shape[1] > 1:
+        raise DataError(
+            f"A record has one label. '{name}' has {header.shape[1]} (multi-label); choose one column, or other data."
+        )
+    if header.dtype.kind not in "iu":
+        raise DataError(f"Labels are integers from 0. '{name}' is {header.dtype}; convert it.")
+    labels = _column(npz, name, records)
+    if int(labels.min()) < 0 or int(labels.max()) >= MAX_CLASSES:
+        raise DataError(
+            f"A label is 0 to {MAX_CLASSES - 1}. '{name}' holds {labels.min()} to {labels.max()}; mend the file."
+        )
+    return labels.astype(np.int64)
+
+
+def _classes(labels: Mapping[str, np.ndarray], classes: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the classes' names: those of the config, or the numbers up to the largest label."""
+    split = max(labels, key=lambda name: int(labels[name].max()))
+    largest = int(labels[split].max())
+    if classes is None:
+        if largest == 0:
+            raise DataError("A classifier needs two classes. Every label is 0; choose other data, or set data.classes.")
+        return tuple(str(label) for label in range(largest + 1))
+    if largest >= len(classes):
+        raise DataError(
+            f"A label is 0 to {len(classes) - 1}, one for each of data.classes. '{split}_labels' holds {largest}; name "
+            "every class, or mend the file."
+        )
+    return classes
+
+
+def _patients(npz: Npz, records: Mapping[str, int]) -> dict[str, np.ndarray] | None:
+    """Return the patient of every record, by split, as int64 codes; None where the file names no patients."""
+    names = {split: f"{split}_patients" for split in records if f"{split}_patients" in npz.names}
+    if not names:
+        return None
+    if lacking := sorted(set(records) - set(names)):
+        raise DataError(
+            f"Patients are named in every split or in none. '{lacking[0]}_patients' is missing; add it, so that a "
+            "patient in two splits is found."
+        )
+    dtypes = [npz.header(name).dtype for name in names.values()]
+    kinds = {"i" if dtype.kind == "u" else dtype.kind for dtype in dtypes}
+    if len(kinds) > 1 or not kinds <= set("iSU") or np.result_type(*dtypes).kind == "f":
+        raise DataError(
+            f"Patients are integers or text, of one type in all splits. Found {_listed(set(dtypes))}; convert them."
+        )
+    columns = [_column(npz, name, records[split]) for split, name in names.items()]
+    _, codes = np.unique(np.concatenate(columns), return_inverse=True)
+    ends = np.cumsum([len(column) for column in columns])
+    return dict(zip(names, np.split(codes.reshape(-1).astype(np.int64), ends[:-1]), strict=True))
+
+
+def _column(npz: Npz, name: str, records: int) -> np.ndarray:
+    """Return an array of one value a record, (records,)."""
+    if (shape := npz.header(name).shape) not in ((records,), (records, 1)):
+        raise DataError(f"'{name}' has one value for each of the {records} images. It is {shape}; mend the file.")
+    return npz.array(name).reshape(-1)
+
+
+def _listed(values: Iterable[object]) -> str:
+    return " and ".join(sorted(str(value) for value in values))
