@@ -47,8 +47,8 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
         CadpError: the study cannot go on. If sites had described themselves by then, the summary says `incomplete`
             and why.
     """
-    checkpoint = Checkpoint.resume(folder) if resume and (folder / CHECKPOINT).exists() else _begin(study, folder)
     methods = build_methods(study)
+    checkpoint = Checkpoint.resume(folder) if resume and (folder / CHECKPOINT).exists() else _begin(study, folder)
     recorder = Recorder(
         folder / "metrics.jsonl", watch, seconds=checkpoint.seconds, metrics_bytes=checkpoint.metrics_bytes
     )

@@ -134,6 +134,7 @@ class CadpGivenFlow:
         if not run.is_finished(phase):
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt had fetched
             self._fetch(run, self._ask_for_releases(run, flow, card), folder)
+            run.finish(f"{self.name}/release")  # not before all is fetched: what a site keeps ready may go with it
             run.finish(phase)
         return sorted(folder.iterdir())
 
