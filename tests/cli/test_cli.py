@@ -32,9 +32,9 @@ def no_flower(monkeypatch):
     ("override", "sentence"),
     [
         ("flow.training.ronds=3", "Did you mean 'rounds'?"),
-        ("flow.training.rounds=0", "Found 0."),
+        ("flow.training.rounds=0", "Found training.rounds 0 and no flow.pretrained"),
         ("sites.count=1", "'sites.count'"),
-        ("data.source=digitz", "Unknown data source 'digitz'. Choose one of: digits."),
+        ("data.source=digitz", "Unknown data source 'digitz'. Choose one of: digits, fashion-mnist, medmnist, mnist."),
         ("data.path=/nowhere.npz", "takes no path"),
         ("sites.partition.kind=random", "Unknown partition 'random'"),
         ("sites.partition.min_records=5000", "use fewer sites"),
