@@ -54,7 +54,7 @@ def check_classifier(config: ClassifierConfig) -> None:
 
 
 def build_classifier(config: ClassifierConfig, shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Module:
-    """Return a new classifier: images in [0, 1], (batch, channels, height, width), to logits (batch, classes).
+    """Return a new classifier: images in [-0.5, 0.5], (batch, channels, height, width), to logits (batch, classes).
 
     The same arguments give the same initial weights.
 

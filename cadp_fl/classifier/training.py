@@ -15,8 +15,11 @@ __all__ = ["as_input", "log_odds", "train_class_balanced", "train_epochs"]
 
 
 def as_input(images: torch.Tensor) -> torch.Tensor:
-    """Return pixels in [0, 1], float32, of uint8 images (batch, channels, height, width)."""
-    return images.float() / 255
+    """Return pixels in [-0.5, 0.5], float32, of uint8 images (batch, channels, height, width).
+
+    Around zero, by a public constant: a gradient that is clipped for privacy would else go mostly to the mean grey.
+    """
+    return images.float() / 255 - 0.5
 
 
 def train_class_balanced(

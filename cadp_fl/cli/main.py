@@ -64,15 +64,20 @@ def _options(
 @app.command(epilog="Example: cadp-fl simulate configs/quickstart.yaml --output runs/quickstart")
 def simulate(
     config: Annotated[Path, typer.Argument(help="A study config (YAML).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The run folder: a new or an empty one.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run folder: a new or an empty one.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override one value: dotted.key=value. May be repeated.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --output, from its last finished phase.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print planned epsilons, bytes, memory and time; run and write nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON, and no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")] = False,
 ) -> None:
     """Simulate a study on this machine: every site, every method, one report."""
     from cadp_fl.cli.progress import progress_to, results_table
@@ -80,6 +85,11 @@ def simulate(
 
     console = Console(highlight=False)
     silent = quiet or as_json
+    if dry_run:
+        _dry_run(console, config, set_ or [], as_json=as_json)
+        return
+    if output is None:
+        raise InputError("A run needs a folder for its results. Found none; give --output FOLDER, or --dry-run.")
     try:
         with progress_to(console, silent=silent) as watch:
             summary = run_study(config, output, set_ or [], watch=watch, resume=resume)
@@ -99,6 +109,17 @@ def simulate(
         typer.echo(json.dumps(summary, indent=2))
     else:
         results_table(console, summary, output)
+
+
+def _dry_run(console: Console, config: Path, overrides: list[str], *, as_json: bool) -> None:
+    from cadp_fl.cli.estimate import estimate_tables
+    from cadp_fl.study.estimate import estimate_study
+
+    estimate = estimate_study(config, overrides)
+    if as_json:
+        typer.echo(json.dumps(estimate.to_json(), indent=2))
+    else:
+        estimate_tables(console, estimate)
 
 
 @app.command(epilog="Example: cadp-fl report runs/quickstart")

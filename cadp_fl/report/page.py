@@ -14,7 +14,7 @@ from cadp_fl.privacy.claims import format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.figures import curves, image_grid
 
-__all__ = ["write_report"]
+__all__ = ["format_bytes", "write_report"]
 
 COLUMNS = 8
 MAX_ROWS = 12
@@ -33,7 +33,7 @@ def write_report(folder: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cadp_fl.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"share": _share, "epsilon": format_epsilon, "size": _size}
+    environment.filters |= {"share": _share, "epsilon": format_epsilon, "size": format_bytes}
     page = environment.get_template("report.html").render(
         summary=summary,
         privacy=privacy,
@@ -120,7 +120,8 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _size(count: float) -> str:
+def format_bytes(count: float) -> str:
+    """Return a number of bytes with a unit."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             break

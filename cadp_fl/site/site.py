@@ -6,6 +6,7 @@ not (losses, above all) stays, except in a simulation.
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,7 @@ class Site:
         flow = self._flow(asked.flow, asked.seed, request)
         frozen = flow.frozen_names(asked.freeze)
         self._ledger.spend(asked.method, FLOW_WEIGHTS)
+        start = time.perf_counter()
         loss = train_flow(
             flow,
             torch.from_numpy(train.images).to(self._device),
@@ -142,7 +144,8 @@ class Site:
             frozen=frozen,
         )
         trained = {name: array for name, array in get_weights(flow).items() if name not in frozen}
-        return Reply({"structure": structure_sha256(flow), **self._simulation_only(bits_per_dim=loss)}, trained)
+        figures = self._simulation_only(bits_per_dim=loss, seconds=time.perf_counter() - start)
+        return Reply({"structure": structure_sha256(flow), **figures}, trained)
 
     def _release(self, request: Request) -> Reply:
         """Privatize every training record, keep the release ready to be fetched, and answer with its manifest."""
@@ -231,7 +234,8 @@ class Site:
         model = self._classifier(asked.classifier, asked.seed, request)
         images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
         training = asked.training
-        figures: dict[str, Any] = {}
+        loss: dict[str, float] = {}
+        start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
             event_id = self._ledger.spend(asked.method, training.event)
             train_dp_sgd(
@@ -244,7 +248,7 @@ class Site:
             )
         else:
             self._ledger.spend(asked.method, CLASSIFIER_WEIGHTS)
-            loss = train_epochs(
+            loss["loss"] = train_epochs(
                 model,
                 images,
                 labels,
@@ -253,7 +257,7 @@ class Site:
                 optimizer=_sgd(list(model.parameters()), training),
                 generator=self._shuffler(asked.seed, asked.method, "classifier", asked.round),
             )
-            figures = self._simulation_only(loss=loss)
+        figures = self._simulation_only(**loss, seconds=time.perf_counter() - start)
         return Reply({"structure": structure_sha256(model), **figures}, get_weights(model))
 
     def _evaluate(self, request: Request) -> Reply:

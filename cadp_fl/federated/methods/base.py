@@ -1,9 +1,9 @@
 """What a method is: what it will spend, and how it trains a classifier with the sites."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
@@ -19,7 +19,16 @@ from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import EvaluateRequest
 from cadp_fl.weights import check_arrays, get_weights, structure_sha256
 
-__all__ = ["Method", "StudyRun", "Trained", "evaluate_at_sites", "fits_module", "mean_figure"]
+__all__ = [
+    "Method",
+    "PhaseCost",
+    "StudyRun",
+    "Trained",
+    "bytes_of",
+    "evaluate_at_sites",
+    "fits_module",
+    "mean_figure",
+]
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,29 @@ class Trained:
     release: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class PhaseCost:
+    """What a phase will take, known before it runs.
+
+    Attributes:
+        phase: its name.
+        rounds: number of rounds.
+        down: bytes of tensors to one site in one round.
+        up: bytes of tensors from one site in one round, at most.
+        work: what is computed: `flow`, `release`, `classifier`, `dp-sgd` at a site, or `central` at the server.
+        records: number of records that the largest site (or the server) computes in one round.
+        classifier: of the last three kinds of work.
+    """
+
+    phase: str
+    rounds: int
+    down: int
+    up: int
+    work: Literal["flow", "release", "classifier", "dp-sgd", "central"]
+    records: int
+    classifier: ClassifierConfig | None = None
+
+
 class Method(Protocol):
     """One row of a comparison. One file a method; `METHODS` is the registry."""
 
@@ -100,6 +132,15 @@ class Method(Protocol):
 
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site; a release is an event of stage `release`."""
+        ...
+
+    def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
+        """Return what each phase will take.
+
+        Args:
+            schema: of the records.
+            sizes: number of training records of each site.
+        """
         ...
 
     def run(self, run: StudyRun) -> Trained:
@@ -135,11 +176,26 @@ def evaluate_at_sites(
     return pooled, {site: metrics_of(evaluations[site], classes) for site in replies}
 
 
+def bytes_of(module: nn.Module) -> int:
+    """Return the bytes of the weights that cross."""
+    return sum(array.nbytes for array in get_weights(module).values())
+
+
 def mean_figure(replies: Mapping[str, Reply], sizes: Mapping[str, int], name: str) -> dict[str, Any]:
-    """Return a figure of training records that sites of a simulation told: its mean by size, and each site's.
+    """Return what sites of a simulation told of their training: a figure's mean by size, and each site's; and seconds.
 
     Empty where a site told none, as real sites do.
     """
+    told = {figure: _told(replies, figure) for figure in (name, "seconds")}
+    figures = told[name]
+    if not figures:
+        return {"simulation_only": {"seconds": told["seconds"]}} if told["seconds"] else {}
+    mean = sum(value * sizes[site] for site, value in figures.items()) / sum(sizes[site] for site in figures)
+    return {name: mean, "simulation_only": {figure: by_site for figure, by_site in told.items() if by_site}}
+
+
+def _told(replies: Mapping[str, Reply], name: str) -> dict[str, float]:
+    """Return a figure by site, or nothing if one of them told none."""
     figures: dict[str, float] = {}
     for site, reply in replies.items():
         told = reply.content.get("simulation_only")
@@ -147,8 +203,7 @@ def mean_figure(replies: Mapping[str, Reply], sizes: Mapping[str, int], name: st
         if not isinstance(value, float):
             return {}
         figures[site] = value
-    mean = sum(value * sizes[site] for site, value in figures.items()) / sum(sizes[site] for site in figures)
-    return {name: mean, "simulation_only": {name: figures}}
+    return figures
 
 
 def fits_module(module: nn.Module, *, frozen: Collection[str] = ()) -> Any:

@@ -5,7 +5,9 @@ part: one that was trained on public records. `cadp-given-flow` is the paper's p
 records without DP, leaves the sites, and is not covered.
 """
 
+import math
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,10 +15,20 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import train_class_balanced
 from cadp_fl.config import Settings, StudyConfig, parse
+from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, ExchangeError
-from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module, mean_figure
+from cadp_fl.federated.methods.base import (
+    PhaseCost,
+    StudyRun,
+    Trained,
+    bytes_of,
+    evaluate_at_sites,
+    fits_module,
+    mean_figure,
+)
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Event
@@ -64,6 +76,23 @@ class CadpGivenFlow:
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site."""
         return (self._flow_event(), self._mechanism.event())
+
+    def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
+        """Return what each phase will take."""
+        study, largest, dims = self._study, max(sizes), math.prod(schema.shape)
+        training, central = study.flow.training, study.classifier.central
+        flow = bytes_of(FlowCard(study.flow.architecture(), schema, study.seed, "private").build())
+        model = bytes_of(build_classifier(study.classifier, schema.shape, len(schema.classes), seed=study.seed))
+        steps = central.epochs * math.ceil(sum(sizes) / central.batch_size) * central.batch_size
+        costs = [
+            PhaseCost(f"{self.name}/release", 1, flow, 0, "release", largest),
+            PhaseCost(f"{self.name}/fetch", 1, 0, largest * (dims + 8), "release", 0),
+            PhaseCost(f"{self.name}/central", CHECKPOINTS, model, 0, "central", steps // CHECKPOINTS, study.classifier),
+        ]
+        if study.flow.is_fixed:
+            return costs
+        rounds = PhaseCost(f"{self.name}/flow", training.rounds, flow, flow, "flow", largest * training.local_epochs)
+        return [rounds, *costs]
 
     def run(self, run: StudyRun) -> Trained:
         """Train the flow, collect the releases, train the classifier."""

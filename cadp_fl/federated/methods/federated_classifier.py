@@ -1,13 +1,24 @@
 """`fedavg` and `dp-sgd`: federated averaging of a classifier, without privacy and with DP-SGD at every site."""
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cadp_fl.classifier.models import check_classifier
+from cadp_fl.classifier.models import build_classifier, check_classifier
 from cadp_fl.config import ClassifierConfig, Settings, StudyConfig, parse
-from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites, fits_module, mean_figure
+from cadp_fl.data.schema import Schema
+from cadp_fl.federated.methods.base import (
+    PhaseCost,
+    StudyRun,
+    Trained,
+    bytes_of,
+    evaluate_at_sites,
+    fits_module,
+    mean_figure,
+)
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, calibrate_noise
 from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
 from cadp_fl.site.protocol import Request
@@ -50,12 +61,24 @@ class _FederatedClassifier(ABC):
         check_classifier(self._classifier)
 
     @abstractmethod
+    def records_in_a_round(self, size: int) -> int:
+        """Return how many records a site of a size computes in one round."""
+
+    @abstractmethod
     def training(self) -> EpochTraining | DpSgdTraining:
         """Return what a site does in one round."""
 
     def phases(self) -> dict[str, int]:
         """Return the number of rounds of every phase, in order."""
         return {f"{self.name}/train": self._rounds}
+
+    def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
+        """Return what each phase will take."""
+        model = build_classifier(self._classifier, schema.shape, len(schema.classes), seed=self._study.seed)
+        weights, is_private = bytes_of(model), isinstance(self.training(), DpSgdTraining)
+        work: Literal["dp-sgd", "classifier"] = "dp-sgd" if is_private else "classifier"
+        records = self.records_in_a_round(max(sizes))
+        return [PhaseCost(f"{self.name}/train", self._rounds, weights, weights, work, records, self._classifier)]
 
     def run(self, run: StudyRun) -> Trained:
         """Train the classifier at the sites, round by round."""
@@ -98,6 +121,10 @@ class FedAvg(_FederatedClassifier):
         """Return everything that the method will spend at a site."""
         return (CLASSIFIER_WEIGHTS,)
 
+    def records_in_a_round(self, size: int) -> int:
+        """Return how many records a site of a size computes in one round."""
+        return size * self._settings.local_epochs
+
     def training(self) -> EpochTraining:
         """Return what a site does in one round."""
         own = self._settings
@@ -129,6 +156,10 @@ class DpSgd(_FederatedClassifier):
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site: the steps of all rounds together."""
         return (self._event(self._noise_std, self._settings.rounds * self._settings.local_steps),)
+
+    def records_in_a_round(self, size: int) -> int:
+        """Return how many records a site of a size computes in one round, on average."""
+        return math.ceil(size * self._settings.sampling_rate * self._settings.local_steps)
 
     def training(self) -> DpSgdTraining:
         """Return what a site does in one round."""

@@ -1,0 +1,52 @@
+"""How a dry run looks in a terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.report.page import format_bytes
+from cadp_fl.study.estimate import Estimate
+
+__all__ = ["estimate_tables"]
+
+
+def estimate_tables(console: Console, estimate: Estimate) -> None:
+    """Print what a study will spend, by stage, and what it will take, by phase."""
+    table = Table(title=f"Planned for each site, epsilon at delta {estimate.delta:g}", title_justify="left")
+    for heading in ("method", "stage", "event", "replace-one", "add-or-remove"):
+        table.add_column(heading, justify="right" if "-o" in heading else "left")
+    for stage in estimate.stages:
+        unprotected = stage.epsilon is None
+        table.add_row(
+            stage.method,
+            stage.stage,
+            "NOT protected" if unprotected else stage.event,
+            format_epsilon(stage.epsilon),
+            format_epsilon(stage.epsilon_add_remove),
+        )
+    for method, total in estimate.totals.items():
+        table.add_row(
+            method, "in all", "end-to-end" if total is not None else "not end-to-end", format_epsilon(total), ""
+        )
+    console.print(table)
+    phases = Table(title="Bytes of one site, and wall time on this machine", title_justify="left")
+    for heading in ("phase", "rounds", "down", "up", "time"):
+        phases.add_column(heading, justify="left" if heading == "phase" else "right")
+    for phase in estimate.phases:
+        phases.add_row(
+            phase.phase, str(phase.rounds), format_bytes(phase.down), format_bytes(phase.up), _duration(phase.seconds)
+        )
+    console.print(phases)
+    console.print(
+        f"In all about {_duration(estimate.seconds)} and {format_bytes(estimate.memory_bytes)} of memory, with "
+        f"{estimate.sites_at_once} sites at a time; evaluations come on top. Nothing was run or written.",
+        soft_wrap=True,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

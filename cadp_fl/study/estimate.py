@@ -1,0 +1,250 @@
+"""What a study will spend and take, before it runs: epsilon by stage, bytes, memory, time.
+
+Epsilons and bytes are computed from the plan. Time and memory are measured on this machine, by doing a little of each
+kind of work, and multiplied; sites that share the machine's cores take turns.
+"""
+
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cadp_fl.classifier.models import build_classifier
+from cadp_fl.classifier.training import as_input, train_class_balanced, train_epochs
+from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
+from cadp_fl.data.partition import SiteData, deal
+from cadp_fl.data.schema import Dataset
+from cadp_fl.data.sources import load_source
+from cadp_fl.device import resolve_device
+from cadp_fl.federated.methods import build_methods
+from cadp_fl.federated.methods.base import Method, PhaseCost
+from cadp_fl.flow.storage import FlowCard
+from cadp_fl.flow.training import Progress, train_flow
+from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected, epsilon_of
+from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.mechanisms import GaussianMechanism
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release.privatize import ReleaseSettings, privatize
+from cadp_fl.study.run import check_study
+
+__all__ = ["Estimate", "estimate_study"]
+
+PROBE_RECORDS = 256
+START_SECONDS = 15.0
+"""Flower's simulation engine, until the first message."""
+
+EXCHANGE_SECONDS = 0.3
+"""A round's messages, without the work; as measured with three sites on two cores."""
+
+ENGINE_BYTES = 1 << 30
+"""Flower's and Ray's own processes together, without the sites and the server."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage of a method spends at a site. Epsilons are None where it is not protected."""
+
+    method: str
+    stage: str
+    event: str
+    epsilon: float | None
+    epsilon_add_remove: float | None
+
+
+@dataclass(frozen=True)
+class PhaseEstimate:
+    """What one phase takes: bytes of all its rounds for one site, and wall time."""
+
+    phase: str
+    rounds: int
+    down: int
+    up: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study will spend and take.
+
+    Attributes:
+        stages: by method and stage, each by itself.
+        totals: by method, what all its stages compose to; None without an end-to-end guarantee.
+        delta: of every epsilon.
+        phases: in order.
+        sites_at_once: number of sites that compute at the same time.
+        memory_bytes: of all processes together.
+        seconds: of the whole run.
+    """
+
+    stages: tuple[StageCost, ...]
+    totals: dict[str, float | None]
+    delta: float
+    phases: tuple[PhaseEstimate, ...]
+    sites_at_once: int
+    memory_bytes: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the estimate as plain JSON values."""
+        return asdict(self)
+
+
+def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
+    """Return what a study will spend and take on this machine. Nothing is written.
+
+    Raises:
+        InputError: the study is wrong.
+    """
+    study = load_study(config, overrides)
+    check_study(study)
+    source = load_source(study.data)
+    sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    methods = build_methods(study)
+    at_once = min(study.sites.count, max(1, (os.cpu_count() or 1) // study.sites.cpus_per_client))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(study.sites.cpus_per_client)
+    try:
+        phases = _phases(study, methods, sites, at_once)
+    finally:
+        torch.set_num_threads(threads)
+    return Estimate(
+        stages=tuple(_stage(method.name, event, study.budget.delta) for method in methods for event in method.events()),
+        totals={
+            method.name: claim_of(Plan(method.name, method.events(), study.budget.delta)).epsilon for method in methods
+        },
+        delta=study.budget.delta,
+        phases=tuple(phases),
+        sites_at_once=at_once,
+        memory_bytes=ENGINE_BYTES + (at_once + 1) * _peak_bytes(),
+        seconds=START_SECONDS + sum(phase.seconds for phase in phases),
+    )
+
+
+def _stage(method: str, event: Event, delta: float) -> StageCost:
+    if isinstance(event, Unprotected):
+        return StageCost(method, event.stage, event.what, None, None)
+    both = [epsilon_of([event], delta, relation) for relation in (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)]
+    return StageCost(method, event.stage, event.kind, *both)
+
+
+def _phases(study: StudyConfig, methods: list[Method], sites: list[SiteData], at_once: int) -> list[PhaseEstimate]:
+    schema, sizes = sites[0].train.schema, [len(site.train) for site in sites]
+    probe = _Probe(study, max((site.train for site in sites), key=len))
+    turns = math.ceil(len(sites) / at_once)
+    estimates = []
+    for cost in (cost for method in methods for cost in method.costs(schema, sizes)):
+        seconds = probe.seconds(cost) * (1 if cost.work == "central" else turns)
+        estimates.append(
+            PhaseEstimate(
+                cost.phase,
+                cost.rounds,
+                cost.rounds * cost.down,
+                cost.rounds * cost.up,
+                cost.rounds * (seconds + EXCHANGE_SECONDS),
+            )
+        )
+    return estimates
+
+
+class _Probe:
+    """Does a little of each kind of work, and remembers how long a record took."""
+
+    def __init__(self, study: StudyConfig, records: Dataset) -> None:
+        self._study, self._records = study, records.select(torch.arange(min(PROBE_RECORDS, len(records))).numpy())
+        self._device = resolve_device(study.device)
+        self._known: dict[tuple[str, ClassifierConfig | None], float] = {}
+
+    def seconds(self, cost: PhaseCost) -> float:
+        """Return the seconds of one round's records at the largest site, or at the server."""
+        key = (cost.work, cost.classifier)
+        if key not in self._known:
+            work: dict[str, Callable[[ClassifierConfig], object]] = {
+                "flow": lambda _: self._train_flow(),
+                "release": lambda _: self._release(),
+                "classifier": self._train_classifier,
+                "dp-sgd": self._train_dp_sgd,
+                "central": self._train_central,
+            }
+            config = cost.classifier or self._study.classifier
+            work[cost.work](config)  # the first call also loads code and allocates
+            start = time.perf_counter()
+            work[cost.work](config)
+            self._known[key] = (time.perf_counter() - start) / len(self._records)
+        return self._known[key] * cost.records
+
+    def _tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = torch.from_numpy(self._records.images), torch.from_numpy(self._records.labels)
+        return images.to(self._device), labels.to(self._device)
+
+    def _flow(self) -> Any:
+        card = FlowCard(self._study.flow.architecture(), self._records.schema, self._study.seed, "private")
+        return card.build().to(self._device)
+
+    def _classifier(self, config: ClassifierConfig) -> torch.nn.Module:
+        schema = self._records.schema
+        return build_classifier(config, schema.shape, len(schema.classes), seed=0).to(self._device)
+
+    def _train_flow(self) -> None:
+        training = self._study.flow.training.model_copy(update={"rounds": 1, "local_epochs": 1})
+        train_flow(
+            self._flow(),
+            *self._tensors(),
+            training,
+            levels=self._records.schema.levels,
+            progress=Progress(0, 1),
+            generator=torch.Generator(device=self._device).manual_seed(0),
+        )
+
+    def _release(self) -> None:
+        flow = self._flow()
+        settings = ReleaseSettings(
+            GaussianMechanism(1.0, 1.0), self._study.release.latent_dims or flow.dims, self._study.release.shrinkage
+        )
+        parts, _ = privatize(flow, self._records, settings, noise=NoiseSource.from_entropy(), device=self._device)
+        list(parts)
+
+    def _train_classifier(self, config: ClassifierConfig) -> None:
+        model = self._classifier(config)
+        train_epochs(
+            model,
+            *self._tensors(),
+            epochs=1,
+            batch_size=config.central.batch_size,
+            optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
+            generator=torch.Generator(),
+        )
+
+    def _train_dp_sgd(self, config: ClassifierConfig) -> None:
+        images, labels = self._tensors()
+        event = PoissonGaussian(stage="probe", clip_norm=1.0, noise_std=1.0, sampling_rate=1.0, steps=1)
+        train_dp_sgd(
+            self._classifier(config),
+            as_input(images),
+            labels,
+            event,
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
+            noise=NoiseSource.from_entropy(),
+        )
+
+    def _train_central(self, config: ClassifierConfig) -> None:
+        once = config.central.model_copy(update={"epochs": 1})
+        list(
+            train_class_balanced(
+                self._classifier(config), *self._tensors(), once, checkpoints=1, generator=torch.Generator()
+            )
+        )
+
+
+def _peak_bytes() -> int:
+    """Return the largest memory that this process had, which did all that a site does."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
