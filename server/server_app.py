@@ -7,7 +7,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from cadp_fl.federated.flower_server import Workflow
-from cadp_fl.federated.recorder import PROGRESS_VARIABLE, lines_to, text_to
+from cadp_fl.federated.recorder import PROGRESS_VARIABLE, lines_to
 from cadp_fl.study.simulation import study_from_run_config
 
 APP_FOLDER = Path(__file__).resolve().parents[1]
@@ -20,5 +20,5 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study of the run config into its output folder."""
     study, output = study_from_run_config(context.run_config, APP_FOLDER)
     progress = os.environ.get(PROGRESS_VARIABLE)
-    watch = lines_to(Path(progress)) if progress else text_to()
+    watch = lines_to(Path(progress)) if progress else None
     Workflow(study, output, watch=watch, resume=bool(context.run_config.get("resume"))).run(grid, context)

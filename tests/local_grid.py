@@ -76,4 +76,5 @@ class LocalGrid(Grid):
 
     def get_nodes(self) -> Any: ...
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Any: ...
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        return self.pull_messages(self.push_messages(messages))

@@ -23,7 +23,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
-FLOWER_FILES = {"federated/flower_client.py", "federated/flower_server.py"}
+FLOWER_FILES = {"federated/flower_client.py", "federated/flower_server.py", "federated/flower_site.py"}
 
 
 def _imports(path: Path) -> Iterator[str]:

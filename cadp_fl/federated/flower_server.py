@@ -12,7 +12,7 @@ from cadp_fl.config import StudyConfig
 from cadp_fl.errors import CadpError, ExchangeError
 from cadp_fl.federated.federation import Answer
 from cadp_fl.federated.flower_client import decode_reply, encode_request
-from cadp_fl.federated.recorder import Watcher
+from cadp_fl.federated.recorder import Watcher, text_to
 from cadp_fl.federated.workflow import conduct
 from cadp_fl.site.protocol import ACTIONS, Request
 
@@ -111,14 +111,14 @@ class Workflow:
     Args:
         study: the config.
         folder: the run folder; made where it is missing.
-        watch: is called with each step of the run.
+        watch: is called with each step of the run; by default every round is printed as a line of text.
         resume: go on with the run in the folder, from its last finished phase.
     """
 
-    def __init__(self, study: StudyConfig, folder: Path, *, watch: Watcher, resume: bool = False) -> None:
+    def __init__(self, study: StudyConfig, folder: Path, *, watch: Watcher | None = None, resume: bool = False) -> None:
         self._study = study
         self._folder = folder
-        self._watch = watch
+        self._watch = watch or text_to()
         self._resume = resume
 
     def run(self, grid: Grid, context: Context) -> str:
