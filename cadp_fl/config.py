@@ -270,6 +270,19 @@ class StudyConfig(Settings):
     )
     budget: BudgetConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    plugins: tuple[str, ...] = Field(
+        (),
+        description="Python that adds sources, partitions, classifiers, mechanisms or methods: installed modules by "
+        "their dotted names, or files that end in .py, relative to the config file. It runs as the code that it is",
+    )
+
+    @field_validator("plugins")
+    @classmethod
+    def _are_modules(cls, plugins: tuple[str, ...]) -> tuple[str, ...]:
+        for plugin in plugins:
+            if not plugin.endswith(".py") and not all(part.isidentifier() for part in plugin.split(".")):
+                raise ValueError(f"a plugin is a module's dotted name, or a path that ends in .py. Found '{plugin}'")
+        return plugins
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -316,7 +329,11 @@ def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
         absolute = _absolute(study.flow.pretrained.path, folder, "flow.pretrained.path")
         pretrained = study.flow.pretrained.model_copy(update={"path": absolute})
         study = study.model_copy(update={"flow": study.flow.model_copy(update={"pretrained": pretrained})})
-    return study
+    plugins = tuple(
+        str(_absolute(Path(plugin), folder, "plugins")) if plugin.endswith(".py") else plugin
+        for plugin in study.plugins
+    )
+    return study.model_copy(update={"plugins": plugins})
 
 
 def dump_study(study: StudyConfig) -> str:

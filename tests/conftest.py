@@ -1,6 +1,8 @@
 """What tests share: where data lies, a tiny study, and torch on one thread."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from cadp_fl.config import StudyConfig, load_study
+from cadp_fl.study.plugins import REGISTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -56,3 +59,15 @@ def tiny(quickstart: Path, tiny_overrides: list[str]) -> StudyConfig:
 @pytest.fixture
 def run_config(quickstart: Path, tiny_overrides: list[str], tmp_path: Path) -> dict[str, Any]:
     return {"config": str(quickstart), "output-dir": str(tmp_path / "run"), "set": "; ".join(tiny_overrides)}
+
+
+@pytest.fixture
+def own_registries() -> Iterator[None]:
+    """Let a test load plugins, and forget them afterwards."""
+    before, modules = {name: dict(entries) for name, entries in REGISTRIES.items()}, set(sys.modules)
+    yield
+    for name, entries in REGISTRIES.items():
+        entries.clear()
+        entries.update(before[name])
+    for module in [module for module in sys.modules if module not in modules and "plugin" in module]:
+        del sys.modules[module]

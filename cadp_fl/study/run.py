@@ -20,6 +20,7 @@ from cadp_fl.flow.storage import check_same_flow, read_card
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.release.privatize import check_release
 from cadp_fl.study.launch import simulate
+from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.simulation import OUTBOX
 
 __all__ = ["check_study", "run_study"]
@@ -95,13 +96,14 @@ def _is_over(output: Path) -> bool:
 
 
 def check_study(study: StudyConfig) -> None:
-    """Check all that can be checked before a run: every name, and that the records can be dealt.
+    """Import a study's plugins, and check what can be checked before a run: names, and that records can be dealt.
 
     A simulation may look at its records for this.
 
     Raises:
         InputError: something does not fit.
     """
+    load_plugins(study.plugins)
     resolve_device(study.device)
     check_partition(study.sites.partition)
     check_classifier(study.classifier)

@@ -16,6 +16,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.site import Site
+from cadp_fl.study.plugins import load_plugins
 
 __all__ = ["OUTBOX", "simulated_site", "study_from_run_config"]
 
@@ -27,6 +28,8 @@ OUTBOX = "outbox"
 
 def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tuple[StudyConfig, Path]:
     """Return the study and the output folder that Flower's run config names, and keep to the study's CPU threads.
+
+    The study's plugins are imported.
 
     Args:
         run_config: `config`, `output-dir` and `set`; the last is overrides separated by semicolons.
@@ -43,6 +46,7 @@ def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tu
         )
     overrides = tuple(part.strip() for part in str(run_config.get("set", "")).split(";") if part.strip())
     study = _load(app_folder / config, overrides)
+    load_plugins(study.plugins)
     # Networks of this size gain nothing from more threads, and lose much where another process wants the cores.
     torch.set_num_threads(study.sites.cpus_per_client)
     return study, Path(output)
