@@ -15,6 +15,7 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.study.run import check_study
 from clients.client_app import app as client_app
 from server.server_app import app as server_app
+from tests.conftest import ROOT
 from tests.local_grid import LocalGrid
 from tests.test_examples import APPS, changed_lines
 from tests.test_public_api import PAGE
@@ -37,7 +38,8 @@ def test_the_difference_on_the_page_is_that_of_the_example():
     shown = [line for line in block.splitlines() if not line.startswith(("+++", "---"))]
     assert shown == changed_lines()
     assert re.findall(r"^\+\+\+ after/digits_app/(.*)$", block, re.MULTILINE) == list(APPS)
-    assert f"{len(shown)} lines" in PAGE.read_text()
+    for page in (PAGE, ROOT / "README.md"):
+        assert f"{len(shown)} lines:" in page.read_text()
 
 
 def test_the_plugin_of_the_page_runs_its_study(page):
