@@ -99,7 +99,9 @@ class SitesConfig(Settings):
     quorum: Count | None = Field(None, description="sites below which a run stops; all but one by default")
     timeout_seconds: Positive = Field(3600.0, description="seconds after which a site counts as late in a round")
     cpus_per_client: Count = Field(1, description="CPU threads of one site, and of the server")
-    gpus_per_client: float = Field(0.0, ge=0, description="share of a GPU of one site")
+    gpus_per_client: float | None = Field(
+        None, ge=0, description="share of a GPU of one site, 0 for none; by default the GPUs in equal shares"
+    )
 
     @model_validator(mode="after")
     def _names_fit(self) -> "SitesConfig":

@@ -98,11 +98,23 @@ class GridTransport:
 def _answer(reply: Message) -> Answer:
     if reply.has_error():
         _log.error("Flower reports error %s: %s", reply.error.code, reply.error.reason)
-        return CadpError(f"the site's process failed (Flower error {reply.error.code}; Flower's log says why)")
+        return CadpError(_failure(reply.error.code, reply.error.reason or ""))
     try:
         return decode_reply(reply.content)
     except ExchangeError as error:
         return error
+
+
+def _failure(code: int, reason: str) -> str:
+    """Return a sentence on a Flower error; its own reason may hold values that records had a part in."""
+    if "OutOfMemory" in reason or "low on memory" in reason:
+        return "the site's process was killed for memory; let fewer sites compute at once (sites.cpus_per_client)"
+    if "ActorDied" in reason or "ActorUnavailable" in reason or "WorkerCrashed" in reason:
+        return (
+            "the site's process died, as it does when memory runs out; let fewer sites compute at once "
+            "(sites.cpus_per_client)"
+        )
+    return f"the site's process failed (Flower error {code}; Flower's log says why)"
 
 
 class Workflow:

@@ -79,7 +79,8 @@ def _begin(study: StudyConfig, folder: Path) -> Checkpoint:
     if found := [name for name in RUN_FILES if (folder / name).exists()]:
         raise InputError(f"A run is never overwritten. '{folder}' holds {found[0]} of one; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
+    if not (folder / "config.yaml").exists():
+        (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
     return Checkpoint.begin(folder)
 
 

@@ -7,7 +7,9 @@ module follows.
 
 import contextlib
 import json
+import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,12 +23,14 @@ from typing import Any
 
 import httpx
 import psutil
+import torch
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.recorder import PROGRESS_VARIABLE, Watcher
 from cadp_fl.study.app_folder import stage_app
 from cadp_fl.study.processes import ProcessTracker
+from cadp_fl.study.simulation import DEVICE_VARIABLE
 
 __all__ = ["simulate"]
 
@@ -57,7 +61,8 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, 
         progress = home / "progress.jsonl"
         progress.touch()
         tracker = ProcessTracker()
-        environment = tracker.environment | _quiet_flower(home) | {PROGRESS_VARIABLE: str(progress)}
+        environment = tracker.environment | _quiet_flower(home) | _one_device(study)
+        environment[PROGRESS_VARIABLE] = str(progress)
         app = stage_app(home)
         try:
             address = _start_superlink(environment, log)
@@ -108,6 +113,28 @@ def _quiet_flower(home: Path) -> dict[str, str]:
     }
 
 
+def _one_device(study: StudyConfig) -> dict[str, str]:
+    """Return the environment that shows every process the one GPU that a study names, as the first and only one."""
+    match = re.fullmatch(r"cuda:(\d+)", study.device)
+    if match is None:
+        return {}
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    index = int(match.group(1))
+    return {"CUDA_VISIBLE_DEVICES": visible[index] if visible else str(index), DEVICE_VARIABLE: "cuda"}
+
+
+def _gpu_share(study: StudyConfig) -> float:
+    """Return the share of a GPU that one site gets: the study's, or an equal one of all GPUs that it may use."""
+    sites = study.sites
+    if sites.gpus_per_client is not None:
+        return sites.gpus_per_client
+    if study.device == "cpu" or not torch.cuda.is_available():
+        return 0.0
+    gpus = 1 if study.device.startswith("cuda:") else torch.cuda.device_count()
+    at_once = min(sites.count, max(1, (os.cpu_count() or 1) // sites.cpus_per_client))
+    return min(1.0, math.floor(100 * gpus / at_once) / 100)
+
+
 def _start_superlink(environment: dict[str, str], log: Path) -> str:
     """Start a SuperLink on a free port, and return its address once it answers."""
     port = _free_port()
@@ -151,7 +178,7 @@ def _start_run(
     sites = study.sites
     federation = (
         f"num-supernodes={sites.count} client-resources-num-cpus={sites.cpus_per_client} "
-        f"client-resources-num-gpus={sites.gpus_per_client}"
+        f"client-resources-num-gpus={_gpu_share(study)}"
     )
     # A file, since Flower splits what stands on its command line at spaces and quotes. JSON strings are TOML strings.
     run_config = app.parent / "run.toml"

@@ -1,5 +1,6 @@
 """The sites of a simulation: one data set dealt to as many `Site` objects, with seeded or real noise."""
 
+import os
 from collections.abc import Mapping, MutableMapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,9 +19,12 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.site import Site
 from cadp_fl.study.plugins import load_plugins
 
-__all__ = ["OUTBOX", "simulated_site", "study_from_run_config"]
+__all__ = ["DEVICE_VARIABLE", "OUTBOX", "simulated_site", "study_from_run_config"]
 
 PREVIEWS_PER_CLASS = 8
+
+DEVICE_VARIABLE = "CADP_FL_DEVICE"
+"""Environment variable that stands for the study's `device` in processes which see one GPU of several."""
 
 OUTBOX = "outbox"
 """Folder of a simulated site's releases until they are fetched."""
@@ -49,6 +53,7 @@ def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tu
     load_plugins(study.plugins)
     # Networks of this size gain nothing from more threads, and lose much where another process wants the cores.
     torch.set_num_threads(study.sites.cpus_per_client)
+    study = study.model_copy(update={"device": os.environ.get(DEVICE_VARIABLE, study.device)})
     return study, Path(output)
 
 
@@ -79,7 +84,8 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
         data,
         ledger=MemoryLedger(state),
         noise=root.child("site", name),
-        device=resolve_device(study.device),
+        # A site that was given no share of a GPU may see one all the same.
+        device=resolve_device("cpu" if study.sites.gpus_per_client == 0 else study.device),
         outbox=output / "sites" / name / OUTBOX,
         simulation=True,
     )

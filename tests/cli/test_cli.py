@@ -44,13 +44,14 @@ def no_flower(monkeypatch):
         ("release.shrinkage=x", "Unknown shrinkage 'x'"),
         ("release.latent_dims=65", "at most the flow's 64 dimensions. Found 65."),
         ("classifier.model=vgg", "Unknown classifier 'vgg'"),
-        ("methods=[cadp]", "Unknown method 'cadp'"),
+        ("methods=[capd]", "Unknown method 'capd'"),
+        ("methods=[cadp]", "takes a flow that no private record had a part in"),
         ("methods.dp-sgd.sampling=0.1", "Unknown key 'methods.dp-sgd.sampling'"),
         ("methods.dp-sgd.model=vgg", "Unknown classifier 'vgg'"),
         ("methods.fedavg.rounds=0", "'methods.fedavg.rounds'"),
         ("budget.delta=0.01", "at most 1 / (10 n)"),
         ("device=gpu", "device must be auto, cpu, cuda"),
-        ("device=cuda:99", "This machine has"),
+        ("device=cuda:99", "This process sees"),
     ],
 )
 def test_a_wrong_value_is_one_sentence_and_writes_nothing(
@@ -93,10 +94,54 @@ def test_an_output_that_cannot_be_made_is_refused(monkeypatch, capsys, tmp_path,
     assert "A run folder can be made" in err
 
 
+def test_a_dry_run_tells_epsilon_bytes_memory_and_time_and_writes_nothing(
+    monkeypatch, capsys, tmp_path, quickstart, tiny_overrides, no_flower
+):
+    monkeypatch.chdir(tmp_path)
+    sets = [part for each in tiny_overrides for part in ("--set", each)]
+    code, out, _ = call(monkeypatch, capsys, "simulate", quickstart, "--dry-run", "--json", *sets)
+    assert code == 0
+    told = json.loads(out)
+    stages = {(stage["method"], stage["stage"]): stage["epsilon"] for stage in told["stages"]}
+    assert stages["cadp-given-flow", "flow"] is stages["fedavg", "classifier"] is None
+    assert 2.9 < stages["cadp-given-flow", "release"] <= 3.0
+    assert 2.9 < told["totals"]["dp-sgd"] <= 3.0
+    assert told["totals"]["cadp-given-flow"] is told["totals"]["fedavg"] is None
+    phases = {phase["phase"]: phase for phase in told["phases"]}
+    assert phases["cadp-given-flow/flow"]["down"] == phases["cadp-given-flow/flow"]["up"] > 0
+    assert all(phase["seconds"] > 0 for phase in told["phases"])
+    assert told["memory_bytes"] > 1 << 30
+    code, out, _ = call(monkeypatch, capsys, "simulate", quickstart, "--dry-run", *sets)
+    assert code == 0
+    assert "NOT protected" in out
+    assert "Nothing was run or written" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_needs_a_folder(monkeypatch, capsys, quickstart, no_flower):
+    code, _, err = call(monkeypatch, capsys, "simulate", quickstart)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "give --output FOLDER" in err
+
+
+def test_another_study_is_not_resumed(monkeypatch, capsys, tmp_path, quickstart, no_flower):
+    from cadp_fl.config import dump_study, load_study
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump_study(load_study(quickstart)))
+    arguments = ("simulate", quickstart, "--output", tmp_path / "run", "--resume", "--set", "seed=8")
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'seed' is 8 now and was 7" in err
+    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "none", "--resume")
+    assert code == 2
+    assert "has none; start a new run" in err
+
+
 def test_a_failed_run_exits_with_one(monkeypatch, capsys, tmp_path, quickstart):
     gap = {"site": "east", "phase": "m/flow", "reason": "did not answer in time"}
 
-    def fail(study, config, output, *, watch):
+    def fail(study, config, output, *, watch, resume):
         failed = SUMMARY | {"status": "incomplete", "failure": "too few", "missing": [gap], "methods": {}}
         (output / "summary.json").write_text(json.dumps(failed))
         (output / "report.html").write_text("page")

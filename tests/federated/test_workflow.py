@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from rich.console import Console
 from safetensors.numpy import load_file
 
@@ -262,6 +262,36 @@ def test_a_run_that_lost_a_site_goes_on_and_names_it(run_config, how, kind):
     assert (run.folder / "report.html").read_text().count("<strong>Incomplete.</strong>") == 1
     if kind == RELEASE:
         assert not (run.folder / "releases" / "east").exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (
+            "<class 'ray.exceptions.OutOfMemoryError'>:<'Task was killed due to the node running low on memory. 42'>",
+            "for memory",
+        ),
+        (
+            "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly. 42'>",
+            "as it does when memory runs out",
+        ),
+        ("<class 'ValueError'>:<'42'>", "Flower error 2"),
+    ],
+)
+def test_a_worker_that_was_killed_is_one_sentence(run_config, reason, said):
+    run = Run(run_config, "methods={fedavg: {rounds: 1}}")
+    plain = run.grid.app
+
+    def dying(message, context):
+        if context.node_id == 11 and message.metadata.message_type == ACTIONS["train_classifier"]:
+            return Message(Error(code=2, reason=reason), reply_to=message)
+        return plain(message, context)
+
+    run.grid.app = dying
+    assert run.go() == "incomplete"
+    (gap,) = run.json("summary.json")["missing"]
+    assert said in gap["reason"]
+    assert "42" not in json.dumps(gap)
 
 
 def test_below_the_quorum_a_run_stops_and_says_who(run_config):
