@@ -54,7 +54,7 @@ def train_class_balanced(
         chosen = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * cosine(step / steps)
-        total += _step(model, optimizer, images[chosen], labels[chosen], physical)
+        total += _step(model, optimizer, images[chosen.to(images.device)], labels[chosen.to(labels.device)], physical)
         seen += 1
         if step + 1 in pauses:
             yield total / seen
@@ -76,7 +76,7 @@ def train_epochs(
     Args:
         images: uint8, (records, channels, height, width); batches are moved to the model's device.
         labels: int64, (records,).
-        generator: shuffles; on the CPU.
+        generator: shuffles.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
@@ -85,7 +85,8 @@ def train_epochs(
     total, seen = 0.0, 0
     model.train()
     for _ in range(epochs):
-        for chosen in torch.randperm(len(labels), generator=generator).split(batch_size):
+        for chosen in torch.randperm(len(labels), generator=generator, device=generator.device).split(batch_size):
+            chosen = chosen.to(images.device)
             total += _step(model, optimizer, images[chosen], labels[chosen], physical) * len(chosen)
             seen += len(chosen)
     return total / seen
