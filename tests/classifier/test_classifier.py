@@ -53,7 +53,7 @@ def test_batches_are_balanced_whatever_the_counts():
     seen = []
     model = build_classifier(ClassifierConfig(model="linear"), SHAPE, 3, seed=0)
     model.register_forward_pre_hook(
-        lambda module, inputs: seen.append((inputs[0] * 255).mean(dim=(1, 2, 3)).div(80).long())
+        lambda module, inputs: seen.append(((inputs[0] + 0.5) * 255).mean(dim=(1, 2, 3)).div(80).long())
     )
     list(train_class_balanced(
         model, images, labels, CentralTrainingConfig(epochs=20), checkpoints=1,
@@ -66,7 +66,7 @@ def test_batches_are_balanced_whatever_the_counts():
 def test_log_odds_are_those_of_the_softmax():
     images, _ = easy(20)
     model = build_classifier(ClassifierConfig(width=4), SHAPE, 3, seed=0)
-    p = model(images.float() / 255).double().softmax(dim=1)
+    p = model(images.float() / 255 - 0.5).double().softmax(dim=1)
     torch.testing.assert_close(log_odds(model, images, batch_size=7), (p / (1 - p)).log(), rtol=1e-4, atol=1e-5)
 
 
