@@ -94,7 +94,7 @@ class _Bars:
 
 
 def _figures(figures: dict[str, Any]) -> str:
-    names = [name for name in ("bits_per_dim", "loss") if isinstance(figures.get(name), float)]
+    names = [name for name in ("bits_per_dim", "loss", "accuracy") if isinstance(figures.get(name), float)]
     return "".join(f"  {name} {figures[name]:.3g}" for name in names)
 
 

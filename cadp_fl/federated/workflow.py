@@ -21,7 +21,7 @@ from cadp_fl.errors import ExchangeError, FederationError, InputError
 from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.federation import Federation, Missing, Transport
 from cadp_fl.federated.methods import build_methods
-from cadp_fl.federated.methods.base import Method, StudyRun, Trained
+from cadp_fl.federated.methods.base import Method, StudyRun
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.privacy.accounting import check_delta, events_from_json
 from cadp_fl.privacy.ledger import Plan
@@ -160,7 +160,9 @@ class _Conductor:
             lambda phase: self._finish(phase, method.name),
         )
         trained = method.run(run)
-        _save_classifier(self._folder / "models", trained, method.name, schema, self._study)
+        if trained.model is not None:
+            card = ClassifierCard(trained.classifier, schema, self._study.seed, method.name, self._study.noise)
+            save_classifier(self._folder / "models" / f"classifier-{method.name}.safetensors", trained.model, card)
         figures = MethodFigures(trained.classifier.model, trained.pooled, trained.per_site, trained.release)
         for phase in method.phases():
             if not self._checkpoint.is_finished(phase):
@@ -286,11 +288,6 @@ def _check_fit(study: StudyConfig, descriptions: list[Description]) -> None:
 
 def _release_line(library: str) -> list[str]:
     return library.split(".")[:2]
-
-
-def _save_classifier(folder: Path, trained: Trained, method: str, schema: Schema, study: StudyConfig) -> None:
-    card = ClassifierCard(trained.classifier, schema, study.seed, method, study.noise)
-    save_classifier(folder / f"classifier-{method}.safetensors", trained.model, card)
 
 
 def _software() -> dict[str, str]:

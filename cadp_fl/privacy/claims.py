@@ -11,6 +11,7 @@ from cadp_fl.privacy.ledger import Plan
 __all__ = [
     "CLASSIFIER_WEIGHTS",
     "FLOW_WEIGHTS",
+    "LOCAL_TEST_RESULTS",
     "PRIVATE_FLOW",
     "RELATION",
     "Claim",
@@ -28,6 +29,9 @@ FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without
 PRIVATE_FLOW = Unprotected(stage="flow", what="a flow trained on private records before this study")
 CLASSIFIER_WEIGHTS = Unprotected(
     stage="classifier", what="weights of a classifier trained without differential privacy"
+)
+LOCAL_TEST_RESULTS = Unprotected(
+    stage="classifier", what="test results of a classifier trained without differential privacy"
 )
 
 Guarantee = Literal["end-to-end", "given-flow", "none"]

@@ -1,4 +1,4 @@
-"""What may be asked of a site: eight actions, each a request of JSON settings and named arrays.
+"""What may be asked of a site: nine actions, each a request of JSON settings and named arrays.
 
 This module imports neither torch nor data code, so that the code which a server ships to a site stays thin.
 """
@@ -11,7 +11,17 @@ import numpy as np
 
 __all__ = ["ACTIONS", "Action", "Reply", "Request", "SitePort"]
 
-Action = Literal["describe", "reserve", "train_flow", "release", "fetch", "train_classifier", "evaluate", "account"]
+Action = Literal[
+    "describe",
+    "reserve",
+    "train_flow",
+    "release",
+    "fetch",
+    "train_classifier",
+    "evaluate",
+    "train_local",
+    "account",
+]
 
 ACTIONS: dict[Action, str] = {
     "describe": "query.cadp_describe",
@@ -21,6 +31,7 @@ ACTIONS: dict[Action, str] = {
     "fetch": "query.cadp_fetch",
     "train_classifier": "train.cadp_classifier",
     "evaluate": "evaluate.cadp_classifier",
+    "train_local": "query.cadp_local",
     "account": "query.cadp_account",
 }
 """Every action, with its Flower message type. The prefix keeps them apart from the handlers of a host app."""

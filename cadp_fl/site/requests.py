@@ -17,6 +17,7 @@ __all__ = [
     "EvaluateRequest",
     "FetchRequest",
     "FlowRequest",
+    "LocalRequest",
     "ReleaseRequest",
     "ReserveRequest",
 ]
@@ -87,6 +88,15 @@ class ClassifierRequest(Settings):
     seed: int
     round: int = Field(ge=1, description="from 1")
     training: Annotated[EpochTraining | DpSgdTraining, Field(discriminator="kind")]
+
+
+class LocalRequest(Settings):
+    """Train a new classifier to the end, keep it, and evaluate it on the site's own test records."""
+
+    method: MethodName
+    classifier: ClassifierConfig
+    seed: int
+    training: EpochTraining
 
 
 class EvaluateRequest(Settings):

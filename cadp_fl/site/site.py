@@ -24,7 +24,7 @@ from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected, check_delta
-from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, RELATION, claim_of
+from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, RELATION, claim_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
@@ -41,6 +41,7 @@ from cadp_fl.site.requests import (
     EvaluateRequest,
     FetchRequest,
     FlowRequest,
+    LocalRequest,
     ReleaseRequest,
     ReserveRequest,
 )
@@ -88,6 +89,7 @@ class Site:
             "fetch": self._fetch,
             "train_classifier": self._train_classifier,
             "evaluate": self._evaluate,
+            "train_local": self._train_local,
             "account": self._account,
         }
 
@@ -230,44 +232,65 @@ class Site:
 
     def _train_classifier(self, request: Request) -> Reply:
         asked = parse(ClassifierRequest, request.settings)
-        train = self._data.train
-        model = self._classifier(asked.classifier, asked.seed, request)
-        images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+        model = self._classifier(asked.classifier, asked.seed)
+        set_weights(model, request.arrays)
         training = asked.training
         loss: dict[str, float] = {}
         start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
-            event_id = self._ledger.spend(asked.method, training.event)
+            train, event_id = self._data.train, self._ledger.spend(asked.method, training.event)
             train_dp_sgd(
                 model,
-                as_input(images.to(self._device)),
-                labels.to(self._device),
+                as_input(torch.from_numpy(train.images).to(self._device)),
+                torch.from_numpy(train.labels).to(self._device),
                 training.event,
                 optimizer=lambda parameters: _sgd(parameters, training),
                 noise=self._noise.child("dp-sgd", event_id),
             )
         else:
             self._ledger.spend(asked.method, CLASSIFIER_WEIGHTS)
-            loss["loss"] = train_epochs(
-                model,
-                images,
-                labels,
-                epochs=training.epochs,
-                batch_size=training.batch_size,
-                optimizer=_sgd(list(model.parameters()), training),
-                generator=self._shuffler(asked.seed, asked.method, "classifier", asked.round),
-            )
+            shuffler = self._shuffler(asked.seed, asked.method, "classifier", asked.round)
+            loss["loss"] = self._train_epochs(model, training, shuffler)
         figures = self._simulation_only(**loss, seconds=time.perf_counter() - start)
         return Reply({"structure": structure_sha256(model), **figures}, get_weights(model))
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
+        self._check_exact_metrics_allowed()
+        model = self._classifier(asked.classifier, asked.seed)
+        set_weights(model, request.arrays)
+        return self._evaluation_of(model)
+
+    def _train_local(self, request: Request) -> Reply:
+        """Train a new classifier on the site's own records, and answer with its test results; it stays here."""
+        asked = parse(LocalRequest, request.settings)
+        self._check_exact_metrics_allowed()
+        model = self._classifier(asked.classifier, asked.seed)
+        self._ledger.spend(asked.method, LOCAL_TEST_RESULTS)
+        self._train_epochs(model, asked.training, self._shuffler(asked.seed, asked.method, "classifier"))
+        return self._evaluation_of(model)
+
+    def _check_exact_metrics_allowed(self) -> None:
         if not self._simulation:
             raise BudgetError("Exact metrics leave a site only in a simulation. This site is not one.")
+
+    def _train_epochs(self, model: torch.nn.Module, training: EpochTraining, shuffler: torch.Generator) -> float:
+        """Train in place on the training records without privacy, and return the mean loss."""
+        train = self._data.train
+        return train_epochs(
+            model,
+            torch.from_numpy(train.images),
+            torch.from_numpy(train.labels),
+            epochs=training.epochs,
+            batch_size=training.batch_size,
+            optimizer=_sgd(list(model.parameters()), training),
+            generator=shuffler,
+        )
+
+    def _evaluation_of(self, model: torch.nn.Module) -> Reply:
+        """Return the confusion counts and score histograms of a classifier on the test records, exactly."""
         test = self._data.test
-        model = self._classifier(asked.classifier, asked.seed, request)
-        scores = log_odds(model, torch.from_numpy(test.images))
-        evaluation = evaluate(scores.cpu().numpy(), test.labels)
+        evaluation = evaluate(log_odds(model, torch.from_numpy(test.images)).cpu().numpy(), test.labels)
         return Reply({}, {"confusion": evaluation.confusion, "histograms": evaluation.histograms})
 
     def _account(self, _request: Request) -> Reply:
@@ -284,11 +307,10 @@ class Site:
         set_weights(flow, request.arrays)
         return flow.to(self._device)
 
-    def _classifier(self, config: ClassifierConfig, seed: int, request: Request) -> torch.nn.Module:
+    def _classifier(self, config: ClassifierConfig, seed: int) -> torch.nn.Module:
+        """Return a new classifier, with the initial weights of a seed."""
         schema = self._data.train.schema
-        model = build_classifier(config, schema.shape, len(schema.classes), seed=seed)
-        set_weights(model, request.arrays)
-        return model.to(self._device)
+        return build_classifier(config, schema.shape, len(schema.classes), seed=seed).to(self._device)
 
     def _shuffler(self, seed: int, *purpose: str | int, device: torch.device | None = None) -> torch.Generator:
         """Return the generator that shuffles and dequantizes for a purpose. Not a source of privacy."""

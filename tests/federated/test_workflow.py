@@ -365,6 +365,42 @@ def test_what_cannot_be_resumed_says_so(run_config):
         run.go(resume=True)
 
 
+def test_sites_that_train_alone_send_test_results_and_no_weights(run_config):
+    run = Run(run_config, "methods={local: {epochs: 2}}")
+    assert run.go() == "complete"
+    kinds = {sent.metadata.message_type for sent in run.grid.sent}
+    assert kinds == {ACTIONS[action] for action in ("describe", "reserve", "train_local", "account")}
+    asked = next(sent for sent in run.grid.sent if sent.metadata.message_type == ACTIONS["train_local"])
+    assert not asked.content.array_records["cadp-arrays"]
+    for sent, reply in zip(run.grid.sent, run.grid.replies, strict=True):
+        arrays = reply.content.array_records["cadp-arrays"]
+        expected = {"confusion", "histograms"} if sent.metadata.message_type == ACTIONS["train_local"] else set()
+        assert set(arrays) == expected
+    row, privacy = run.json("summary.json")["methods"]["local"], run.json("privacy.json")["methods"]["local"]
+    assert (row["guarantee"], row["epsilon"]) == ("none", None)
+    assert set(row["per_site"]) == {"north", "east", "south"}
+    sizes = {site["site"]: site["test"] for site in run.json("summary.json")["sites"]}
+    correct = sum(row["per_site"][site]["accuracy"] * size for site, size in sizes.items())
+    assert row["accuracy"] == pytest.approx(correct / sum(sizes.values())), "pooled over each site's own classifier"
+    assert "left the sites without any protection: test results of a classifier" in privacy["statement"]
+    assert [event["kind"] for event in privacy["sites"]["east"]["spent"]] == ["unprotected"]
+    assert not list(run.folder.glob("models/*"))
+    assert "each site's own classifier" in (run.folder / "report.html").read_text()
+    assert "none: no privacy" in printed(run)
+
+
+def test_a_site_alone_learns_from_its_own_records_only(run_config):
+    """Four classes a site, and test records of those alone: easier than the ten that no site could know."""
+    run = Run(
+        run_config,
+        "sites.partition={kind: label, classes_per_site: 4, min_records: 20}",
+        "classifier.model=linear",
+        "methods={local: {epochs: 30, learning_rate: 0.5}}",
+    )
+    assert run.go() == "complete"
+    assert run.json("summary.json")["methods"]["local"]["accuracy"] > 0.9
+
+
 def test_a_flow_that_is_public_and_fixed_makes_cadp_end_to_end(run_config, tmp_path):
     study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
     schema = load_source(study.data).schema
@@ -538,12 +574,14 @@ def replace_all(content):
         (ACTIONS["evaluate"], drop_arrays),
         (ACTIONS["evaluate"], scalar_arrays),
         (ACTIONS["account"], edit_json(accounts=[])),
+        (ACTIONS["train_local"], drop_arrays),
         (ACTIONS["train_classifier"], spoil_weights),
         (ACTIONS["account"], edit_json(accounts=[{"plan": {}}])),
     ],
 )
 def test_a_reply_that_does_not_fit_counts_as_none(run_config, kind, change):
-    run = Run(run_config, "methods={cadp-given-flow: {}, fedavg: {rounds: 1}}", "flow.training.rounds=1")
+    methods = "methods={cadp-given-flow: {}, fedavg: {rounds: 1}, local: {epochs: 1}}"
+    run = Run(run_config, methods, "flow.training.rounds=1")
     tamper(run.grid, kind, change)
     assert run.go() == "incomplete"
     assert {gap["site"] for gap in run.json("summary.json")["missing"]} == {"east"}

@@ -13,13 +13,20 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, epsilon_of
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, claim_of
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.site.protocol import ACTIONS, Request
-from cadp_fl.site.requests import EvaluateRequest, FetchRequest, FlowRequest, ReleaseRequest
+from cadp_fl.site.requests import (
+    EpochTraining,
+    EvaluateRequest,
+    FetchRequest,
+    FlowRequest,
+    LocalRequest,
+    ReleaseRequest,
+)
 from cadp_fl.site.site import Site
 from cadp_fl.weights import get_weights, weights_sha256
 
@@ -217,10 +224,31 @@ def test_losses_leave_a_simulation_alone():
     assert "simulation_only" not in reserved(simulation=False).call(flow_round()).content
 
 
+def local(method="m"):
+    training = EpochTraining(epochs=2, batch_size=8, learning_rate=0.1, momentum=0.0)
+    settings = LocalRequest(method=method, classifier=ClassifierConfig(model="linear"), seed=0, training=training)
+    return Request("train_local", settings.model_dump(mode="json"))
+
+
 def test_exact_metrics_leave_a_simulation_alone():
     settings = EvaluateRequest(classifier=ClassifierConfig(model="linear"), seed=0).model_dump(mode="json")
-    with pytest.raises(BudgetError, match="only in a simulation"):
-        reserved(simulation=False).call(Request("evaluate", settings))
+    made = reserved(LOCAL_TEST_RESULTS, simulation=False)
+    for request in (Request("evaluate", settings), local()):
+        with pytest.raises(BudgetError, match="only in a simulation"):
+            made.call(request)
+    assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
+
+
+def test_a_site_that_trains_alone_tells_its_test_results_and_writes_them_down_as_unprotected():
+    made = reserved(LOCAL_TEST_RESULTS)
+    reply = made.call(local())
+    assert (set(reply.arrays), dict(reply.content)) == ({"confusion", "histograms"}, {})
+    assert reply.arrays["confusion"].sum() == 10
+    (entry,) = made.call(Request("account")).content["accounts"]
+    assert entry["spent"] == [LOCAL_TEST_RESULTS.model_dump()]
+    assert claim_of(Plan.from_json(entry["plan"])).guarantee == "none"
+    with pytest.raises(BudgetError, match="holds no such event"):
+        reserved().call(local())
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ __all__ = [
     "PhaseCost",
     "StudyRun",
     "Trained",
+    "ask_for_evaluations",
     "bytes_of",
     "evaluate_at_sites",
     "fits_module",
@@ -76,14 +77,14 @@ class Trained:
     """A method's result.
 
     Attributes:
-        model: the classifier.
+        model: the classifier; None where every site keeps one of its own.
         classifier: its config.
         pooled: figures on the test records of all sites together.
         per_site: figures by site.
         release: every number of the release, each by itself, where the method made one.
     """
 
-    model: nn.Module
+    model: nn.Module | None
     classifier: ClassifierConfig
     pooled: Metrics
     per_site: dict[str, Metrics]
@@ -156,6 +157,15 @@ def evaluate_at_sites(
     run: StudyRun, model: nn.Module, classifier: ClassifierConfig, *, phase: str, round: int, of: int
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """Return a classifier's figures on the sites' test records: pooled, and by site."""
+    settings = EvaluateRequest(classifier=classifier, seed=run.study.seed)
+    request = Request("evaluate", settings.model_dump(mode="json"), get_weights(model))
+    return ask_for_evaluations(run, request, phase=phase, round=round, of=of)
+
+
+def ask_for_evaluations(
+    run: StudyRun, request: Request, *, phase: str, round: int = 1, of: int = 1
+) -> tuple[Metrics, dict[str, Metrics]]:
+    """Return the figures of what sites answer to a request for an evaluation: pooled, and by site."""
     evaluations: dict[str, Evaluation] = {}
     classes = run.schema.classes
 
@@ -167,8 +177,6 @@ def evaluate_at_sites(
             raise ExchangeError(f"An evaluation has {len(classes)} classes. Found {len(evaluation.confusion)}.")
         evaluations[site] = evaluation
 
-    settings = EvaluateRequest(classifier=classifier, seed=run.study.seed)
-    request = Request("evaluate", settings.model_dump(mode="json"), get_weights(model))
     replies = run.federation.ask(request, phase=phase, round=round, of=of, check=check)
     pooled = metrics_of(pool([evaluations[site] for site in replies]), classes)
     figures = {name: value for name, value in pooled.to_json().items() if isinstance(value, float)}
