@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors"},
-    {"config", "device", "npz", "schedule", "storage", "weights"},
+    {"config", "device", "npz", "outputs", "schedule", "storage", "weights"},
     {"data", "privacy"},
     {"flow", "classifier"},
     {"release"},
@@ -19,7 +19,7 @@ LEVELS = [
     {"report"},
     {"site"},
     {"federated"},
-    {"study"},
+    {"study", "phases"},
     {"cli"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

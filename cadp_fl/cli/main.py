@@ -9,6 +9,9 @@ import typer
 from rich.console import Console
 
 import cadp_fl
+from cadp_fl.cli.models import predict, pretrain, train_central
+from cadp_fl.cli.options import AsJson, Override, Quiet
+from cadp_fl.cli.releases import export, privatize
 from cadp_fl.errors import CadpError, InputError
 
 __all__ = ["main"]
@@ -67,17 +70,15 @@ def simulate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The run folder: a new or an empty one.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Override one value: dotted.key=value. May be repeated.")
-    ] = None,
+    set_: Override = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the interrupted run in --output, from its last finished phase.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print planned epsilons, bytes, memory and time; run and write nothing.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, and no progress.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate a study on this machine: every site, every method, one report."""
     from cadp_fl.cli.progress import progress_to, results_table
@@ -130,6 +131,21 @@ def report(
     from cadp_fl.report.page import write_report
 
     typer.echo(f"Report: {write_report(run).resolve()}")
+
+
+app.command(
+    epilog="Example: cadp-fl pretrain configs/quickstart.yaml --set data.source=mnist --output flows/mnist.safetensors"
+)(pretrain)
+app.command(
+    epilog="Example: cadp-fl privatize --flow flows/mnist.safetensors --data north.npz --name north --epsilon 3 "
+    "--delta 1e-5 --clip-norm 4 --output releases/north"
+)(privatize)
+app.command(
+    "train-central",
+    epilog="Example: cadp-fl train-central releases/north releases/east --output classifier.safetensors",
+)(train_central)
+app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png scans/ --json")(predict)
+app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
 
 
 if __name__ == "__main__":

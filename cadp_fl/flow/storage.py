@@ -13,7 +13,7 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.storage import load_weights, read_description, save_weights
 from cadp_fl.weights import get_weights, set_weights
 
-__all__ = ["ARCHITECTURE", "FlowCard", "check_same_flow", "load_flow", "read_card", "save_flow"]
+__all__ = ["ARCHITECTURE", "FlowCard", "check_fits_records", "check_same_flow", "load_flow", "read_card", "save_flow"]
 
 ARCHITECTURE = ("scales", "coupling", "downsampling", "permutation", "dense", "clamp", "input_scale")
 """The fields of a flow's config that say what it is, and not how it is trained."""
@@ -101,6 +101,15 @@ def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard) -> None
                 f"A pretrained flow has the study's architecture. flow.{field} is {ours} in the study and {stored} in "
                 "the stored flow; make them agree."
             )
+    check_fits_records(dataset, card)
+
+
+def check_fits_records(dataset: Schema, card: FlowCard) -> None:
+    """Check that a stored flow can encode some records.
+
+    Raises:
+        ConfigError: it cannot; the message names the first thing that differs.
+    """
     for name, mine, theirs in (
         ("shape (channels, height, width)", dataset.shape, card.dataset.shape),
         ("number of classes", len(dataset.classes), len(card.dataset.classes)),
@@ -108,6 +117,6 @@ def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard) -> None
     ):
         if mine != theirs:
             raise ConfigError(
-                f"A pretrained flow fits the study's records. Their {name} is {mine}, that of the stored one {theirs}; "
+                f"A pretrained flow fits the records. Their {name} is {mine}, that of the stored one {theirs}; "
                 "pretrain it on records of the same form."
             )

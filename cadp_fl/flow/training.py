@@ -61,6 +61,7 @@ def train_flow(
     progress: Progress,
     generator: torch.Generator,
     frozen: Collection[str] = (),
+    on_epoch: Callable[[int, float], None] | None = None,
 ) -> float:
     """Train in place for one round, and return the mean loss in bits per dimension.
 
@@ -69,6 +70,7 @@ def train_flow(
         labels: of the condition, int64, (records,) or (records, conditions); see `condition_of`.
         generator: shuffles and dequantizes; on the flow's device. Not a source of privacy.
         frozen: names of parameters that stay as they are.
+        on_epoch: is called after each pass with its number, from 1, and its mean loss in bits per dimension.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
@@ -81,6 +83,11 @@ def train_flow(
     steps = config.local_epochs * batches
     physical = PhysicalBatch(config.batch_size)
     total, seen = torch.zeros((), dtype=torch.float64, device=images.device), 0
+    before = torch.zeros_like(total)
+
+    def bits(nats: torch.Tensor, records: int) -> float:
+        return nats.item() / (records * flow.dims * math.log(2)) + math.log2(levels)
+
     flow.train()
     with reduced_precision(), _gradients_of(flow, parameters):
         for step in range(steps):
@@ -104,7 +111,10 @@ def train_flow(
                     f"{progress.index + 1}; lower flow.training.learning_rate ({config.learning_rate:g}) or flow.clamp "
                     f"({flow.clamp:g})."
                 )
-    return total.item() / (seen * flow.dims * math.log(2)) + math.log2(levels)
+            if on_epoch is not None and (step + 1) % batches == 0:
+                on_epoch((step + 1) // batches, bits(total - before, len(labels)))
+                before = total.clone()
+    return bits(total, seen)
 
 
 def _accumulate_gradients(

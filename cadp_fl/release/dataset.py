@@ -13,7 +13,7 @@ from cadp_fl.errors import InputError
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.release.manifest import Manifest
 
-__all__ = ["ReleasedRecords", "load_release"]
+__all__ = ["ReleasedRecords", "load_release", "shared_schema"]
 
 
 class ReleasedRecords(Dataset[tuple[torch.Tensor, int]]):
@@ -28,13 +28,7 @@ class ReleasedRecords(Dataset[tuple[torch.Tensor, int]]):
 
     def __init__(self, bundles: Sequence[Bundle]) -> None:
         self.manifests: tuple[Manifest, ...] = tuple(bundle.manifest for bundle in bundles)
-        self.schema: Schema = self.manifests[0].dataset
-        for manifest in self.manifests:
-            if manifest.dataset != self.schema:
-                raise InputError(
-                    f"Releases that are read together share one schema. That of site '{manifest.site}' differs from "
-                    f"that of '{self.manifests[0].site}'; read them apart."
-                )
+        self.schema: Schema = shared_schema(self.manifests)
         count = sum(manifest.records for manifest in self.manifests)
         with tempfile.TemporaryFile() as file:  # has no name, so that nothing is left of it when the array is gone
             images = np.memmap(file, dtype=np.uint8, shape=(count, *self.schema.shape))
@@ -52,6 +46,22 @@ class ReleasedRecords(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.images[index].float() / 255, int(self.labels[index])
+
+
+def shared_schema(manifests: Sequence[Manifest]) -> Schema:
+    """Return the schema of some releases.
+
+    Raises:
+        InputError: two differ.
+    """
+    first = manifests[0]
+    for manifest in manifests:
+        if manifest.dataset != first.dataset:
+            raise InputError(
+                f"Releases that are read together share one schema. That of site '{manifest.site}' differs from that "
+                f"of '{first.site}'; read them apart."
+            )
+    return first.dataset
 
 
 def load_release(*folders: Path | str) -> ReleasedRecords:

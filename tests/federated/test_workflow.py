@@ -16,7 +16,7 @@ from cadp_fl.config import load_study
 from cadp_fl.data.sources import load_source
 from cadp_fl.errors import ConfigError, FederationError, InputError
 from cadp_fl.federated.flower_server import GridTransport, Workflow
-from cadp_fl.flow.storage import FlowCard, load_flow, save_flow
+from cadp_fl.flow.storage import FlowCard, load_flow, read_card, save_flow
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.release.bundle import open_bundle
@@ -435,6 +435,7 @@ def test_a_flow_of_private_records_is_never_end_to_end(run_config, tmp_path, dec
     row = frozen.json("summary.json")["methods"]["cadp-given-flow"]
     assert (row["guarantee"], row["epsilon"]) == (guarantee, None)
     assert "no one has declared that it was" in frozen.json("privacy.json")["statement"]
+    assert read_card(frozen.folder / "models" / "flow.safetensors").trained_on == "private"
 
 
 def test_fine_tuning_on_private_records_is_not_covered_wherever_it_started(run_config, tmp_path):

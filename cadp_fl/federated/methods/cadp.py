@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import torch
 
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import train_class_balanced
-from cadp_fl.config import Settings, StudyConfig, parse
+from cadp_fl.config import ReleaseConfig, Settings, StudyConfig, parse
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, ExchangeError
 from cadp_fl.federated.methods.base import (
@@ -33,7 +34,7 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Event
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW
-from cadp_fl.privacy.mechanisms import mechanism_type
+from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.bundle import BundleWriter, check_labels, parse_shard
 from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseParameters, manifest_from_json
@@ -42,9 +43,11 @@ from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import FetchRequest, FlowRequest, ReleaseRequest
 from cadp_fl.weights import average, get_weights, set_weights, weights_sha256
 
-__all__ = ["Cadp", "CadpGivenFlow"]
+__all__ = ["CHECKPOINTS", "Cadp", "CadpGivenFlow", "declared_public", "release_request"]
 
 CHECKPOINTS = 5
+"""Evaluations of the central classifier over its training."""
+
 FETCH_TRIES = 2
 
 
@@ -118,9 +121,7 @@ class CadpGivenFlow:
             return FLOW_WEIGHTS
         if pretrained.trained_on == "private":
             return PRIVATE_FLOW
-        flow, card = self._pretrained
-        what = f"the flow was trained on '{card.dataset.name}', in which no private record had a part"
-        return DeclaredPublic(stage="flow", what=what, sha256=weights_sha256(get_weights(flow)))
+        return declared_public(*self._pretrained)
 
     def _flow(self, run: StudyRun) -> tuple[ConditionalFlow, FlowCard]:
         """Return the flow that records are privatized with: trained now, or before an interruption."""
@@ -133,6 +134,8 @@ class CadpGivenFlow:
         else:
             flow, card = self._pretrained
             check_same_flow(run.study.flow, run.schema, card)
+            if (pretrained := run.study.flow.pretrained) and pretrained.trained_on == "private":
+                card = replace(card, trained_on="private")  # what is stored of this run says no more than it declares
         if not run.study.flow.is_fixed:
             self._train_flow(run, flow, card)
             card = FlowCard(card.config, run.schema, card.seed, "private", run.study.noise)
@@ -169,17 +172,7 @@ class CadpGivenFlow:
 
     def _ask_for_releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> dict[str, Manifest]:
         """Let each site privatize its records, and return the manifests."""
-        release = run.study.release
-        settings = ReleaseRequest(
-            method=self.name,
-            flow=card.config.architecture(),
-            seed=card.seed,
-            mechanism=release.mechanism,
-            event=self._mechanism.event(),
-            latent_dims=release.latent_dims or flow.dims,
-            shrinkage=release.shrinkage,
-            shard_records=release.shard_records,
-        )
+        settings = release_request(self.name, run.study.release, self._mechanism, flow, card)
         weights = get_weights(flow)
         expected = {
             "dataset": run.schema,
@@ -271,6 +264,28 @@ class Cadp(CadpGivenFlow):
                 "the sites' records; give flow.pretrained with trained_on: public and freeze: [all], or use the method "
                 "cadp-given-flow."
             )
+
+
+def release_request(
+    method: str, release: ReleaseConfig, mechanism: Mechanism, flow: ConditionalFlow, card: FlowCard
+) -> ReleaseRequest:
+    """Return the request to privatize every training record of a site with a flow."""
+    return ReleaseRequest(
+        method=method,
+        flow=card.config.architecture(),
+        seed=card.seed,
+        mechanism=mechanism.name,
+        event=mechanism.event(),
+        latent_dims=release.latent_dims or flow.dims,
+        shrinkage=release.shrinkage,
+        shard_records=release.shard_records,
+    )
+
+
+def declared_public(flow: ConditionalFlow, card: FlowCard) -> DeclaredPublic:
+    """Return the event of a flow that is taken to be public, by declaration."""
+    what = f"the flow was trained on '{card.dataset.name}', in which no private record had a part"
+    return DeclaredPublic(stage="flow", what=what, sha256=weights_sha256(get_weights(flow)))
 
 
 def _check_declaration(study: StudyConfig, card: FlowCard) -> None:

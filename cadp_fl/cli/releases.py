@@ -1,0 +1,93 @@
+"""The commands that make releases, and that give them to other tools."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cadp_fl.cli.options import AsJson, Device, Silent
+
+__all__ = ["export", "privatize"]
+
+
+def privatize(
+    flow: Annotated[Path, typer.Option(help="A flow that cadp-fl pretrain or a run stored.")],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="The site's records: a MedMNIST file (.npz), of which all but the test split is taken, or a study "
+            "config (.yaml) with --site."
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's new folder.")],
+    site: Annotated[str | None, typer.Option(help="Which site of the study; its simulated records are taken.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Pseudonym in the manifest; the study's site, or 'site', by default.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Budget, under replace-one. No default for a file.")] = None,
+    delta: Annotated[float | None, typer.Option(help="At most 1 / (10 n). No default for a file.")] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="C, of a latent. No default for a file.")] = None,
+    latent_dims: Annotated[int | None, typer.Option(help="Latent dimensions that carry a record (all).")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="gaussian (the default) or laplace.")] = None,
+    shrinkage: Annotated[str | None, typer.Option(help="typical-set (the default) or posterior-mean.")] = None,
+    noise: Annotated[
+        str | None, typer.Option(help="entropy (a file's default), or seeded: repeatable, so it protects nothing.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of seeded noise; the study's by default.", min=0)] = None,
+    device: Device = None,
+    quiet: Silent = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make one site's release without a federation, and say what it claims.
+
+    Of a study, an option that is left out is the study's, and with seeded
+    noise the bundle is the federation's. Labels are public by declaration:
+    every record leaves with its true label, and no claim covers it.
+
+    NO LEDGER: this command remembers nothing. A second release of the same
+    records composes with the first (epsilons and deltas add), and nothing
+    here counts that; at a deployed site the site's agent does.
+    """
+    from cadp_fl.phases.privatize import NO_LEDGER, ReleaseOptions, make_release
+
+    options = ReleaseOptions(
+        site, name, epsilon, delta, clip_norm, latent_dims, mechanism, shrinkage, noise, seed, device
+    )
+    made = make_release(flow, data, output, options)
+    if as_json:
+        typer.echo(json.dumps(made.to_json(), indent=2))
+    elif not quiet:
+        manifest = made.manifest
+        typer.echo(
+            f"Release: {made.folder}, {manifest.records} records in {len(manifest.shards)} shards, {manifest.bytes} "
+            f"bytes, by the {manifest.mechanism} mechanism.\n{made.statement}\n{NO_LEDGER}"
+        )
+
+
+def export(
+    bundles: Annotated[list[Path], typer.Argument(help="Release folders, of one or more sites.", metavar="BUNDLE...")],
+    to: Annotated[
+        tuple[str, Path],
+        typer.Option(
+            help="medmnist OUT.npz: train_images and train_labels, no val and no test split, and the manifests as "
+            "releases. png OUTDIR: <class>/<number>.png, a README.md and the manifests.",
+            metavar="FORMAT PATH",
+        ),
+    ],
+    quiet: Silent = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the records of releases as a MedMNIST file, or as PNG images.
+
+    For tools that do not read a bundle. Every shard is verified on the way,
+    and nothing is overwritten.
+    """
+    from cadp_fl.phases.export import export
+
+    kind, output = to
+    records = export(bundles, kind, output)
+    if as_json:
+        typer.echo(json.dumps({"format": kind, "output": str(output), "records": records}, indent=2))
+    elif not quiet:
+        typer.echo(f"Wrote {records} records to {output}.")

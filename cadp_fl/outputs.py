@@ -1,0 +1,68 @@
+"""What a command writes: under a temporary name beside its place, renamed when it is whole, never over another."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cadp_fl.errors import InputError
+
+__all__ = ["check_new", "new_file", "new_folder"]
+
+
+def check_new(path: Path, what: str) -> None:
+    """Check that there is nothing at a path, and that something can be put there; makes the folder above it.
+
+    Args:
+        what: will be written, with its article and a capital letter, for the sentence.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{what} is never written over another file. Found '{path}'; choose another path.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{what} is written into a folder that can be made. '{path.parent}' cannot: {error.strerror}; choose "
+            "another path."
+        ) from error
+
+
+@contextmanager
+def new_file(path: Path, what: str) -> Iterator[Path]:
+    """Yield the temporary name of a file, and give it its own when the block ends well.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    check_new(path, what)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, what: str) -> Iterator[Path]:
+    """Yield the temporary name of a folder, and give it its own when the block ends well.
+
+    Raises:
+        InputError: it cannot be written there.
+    """
+    check_new(path, what)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
