@@ -60,9 +60,10 @@ def privatize(
     elif not quiet:
         manifest = made.manifest
         typer.echo(
-            f"Release: {made.folder}, {manifest.records} records in {len(manifest.shards)} shards, {manifest.bytes} "
-            f"bytes, by the {manifest.mechanism} mechanism.\n{made.statement}\n{NO_LEDGER}"
+            f"Release: {made.folder}, {manifest.records} records, {manifest.bytes} bytes, by the {manifest.mechanism} "
+            "mechanism."
         )
+        typer.echo("\n".join(line for line in (made.statement, made.caution, NO_LEDGER) if line))
 
 
 def export(

@@ -146,7 +146,7 @@ def _test_records(path: Path, schema: Schema) -> Dataset:
         raise InputError(f"Test records are read from a MedMNIST file. There is none at '{path}'; check the path.")
     source = read_medmnist(parse(DataConfig, {"source": "medmnist", "path": path, "classes": schema.classes}))
     if source.test is None:
-        raise InputError(f"Test records are a file's test split. '{path}' has none; name the arrays test_images, ...")
+        raise InputError(f"Test records are a file's test split. '{path}' has none; add test_images and test_labels.")
     if source.schema.shape != schema.shape:
         raise InputError(
             f"Test records have the shape of the released ones, {schema.shape} (channels, height, width). Those of "

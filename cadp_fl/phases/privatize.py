@@ -86,11 +86,13 @@ class MadeRelease:
         folder: of the bundle.
         manifest: of the bundle.
         statement: the guarantee in words, if nothing else is computed from the records.
+        caution: what speaks against it, or nothing.
     """
 
     folder: Path
     manifest: Manifest
     statement: str
+    caution: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the release as plain JSON values."""
@@ -98,6 +100,7 @@ class MadeRelease:
             "bundle": str(self.folder),
             "manifest": self.manifest.model_dump(mode="json"),
             "statement": self.statement,
+            "caution": self.caution,
             "composition": NO_LEDGER,
         }
 
@@ -107,12 +110,14 @@ class _Asked:
     """Everything that a release needs beside the flow.
 
     Attributes:
+        origin: name of the data set that the records are from.
         simulation: whether the records are a simulation's.
         public_flow: whether the study, if there is one, lets a flow count as public.
     """
 
     name: str
     data: SiteData
+    origin: str
     release: ReleaseConfig
     budget: BudgetConfig
     noise: NoiseSource
@@ -155,7 +160,16 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         get_weights(flow),
     )
     manifest = _release(asked, plan, request, output)
-    return MadeRelease(output, manifest, statement_of_method(plan.method, claim_of(plan), noise=asked.noise.kind))
+    statement = statement_of_method(plan.method, claim_of(plan), noise=asked.noise.kind)
+    caution = _caution(asked.origin) if is_public and asked.origin == card.dataset.name else ""
+    return MadeRelease(output, manifest, statement, caution)
+
+
+def _caution(origin: str) -> str:
+    return (
+        f"CAUTION: the flow says that it was trained on '{origin}', and these records are of '{origin}' too. If a "
+        "record is among those that it was trained on, the declaration is wrong for it, and so is the claim."
+    )
 
 
 def _release(asked: _Asked, plan: Plan, request: Request, output: Path) -> Manifest:
@@ -199,7 +213,8 @@ def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> _Asked:
     sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
     data = sites[names.index(options.site)]
     declared = study.flow.pretrained is None or study.flow.pretrained.trained_on == "public"
-    return _Asked(name, data, release, budget, noise, device, simulation=True, public_flow=declared)
+    origin = source.schema.name
+    return _Asked(name, data, origin, release, budget, noise, device, simulation=True, public_flow=declared)
 
 
 def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> _Asked:
@@ -231,7 +246,8 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> _Asked:
     check_fits_records(train.schema, card)
     records = Dataset(card.dataset, train.images, train.labels, train.patients)
     data = SiteData(records, records.select(np.arange(0)))
-    return _Asked(name, data, release, budget, noise, device, simulation=False, public_flow=True)
+    origin = train.schema.name
+    return _Asked(name, data, origin, release, budget, noise, device, simulation=False, public_flow=True)
 
 
 def _noise(kind: str, seed: int | None, *, default_seed: int | None) -> NoiseSource:

@@ -382,6 +382,25 @@ def test_running_out_of_memory_halves_the_physical_batch_and_changes_nothing(mon
         train()
 
 
+def test_each_pass_tells_its_own_loss_and_listening_changes_nothing():
+    images = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    told, weights, losses = [], [], []
+    for on_epoch in (None, lambda epoch, loss: told.append((epoch, loss))):
+        flow = ConditionalFlow(CONFIGS["dense"], SHAPE, 5, seed=0)
+        config = FlowTrainingConfig(local_epochs=3, batch_size=8)
+        generator = torch.Generator().manual_seed(2)
+        losses.append(
+            train_flow(
+                flow, images, torch.arange(20) % 5, config, levels=256, progress=Progress(0, 1), generator=generator,
+                on_epoch=on_epoch,
+            )
+        )  # fmt: skip
+        weights.append(get_weights(flow))
+    assert [epoch for epoch, _ in told] == [1, 2, 3]
+    assert np.mean([loss for _, loss in told]) == pytest.approx(losses[0]) == losses[1]
+    assert all(np.array_equal(array, weights[1][name]) for name, array in weights[0].items())
+
+
 def test_training_stops_on_a_loss_that_is_not_finite_and_says_what_to_lower():
     flow = ConditionalFlow(CONFIGS["dense"], SHAPE, 5, seed=0)
     images, labels = torch.zeros(32, *SHAPE, dtype=torch.uint8), torch.zeros(32, dtype=torch.int64)
