@@ -49,7 +49,8 @@ def privatize(
     records composes with the first (epsilons and deltas add), and nothing
     here counts that; at a deployed site the site's agent does.
     """
-    from cadp_fl.phases.privatize import NO_LEDGER, ReleaseOptions, make_release
+    from cadp_fl.phases.privatize import NO_LEDGER, make_release
+    from cadp_fl.phases.terms import ReleaseOptions
 
     options = ReleaseOptions(
         site, name, epsilon, delta, clip_norm, latent_dims, mechanism, shrinkage, noise, seed, device

@@ -9,7 +9,8 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ConfigError, ExchangeError, InputError
 from cadp_fl.evaluation.utility import evaluate, metrics_of
 from cadp_fl.phases.central import ClassifierOptions, train_central
-from cadp_fl.phases.privatize import ReleaseOptions, make_release
+from cadp_fl.phases.privatize import make_release
+from cadp_fl.phases.terms import ReleaseOptions
 from cadp_fl.weights import get_weights
 
 QUICK = ClassifierOptions(model="linear", epochs=1)

@@ -8,7 +8,8 @@ from cadp_fl.data.schema import Schema
 from cadp_fl.data.sources import load_source
 from cadp_fl.errors import ConfigError, DataError, InputError, PrivacyError
 from cadp_fl.flow.storage import FlowCard, save_flow
-from cadp_fl.phases.privatize import ReleaseOptions, make_release
+from cadp_fl.phases.privatize import make_release
+from cadp_fl.phases.terms import ReleaseOptions
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.release.dataset import load_release
 from tests.conftest import ROOT, TINY
