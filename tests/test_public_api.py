@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 PUBLIC = {
-    "cadp_fl.classifier.models": ["CLASSIFIERS"],
+    "cadp_fl.classifier.models": ["CLASSIFIERS", "build_classifier"],
     "cadp_fl.config": ["DataConfig", "PartitionConfig", "Settings", "StudyConfig", "load_study", "parse"],
     "cadp_fl.data.arrays": ["dataset_of"],
     "cadp_fl.data.partition": ["PARTITIONS", "Patients", "SiteData"],
@@ -23,8 +23,10 @@ PUBLIC = {
     "cadp_fl.federated.methods": ["METHODS"],
     "cadp_fl.federated.methods.base": [
         "Method",
+        "PhaseCost",
         "StudyRun",
         "Trained",
+        "bytes_of",
         "evaluate_at_sites",
         "fits_module",
         "mean_figure",

@@ -1,12 +1,14 @@
 """`local`: each site alone, without privacy. What a site loses by staying out."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import Settings, StudyConfig, parse
-from cadp_fl.federated.methods.base import StudyRun, Trained, ask_for_evaluations
+from cadp_fl.data.schema import Schema
+from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained, ask_for_evaluations
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.claims import LOCAL_TEST_RESULTS
 from cadp_fl.site.protocol import Request
@@ -45,6 +47,11 @@ class Local:
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site."""
         return (LOCAL_TEST_RESULTS,)
+
+    def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
+        """Return what each phase will take: no weights cross."""
+        records = max(sizes) * self._settings.epochs
+        return [PhaseCost(f"{self.name}/train", 1, 0, 0, "classifier", records, self._classifier)]
 
     def run(self, run: StudyRun) -> Trained:
         """Let every site train and test a classifier of its own, all from the study's initial weights."""
