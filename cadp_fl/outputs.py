@@ -1,4 +1,4 @@
-"""What a command writes: under a temporary name beside its place, renamed when it is whole, never over another."""
+"""What is written: under a temporary name beside its place, and renamed when it is whole."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cadp_fl.errors import InputError
 
-__all__ = ["check_new", "new_file", "new_folder"]
+__all__ = ["check_new", "new_file", "new_folder", "replaced_file"]
 
 
 def check_new(path: Path, what: str) -> None:
@@ -40,13 +40,20 @@ def new_file(path: Path, what: str) -> Iterator[Path]:
         InputError: it cannot be written there.
     """
     check_new(path, what)
+    with replaced_file(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def replaced_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield the temporary name of a file, and put it in place of what is at its path when the block ends well."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
-        temporary.rename(path)
+        temporary.chmod(mode)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from cadp_fl.errors import DataError
+from cadp_fl.outputs import replaced_file
 
 __all__ = ["load_weights", "read_description", "save_weights"]
 
@@ -26,12 +27,8 @@ def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, kind: str, de
         description: what builds the network again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(dict(weights), temporary, {"format": _format(kind), **description})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced_file(path) as file:
+        save_file(dict(weights), file, {"format": _format(kind), **description})
 
 
 def read_description(path: Path, *, kind: str) -> dict[str, str]:

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors"},
-    {"config", "device", "npz", "outputs", "schedule", "storage", "weights"},
+    {"outputs"},
+    {"config", "device", "npz", "schedule", "storage", "weights"},
     {"data", "privacy"},
     {"flow", "classifier"},
     {"release"},

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics
+from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, events_from_json
 from cadp_fl.report.summary import MethodFigures
 
@@ -143,6 +144,5 @@ class Checkpoint:
         self._write()
 
     def _write(self) -> None:
-        temporary = self._path.with_name(f".{CHECKPOINT}.partial")
-        temporary.write_text(self._state.model_dump_json(indent=2), encoding="utf-8")
-        temporary.replace(self._path)
+        with replaced_file(self._path) as file:
+            file.write_text(self._state.model_dump_json(indent=2), encoding="utf-8")

@@ -23,6 +23,7 @@ from cadp_fl.federated.federation import Federation, Missing, Transport
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, StudyRun
 from cadp_fl.federated.recorder import Recorder, Watcher
+from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import check_delta, events_from_json
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.page import write_report
@@ -68,8 +69,9 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
     finally:
         conductor.tell()
         if results.sites:
-            (folder / "summary.json").write_text(json.dumps(summary_json(results), indent=2), encoding="utf-8")
-            (folder / "privacy.json").write_text(json.dumps(privacy_json(results), indent=2), encoding="utf-8")
+            for name, tree in (("summary.json", summary_json(results)), ("privacy.json", privacy_json(results))):
+                with replaced_file(folder / name) as file:
+                    file.write_text(json.dumps(tree, indent=2), encoding="utf-8")
             write_report(folder)
     recorder.done(results.status)
     return results.status

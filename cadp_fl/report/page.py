@@ -1,8 +1,6 @@
 """One HTML file that a person can judge a run by. It needs nothing beside it, and loads nothing from elsewhere."""
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import jinja2
 import numpy as np
 
 from cadp_fl.errors import InputError
+from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.figures import curves, image_grid
@@ -43,7 +42,9 @@ def write_report(folder: Path) -> Path:
         bits=_bits(metrics),
         accuracy=_accuracy(metrics),
     )
-    return _write(folder / "report.html", page)
+    with replaced_file(folder / "report.html") as file:
+        file.write_text(page, encoding="utf-8")
+    return folder / "report.html"
 
 
 def _site(entry: dict[str, Any], bundle: Bundle | None) -> dict[str, Any]:
@@ -127,13 +128,3 @@ def format_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-
-
-def _write(path: Path, text: str) -> Path:
-    """Write a file under a temporary name, and rename it when it is whole."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(path)
-    return path

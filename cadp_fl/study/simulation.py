@@ -14,6 +14,7 @@ from cadp_fl.data.partition import SiteData, deal
 from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError
+from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.site import Site
@@ -112,8 +113,5 @@ def _write_preview(path: Path, data: SiteData) -> None:
         [np.flatnonzero(train.labels == label)[:PREVIEWS_PER_CLASS] for label in range(len(train.schema.classes))]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    with temporary.open("wb") as file:
+    with replaced_file(path, mode=0o600) as temporary, temporary.open("wb") as file:  # originals, unlike all else here
         np.savez_compressed(file, images=train.images[chosen], labels=train.labels[chosen])
-    temporary.chmod(0o600)  # originals, unlike all else in a run folder
-    temporary.replace(path)
