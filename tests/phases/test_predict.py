@@ -37,7 +37,7 @@ def test_a_probability_is_the_softmax_of_the_likeliest_class(tmp_path):
     images = random(300, 8, 8)
     np.savez(tmp_path / "x.npz", images=images)
     predictions = predict(tmp_path / "m", [tmp_path / "x.npz"], resize=False, device="cpu")
-    expected = model(torch.from_numpy(images[:, None]).float() / 255).softmax(dim=1).max(dim=1)
+    expected = model(torch.from_numpy(images[:, None]).float() / 255 - 0.5).softmax(dim=1).max(dim=1)
     assert [each.label for each in predictions] == ["abc"[label] for label in expected.indices]
     np.testing.assert_allclose([each.probability for each in predictions], expected.values.detach(), rtol=1e-5)
     assert [each.index for each in predictions] == list(range(300))
