@@ -96,8 +96,7 @@ def train_central(
     config = options.config(study)
     device = resolve_device(options.device or (study.device if study else "auto"))
     seed = options.seed if options.seed is not None else (study.seed if study else 0)
-    if study is not None:
-        torch.set_num_threads(study.sites.cpus_per_client)  # as the federation does: sums are then added up alike
+    torch.set_num_threads(study.sites.cpus_per_client if study else 1)  # as in a federation: sums are added up alike
     bundles = open_bundles(folders)
     schema = bundles[0].manifest.dataset
     tested = None if test is None else _test_records(test, schema)

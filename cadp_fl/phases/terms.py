@@ -101,7 +101,7 @@ def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
 def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     """Return a release of one of a study's sites; what is not given is the study's."""
     study = load_study(path)
-    torch.set_num_threads(study.sites.cpus_per_client)  # as the federation does: sums are then added up alike
+    torch.set_num_threads(study.sites.cpus_per_client)  # as in a federation: sums are added up alike
     names = study.sites.site_names
     if options.site not in names:
         raise InputError(
@@ -128,6 +128,7 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     The schema is public and shared, so that releases of several sites can be pooled: a file's name and its largest
     label are not told.
     """
+    torch.set_num_threads(1)  # networks of this size lose much to more where another process wants the cores
     if options.site is not None:
         raise InputError(
             f"The records of an npz are one site's. Found --site {options.site}; pass --name for its name."
