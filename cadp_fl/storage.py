@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from cadp_fl.errors import DataError
+from cadp_fl.errors import CadpError, DataError
 from cadp_fl.outputs import replaced_file
 
 __all__ = ["load_weights", "read_description", "save_weights"]
@@ -25,10 +25,18 @@ def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, kind: str, de
     Args:
         kind: of network, for example `flow`.
         description: what builds the network again.
+
+    Raises:
+        CadpError: the file cannot be written; nothing is left of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as file:
-        save_file(dict(weights), file, {"format": _format(kind), **description})
+        try:
+            save_file(dict(weights), file, {"format": _format(kind), **description})
+        except SafetensorError as error:
+            raise CadpError(
+                f"A {kind} is stored where there is room. '{path}' cannot be written: {_clause(error)}."
+            ) from error
 
 
 def read_description(path: Path, *, kind: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
 from cadp_fl.study.run import check_study
 
-__all__ = ["Estimate", "estimate_study"]
+__all__ = ["Estimate", "PhaseEstimate", "StageCost", "estimate_study"]
 
 PROBE_RECORDS = 256
 START_SECONDS = 15.0

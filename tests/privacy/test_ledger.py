@@ -26,7 +26,7 @@ def ledger():
 
 
 def test_a_plan_is_spent_in_parts_and_no_further(ledger):
-    assert [ledger.spend("dp-sgd", steps(4)) for _ in range(2)] == ["dp-sgd-1", "dp-sgd-2"]
+    assert [ledger.spend("dp-sgd", steps(4)) for _ in range(2)] == ["dp-sgd-classifier-1", "dp-sgd-classifier-2"]
     with pytest.raises(BudgetError, match="An event must be in the plan"):
         ledger.spend("dp-sgd", steps(3))
     ledger.spend("dp-sgd", steps(2))
