@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Literal
 
-from cadp_fl.privacy.accounting import DeclaredPublic, Event, Relation, Unprotected, epsilon_of
+from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
+    Event,
+    LatentGaussian,
+    LatentLaplace,
+    Relation,
+    Unprotected,
+    epsilon_of,
+)
 from cadp_fl.privacy.ledger import Plan
 
 __all__ = [
@@ -14,6 +22,7 @@ __all__ = [
     "LOCAL_TEST_RESULTS",
     "PRIVATE_FLOW",
     "RELATION",
+    "UNNAMED_FLOW",
     "Claim",
     "Together",
     "claim_of",
@@ -27,6 +36,7 @@ all, and a release decodes under the true label, so no claim may cover a label."
 
 FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
 PRIVATE_FLOW = Unprotected(stage="flow", what="a flow trained on private records before this study")
+UNNAMED_FLOW = Unprotected(stage="flow", what="a flow of which the plan does not say what it was trained on")
 CLASSIFIER_WEIGHTS = Unprotected(
     stage="classifier", what="weights of a classifier trained without differential privacy"
 )
@@ -68,9 +78,14 @@ class Claim:
 
 
 def claim_of(plan: Plan) -> Claim:
-    """Return what the events of a plan allow to claim."""
-    open_stages = {event.stage for event in plan.events if isinstance(event, Unprotected)}
-    protected = tuple(event for event in plan.events if not isinstance(event, (Unprotected, DeclaredPublic)))
+    """Return what the events of a plan allow to claim.
+
+    A release needs a flow, and that is a part of it: a plan that is silent on where its flow is from claims no more
+    than one whose flow was trained without differential privacy.
+    """
+    events = _said_and_unsaid(plan)
+    open_stages = {event.stage for event in events if isinstance(event, Unprotected)}
+    protected = tuple(event for event in events if not isinstance(event, (Unprotected, DeclaredPublic)))
     guarantee: Guarantee = "end-to-end"
     if open_stages:
         guarantee = "given-flow" if open_stages == {"flow"} and protected else "none"
@@ -85,11 +100,19 @@ def claim_of(plan: Plan) -> Claim:
         delta=plan.delta,
         unprotected=_unprotected([plan]),
         declared=tuple(
-            f"{event.what} (sha256 {event.sha256[:12]}...)"
-            for event in plan.events
-            if isinstance(event, DeclaredPublic)
+            f"{event.what} (sha256 {event.sha256[:12]}...)" for event in events if isinstance(event, DeclaredPublic)
         ),
     )
+
+
+def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:
+    """Return a plan's events, and that its flow is unprotected if it releases latents and does not say of which flow.
+
+    No site trains a flow under differential privacy yet, so that a noised event of the stage `flow` says nothing of it.
+    """
+    releases = any(isinstance(event, (LatentGaussian, LatentLaplace)) for event in plan.events)
+    named = any(event.stage == "flow" and isinstance(event, (DeclaredPublic, Unprotected)) for event in plan.events)
+    return plan.events if named or not releases else (*plan.events, UNNAMED_FLOW)
 
 
 @dataclass(frozen=True)
@@ -125,7 +148,9 @@ def format_epsilon(epsilon: float | None) -> str:
 
 def _unprotected(plans: Sequence[Plan]) -> tuple[str, ...]:
     """Return what leaves without protection under any of the plans, each thing once."""
-    return tuple(sorted({event.what for plan in plans for event in plan.events if isinstance(event, Unprotected)}))
+    return tuple(
+        sorted({event.what for plan in plans for event in _said_and_unsaid(plan) if isinstance(event, Unprotected)})
+    )
 
 
 def _epsilons(events: tuple[Event, ...], delta: float) -> tuple[float, float]:

@@ -1,13 +1,14 @@
 import pytest
 
 from cadp_fl.errors import BudgetError
-from cadp_fl.privacy.accounting import LatentGaussian, LatentLaplace, PoissonGaussian, Unprotected
-from cadp_fl.privacy.claims import claim_of, compose_plans, format_epsilon
+from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, PoissonGaussian, Unprotected
+from cadp_fl.privacy.claims import UNNAMED_FLOW, claim_of, compose_plans, format_epsilon
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=7.4612)
 STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
 FLOW = Unprotected(stage="flow", what="weights of a flow")
+PUBLIC = DeclaredPublic(stage="flow", what="a flow of public records", sha256="0" * 64)
 LAPLACE = LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)
 RECORDS = Unprotected(stage="release", what="records released without clipping or noise")
 WEIGHTS = Unprotected(stage="classifier", what="weights of a classifier")
@@ -26,7 +27,10 @@ def ledger():
 
 
 def test_a_plan_is_spent_in_parts_and_no_further(ledger):
-    assert [ledger.spend("dp-sgd", steps(4)) for _ in range(2)] == ["dp-sgd-classifier-1", "dp-sgd-classifier-2"]
+    assert [ledger.spend("dp-sgd", steps(4)) for _ in range(2)] == [
+        "dp-sgd-classifier-1",
+        "dp-sgd-classifier-2",
+    ]
     with pytest.raises(BudgetError, match="An event must be in the plan"):
         ledger.spend("dp-sgd", steps(3))
     ledger.spend("dp-sgd", steps(2))
@@ -80,11 +84,20 @@ def test_a_ledger_lives_in_its_store():
     assert MemoryLedger(store).simulation
 
 
-def test_a_dp_flow_free_release_is_end_to_end_with_the_plans_epsilon():
-    claim = claim_of(Plan("m", (RELEASE,), 1e-5))
+def test_a_release_by_a_public_flow_is_end_to_end_with_the_plans_epsilon():
+    claim = claim_of(Plan("m", (PUBLIC, RELEASE), 1e-5))
     assert claim.guarantee == "end-to-end"
     assert claim.epsilon == pytest.approx(1.0, abs=1e-3)
     assert claim.epsilon_if_flow_were_fixed is None
+
+
+@pytest.mark.parametrize("release", [RELEASE, LAPLACE])
+@pytest.mark.parametrize("other", [(), (steps(1, stage="flow"),), (PUBLIC.model_copy(update={"stage": "classifier"}),)])
+def test_a_release_by_a_flow_that_the_plan_does_not_name_is_not_end_to_end(release, other):
+    plan = Plan("m", (*other, release), 1e-5)
+    claim = claim_of(plan)
+    assert (claim.guarantee, claim.epsilon, claim.unprotected) == ("given-flow", None, (UNNAMED_FLOW.what,))
+    assert compose_plans([plan]).epsilon is None
 
 
 def test_a_flow_without_dp_leaves_no_epsilon_but_the_conditional_one():
@@ -117,12 +130,12 @@ def test_other_unprotected_events_leave_nothing(events):
 
 
 def test_plans_add_and_an_unprotected_event_spoils_them_all():
-    together = compose_plans([Plan("a", (RELEASE,), 1e-5), Plan("b", (RELEASE,), 2e-5)])
+    together = compose_plans([Plan("a", (PUBLIC, RELEASE), 1e-5), Plan("b", (PUBLIC, RELEASE), 2e-5)])
     assert together.epsilon == pytest.approx(
-        claim_of(Plan("a", (RELEASE,), 1e-5)).epsilon + claim_of(Plan("b", (RELEASE,), 2e-5)).epsilon
+        claim_of(Plan("a", (PUBLIC, RELEASE), 1e-5)).epsilon + claim_of(Plan("b", (PUBLIC, RELEASE), 2e-5)).epsilon
     )
     assert together.delta == pytest.approx(3e-5)
-    spoiled = compose_plans([Plan("a", (RELEASE,), 1e-5), Plan("b", (WEIGHTS,), 1e-5)])
+    spoiled = compose_plans([Plan("a", (PUBLIC, RELEASE), 1e-5), Plan("b", (WEIGHTS,), 1e-5)])
     assert spoiled.epsilon is spoiled.delta is None
     assert spoiled.unprotected == (WEIGHTS.what,)
 

@@ -212,6 +212,16 @@ def test_a_release_takes_the_flow_that_was_declared_public_and_no_other():
     assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
 
 
+def test_a_release_by_a_flow_that_another_plan_trained_is_not_end_to_end():
+    made = site()
+    for plan in (Plan("steal", (FLOW_WEIGHTS,), 1e-5), Plan("m", (EVENT,), 1e-5)):
+        made.call(Request("reserve", {"plan": plan.to_json()}))
+    flow = made.call(flow_round(method="steal")).arrays
+    manifest = made.call(Request("release", release().settings, flow)).content["manifest"]
+    claim = manifest_from_json(manifest).claim
+    assert (claim.guarantee, claim.epsilon) == ("given-flow", None)
+
+
 def test_a_frozen_part_does_not_come_back():
     made = reserved()
     settings = FlowRequest(method="m", flow=FLOW, seed=0, round=1, freeze=("dense",))
