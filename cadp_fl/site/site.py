@@ -8,6 +8,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +221,17 @@ class Site:
                 )
 
     def _claim(self, method: str) -> ReleaseClaim:
-        """Return what the method's plan in the ledger allows to claim."""
-        claim = claim_of(self._plan(method))
+        """Return what the method's plan in the ledger allows to claim.
+
+        A simulation compares methods, each as if it had been run alone. At a real site they all were: what has left
+        unprotected under any plan leaves no other plan an end-to-end claim.
+        """
+        plan = self._plan(method)
+        if not self._simulation:
+            spent = (event for other in self._ledger.plans() for event in self._ledger.spent(other.method))
+            open_events = tuple(event for event in spent if isinstance(event, Unprotected))
+            plan = replace(plan, events=(*plan.events, *dict.fromkeys(open_events)))
+        claim = claim_of(plan)
         return ReleaseClaim(
             guarantee=claim.guarantee,
             relation=RELATION,

@@ -222,6 +222,17 @@ def test_a_release_by_a_flow_that_another_plan_trained_is_not_end_to_end():
     assert (claim.guarantee, claim.epsilon) == ("given-flow", None)
 
 
+def test_a_real_site_says_end_to_end_no_more_once_something_left_unprotected():
+    for simulation, guarantee in ((True, "end-to-end"), (False, "given-flow")):
+        made = site(simulation=simulation)
+        made.call(Request("reserve", {"plan": Plan("other", (FLOW_WEIGHTS,), 1e-5).to_json()}))
+        flow = made.call(flow_round(method="other")).arrays
+        plan = Plan("m", (public(weights_sha256(flow)), EVENT), 1e-5)
+        made.call(Request("reserve", {"plan": plan.to_json()}))
+        claim = manifest_from_json(made.call(Request("release", release().settings, flow)).content["manifest"]).claim
+        assert claim.guarantee == guarantee
+
+
 def test_a_frozen_part_does_not_come_back():
     made = reserved()
     settings = FlowRequest(method="m", flow=FLOW, seed=0, round=1, freeze=("dense",))
