@@ -141,6 +141,11 @@ def _readme(manifests: Sequence[Manifest]) -> str:
             f"| {manifest.site} | {manifest.records} | {manifest.mechanism} | {claim.guarantee} | {epsilon} | "
             f"{claim.delta:g} | {claim.relation} |"
         )
+    for line in dict.fromkeys(line for manifest in manifests for line in manifest.claim.declared):
+        lines += ["", f"End-to-end rests on a declaration: {line}."]
+    sites = [manifest.site for manifest in manifests]
+    if len(set(sites)) < len(sites):
+        lines += ["", "Some are of one site: releases of the same records compose, and their epsilons and deltas add."]
     if any(manifest.noise == "seeded" for manifest in manifests):
         lines += ["", "Noise was SEEDED: whoever knows the seed can remove it, so these records are not protected."]
     if any(not manifest.parameters.protected for manifest in manifests):

@@ -109,7 +109,7 @@ class DeclaredPublic(_EventModel):
     """Something that no private record had a part in, by declaration. It costs nothing, and claims repeat it."""
 
     kind: Literal["declared-public"] = "declared-public"
-    what: str = Field(min_length=1, max_length=200)
+    what: str = Field(max_length=200, pattern=r"^[^\p{C}]+$", description="printed with every claim that rests on it")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of its weights")
 
 

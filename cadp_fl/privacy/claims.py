@@ -1,5 +1,6 @@
 """What may be claimed of a plan: derived from its events, never typed."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
@@ -143,7 +144,9 @@ def compose_plans(plans: Sequence[Plan]) -> Together:
 
 def format_epsilon(epsilon: float | None) -> str:
     """Return an epsilon with two decimals, rounded up: a printed figure is never below the true one."""
-    return "-" if epsilon is None else str(Decimal(repr(epsilon)).quantize(Decimal("0.01"), ROUND_CEILING))
+    if epsilon is None or math.isinf(epsilon):
+        return "-" if epsilon is None else "infinite"
+    return str(Decimal(repr(epsilon)).quantize(Decimal("0.01"), ROUND_CEILING))
 
 
 def _unprotected(plans: Sequence[Plan]) -> tuple[str, ...]:

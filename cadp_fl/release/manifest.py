@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
+from cadp_fl.privacy.claims import RELATION, Claim
 from cadp_fl.privacy.mechanisms import NoMechanism
 
 __all__ = [
@@ -26,6 +27,8 @@ MAX_MANIFEST_BYTES = 8 << 20
 MAX_SHARD_BYTES = 1 << 30
 MAX_RELEASE_BYTES = 256 << 30
 
+_Line = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\p{C}]+$")]
+_Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -72,10 +75,30 @@ class ReleaseClaim(_Model):
     """What the site may claim of the method that this release belongs to; it travels with the records."""
 
     guarantee: Literal["end-to-end", "given-flow", "none"]
-    relation: str
-    epsilon: float | None
-    epsilon_if_flow_were_fixed: float | None
-    delta: float
+    relation: _Line
+    epsilon: _Epsilon
+    epsilon_if_flow_were_fixed: _Epsilon
+    delta: float = Field(gt=0, lt=1)
+    declared: tuple[_Line, ...] = Field((), description="what the claim takes to be public")
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "ReleaseClaim":
+        for guarantee, field in (("end-to-end", "epsilon"), ("given-flow", "epsilon_if_flow_were_fixed")):
+            if (getattr(self, field) is not None) != (self.guarantee == guarantee):
+                raise ValueError(f"a claim has an {field} if it is {guarantee}, and else none")
+        return self
+
+    @classmethod
+    def of(cls, claim: Claim) -> "ReleaseClaim":
+        """Return what travels of a claim."""
+        return cls(
+            guarantee=claim.guarantee,
+            relation=RELATION,
+            epsilon=claim.epsilon,
+            epsilon_if_flow_were_fixed=claim.epsilon_if_flow_were_fixed,
+            delta=claim.delta,
+            declared=claim.declared,
+        )
 
 
 class ReleaseHead(_Model):

@@ -5,6 +5,7 @@ not (losses, above all) stays, except in a simulation.
 """
 
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected, check_delta
-from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, RELATION, claim_of
+from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
@@ -164,6 +165,7 @@ class Site:
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage)
         flow_sha256 = weights_sha256(get_weights(flow))
         self._check_declared(asked.method, flow_sha256)
+        claim = self._claim(asked.method)
         event_id = self._ledger.spend(asked.method, asked.event)
         head = ReleaseHead(
             site=self.name,
@@ -173,7 +175,7 @@ class Site:
                 **mechanism.parameters(), latent_dims=asked.latent_dims, dims=flow.dims, shrinkage=asked.shrinkage
             ),
             noise=self._noise.kind,
-            claim=self._claim(asked.method),
+            claim=claim,
             flow_sha256=flow_sha256,
             event_id=event_id,
         )
@@ -225,6 +227,9 @@ class Site:
 
         A simulation compares methods, each as if it had been run alone. At a real site they all were: what has left
         unprotected under any plan leaves no other plan an end-to-end claim.
+
+        Raises:
+            BudgetError: the plan has no finite epsilon.
         """
         plan = self._plan(method)
         if not self._simulation:
@@ -232,13 +237,9 @@ class Site:
             open_events = tuple(event for event in spent if isinstance(event, Unprotected))
             plan = replace(plan, events=(*plan.events, *dict.fromkeys(open_events)))
         claim = claim_of(plan)
-        return ReleaseClaim(
-            guarantee=claim.guarantee,
-            relation=RELATION,
-            epsilon=claim.epsilon,
-            epsilon_if_flow_were_fixed=claim.epsilon_if_flow_were_fixed,
-            delta=claim.delta,
-        )
+        if math.inf in (claim.epsilon, claim.epsilon_if_flow_were_fixed):
+            raise BudgetError(f"A plan with a mechanism has a finite epsilon. '{method}' has none; reserve more noise.")
+        return ReleaseClaim.of(claim)
 
     def _train_classifier(self, request: Request) -> Reply:
         asked = parse(ClassifierRequest, request.settings)

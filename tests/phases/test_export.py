@@ -19,8 +19,14 @@ from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, ReleaseParameter
 
 CLASSES = ("no finding", "../up", "..", "/etc/passwd", "README.md", "a b", "a/b", "Übel", "A_B")
 
+GIVEN_FLOW = ReleaseClaim(
+    guarantee="given-flow", relation="r", epsilon=None, epsilon_if_flow_were_fixed=2.991, delta=1e-5
+)
 
-def bundle(folder, site="north", classes=CLASSES, channels=1, shards=(7, 5), side=8, seed=0, noise="seeded"):
+
+def bundle(
+    folder, site="north", classes=CLASSES, channels=1, shards=(7, 5), side=8, seed=0, noise="seeded", claim=GIVEN_FLOW
+):
     schema = Schema(name="x", shape=(channels, side, side), classes=classes)
     generator = np.random.default_rng(seed)
     parts = [
@@ -39,9 +45,7 @@ def bundle(folder, site="north", classes=CLASSES, channels=1, shards=(7, 5), sid
             clip_norm=1.0, noise_std=8.0, latent_dims=4, dims=channels * side**2, shrinkage="typical-set"
         ),
         noise=noise,
-        claim=ReleaseClaim(
-            guarantee="given-flow", relation="r", epsilon=None, epsilon_if_flow_were_fixed=2.991, delta=1e-5
-        ),
+        claim=claim,
         flow_sha256="0" * 64,
         event_id="m-release-1",
     )
@@ -109,6 +113,18 @@ def test_a_png_export_says_what_it_is(tmp_path):
     for number, site in enumerate(("north", "east"), start=1):
         copy = tmp_path / "out" / "manifests" / f"00{number}-{site}.json"
         assert manifest_from_json(copy.read_text()).site == site
+
+
+def test_a_readme_of_pictures_repeats_on_what_a_claim_rests(tmp_path):
+    claim = ReleaseClaim(
+        guarantee="end-to-end", relation="r", epsilon=1.0, epsilon_if_flow_were_fixed=None, delta=1e-5,
+        declared=("a flow of records that are public",),
+    )  # fmt: skip
+    folders = [bundle(tmp_path / str(number), seed=number, claim=claim) for number in range(2)]
+    export(folders, "png", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.count("rests on a declaration: a flow of records that are public.") == 1
+    assert "their epsilons and deltas add" in text
 
 
 @pytest.mark.parametrize(("kind", "name"), [("medmnist", "x.npz"), ("png", "x")])

@@ -60,6 +60,7 @@ def test_a_release_with_a_public_flow_is_that_of_the_method_cadp(tmp_path):
         assert (made.manifest.claim.guarantee, made.manifest.event_id) == ("end-to-end", "cadp-release-1")
         assert made.manifest.flow_sha256[:12] in made.statement
         assert "This rests on a declaration" in made.statement
+        assert "no private record had a part" in made.manifest.claim.declared[0]
         assert "trained on 'digits', and these records are of 'digits' too" in made.caution
 
 

@@ -149,7 +149,15 @@ def test_a_plan_has_a_delta_between_zero_and_one(delta):
 
 @pytest.mark.parametrize(
     ("epsilon", "text"),
-    [(1.0, "1.00"), (1.0000000001, "1.01"), (1.1, "1.10"), (2.9999833, "3.00"), (0.001, "0.01"), (None, "-")],
+    [
+        (1.0, "1.00"),
+        (1.0000000001, "1.01"),
+        (1.1, "1.10"),
+        (2.9999833, "3.00"),
+        (0.001, "0.01"),
+        (None, "-"),
+        (float("inf"), "infinite"),
+    ],
 )
 def test_a_printed_epsilon_is_never_below_the_true_one(epsilon, text):
     assert format_epsilon(epsilon) == text

@@ -270,6 +270,14 @@ def test_a_manifest_of_laplace_noise_has_its_scale_beside_its_standard_deviation
         ("laplace", {"noise_scale": 3.0, "noise_std": 3.0}, None, "times its scale"),
         ("none", UNPROTECTED | {"noise_scale": 3.0}, NO_CLAIM, "times its scale"),
         ("gaussian", {"noise_std": 0.0}, None, "greater than 0"),
+        ("gaussian", {}, {"guarantee": "end-to-end"}, "an epsilon if it is end-to-end"),
+        ("gaussian", {}, {"guarantee": "none"}, "an epsilon_if_flow_were_fixed if it is given-flow"),
+        ("gaussian", {}, {"epsilon": 1.0}, "an epsilon if it is end-to-end"),
+        ("gaussian", {}, {"epsilon_if_flow_were_fixed": float("inf")}, "claim.epsilon_if_flow_were_fixed"),
+        ("gaussian", {}, {"epsilon_if_flow_were_fixed": -1.0}, "claim.epsilon_if_flow_were_fixed"),
+        ("gaussian", {}, {"delta": 0.0}, "claim.delta"),
+        ("gaussian", {}, {"relation": "any |\n| at all"}, "claim.relation"),
+        ("gaussian", {}, {"declared": ["\x1b[2J"]}, "claim.declared"),
     ],
 )
 def test_a_manifest_whose_numbers_contradict_each_other_is_refused(mechanism, parameters, claim, reason):

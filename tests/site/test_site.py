@@ -200,6 +200,17 @@ def test_a_fixed_public_flow_makes_a_release_end_to_end_and_the_claim_says_on_wh
     assert claim.guarantee == "end-to-end"
     assert claim.epsilon == epsilon_of([EVENT], 1e-5)
     assert "the flow was trained on 'x'" in claim_of(plan).declared[0]
+    assert claim.declared == claim_of(plan).declared
+
+
+def test_a_plan_without_a_finite_epsilon_makes_no_release():
+    made = site()
+    weak = LatentLaplace(stage="release", clip_norm=600.0, noise_scale=1.0)
+    plan = Plan("m", (public(weights_sha256(weights())), weak, EVENT), 1e-5)
+    made.call(Request("reserve", {"plan": plan.to_json()}))
+    with pytest.raises(BudgetError, match="has a finite epsilon"):
+        made.call(release())
+    assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
 
 
 def test_a_release_takes_the_flow_that_was_declared_public_and_no_other():

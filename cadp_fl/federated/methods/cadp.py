@@ -284,7 +284,8 @@ def release_request(
 
 def declared_public(flow: ConditionalFlow, card: FlowCard) -> DeclaredPublic:
     """Return the event of a flow that is taken to be public, by declaration."""
-    what = f"the flow was trained on '{card.dataset.name}', in which no private record had a part"
+    name = "".join(each if each.isprintable() else "?" for each in card.dataset.name)
+    what = f"the flow was trained on '{name}', in which no private record had a part"
     return DeclaredPublic(stage="flow", what=what, sha256=weights_sha256(get_weights(flow)))
 
 
