@@ -88,6 +88,11 @@ class ReleaseClaim(_Model):
                 raise ValueError(f"a claim has an {field} if it is {guarantee}, and else none")
         return self
 
+    def exceeds(self, allowed: "ReleaseClaim") -> bool:
+        """Tell whether this claims other than what is allowed, and no weaker guarantee."""
+        order = ("none", "given-flow", "end-to-end")
+        return self != allowed and order.index(self.guarantee) >= order.index(allowed.guarantee)
+
     @classmethod
     def of(cls, claim: Claim) -> "ReleaseClaim":
         """Return what travels of a claim."""

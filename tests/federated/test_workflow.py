@@ -588,6 +588,42 @@ def test_a_reply_that_does_not_fit_counts_as_none(run_config, kind, change):
     assert {gap["site"] for gap in run.json("summary.json")["missing"]} == {"east"}
 
 
+def edit_manifest(change):
+    def edit(content):
+        tree = json.loads(json.loads(content["cadp-json"]["json"])["manifest"])
+        change(tree)
+        edit_json(manifest=json.dumps(tree))(content)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree.update(noise="entropy"),
+        lambda tree: tree["claim"].update(guarantee="end-to-end", epsilon=0.1, epsilon_if_flow_were_fixed=None),
+        lambda tree: tree["claim"].update(epsilon_if_flow_were_fixed=0.1),
+        lambda tree: tree["claim"].update(delta=1e-9),
+        lambda tree: tree["claim"].update(relation="replace one hospital"),
+        lambda tree: tree["claim"].update(declared=["all is well"]),
+    ],
+)
+def test_a_release_that_claims_more_than_its_plan_is_refused(run_config, change):
+    run = Run(run_config, "methods={cadp-given-flow: {}}", "flow.training.rounds=1")
+    tamper(run.grid, RELEASE, edit_manifest(change))
+    assert run.go() == "incomplete"
+    assert {gap["site"] for gap in run.json("summary.json")["missing"]} == {"east"}
+    assert not (run.folder / "releases" / "east").exists()
+
+
+def test_a_release_that_claims_less_than_its_plan_is_taken(run_config):
+    run = Run(run_config, "methods={cadp-given-flow: {}}", "flow.training.rounds=1")
+    less = {"guarantee": "none", "epsilon_if_flow_were_fixed": None}
+    tamper(run.grid, RELEASE, edit_manifest(lambda tree: tree["claim"].update(less)))
+    assert run.go() == "complete"
+    assert open_bundle(run.folder / "releases" / "east").manifest.claim.guarantee == "none"
+
+
 @pytest.mark.parametrize("lie", ["abc", {"step": "done"}, {"bits_per_dim": "x"}, [1]])
 def test_what_a_site_says_beside_its_reply_cannot_fake_progress(run_config, lie):
     run = Run(run_config, "methods={cadp-given-flow: {}}", "flow.training.rounds=1")

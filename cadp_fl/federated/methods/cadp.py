@@ -33,11 +33,12 @@ from cadp_fl.federated.methods.base import (
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Event
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW, claim_of
+from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.bundle import BundleWriter, check_labels, parse_shard
 from cadp_fl.release.dataset import ReleasedRecords, load_release
-from cadp_fl.release.manifest import Manifest, ReleaseParameters, manifest_from_json
+from cadp_fl.release.manifest import Manifest, ReleaseClaim, ReleaseParameters, manifest_from_json
 from cadp_fl.release.privatize import ReleaseSettings
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import FetchRequest, FlowRequest, ReleaseRequest
@@ -184,7 +185,9 @@ class CadpGivenFlow:
                 shrinkage=settings.shrinkage,
             ),
             "flow_sha256": weights_sha256(weights),
+            "noise": run.study.noise,
         }
+        allowed = ReleaseClaim.of(claim_of(Plan(self.name, self.events(), run.study.budget.delta)))
         manifests: dict[str, Manifest] = {}
 
         def check(site: str, reply: Reply) -> None:
@@ -195,6 +198,11 @@ class CadpGivenFlow:
                         f"A release is the one that was asked for. In that of '{site}', {field} is "
                         f"{getattr(manifest, field)!s:.100}, not {value!s:.100}; refuse it."
                     )
+            if manifest.claim.exceeds(allowed):
+                raise ExchangeError(
+                    f"A release claims no more than its plan allows, {allowed.guarantee}. That of '{site}' claims "
+                    f"{manifest.claim.guarantee}, or other numbers; refuse it."
+                )
             manifests[site] = manifest
 
         phase = f"{self.name}/release"
