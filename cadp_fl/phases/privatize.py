@@ -19,7 +19,7 @@ from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
-from cadp_fl.report.statement import statement_of_method
+from cadp_fl.report.statement import caution_on_flow, statement_of_method
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import ReserveRequest
 from cadp_fl.site.site import Site
@@ -92,15 +92,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     )
     manifest = _release(terms, plan, request, output)
     statement = statement_of_method(plan.method, claim_of(plan), noise=terms.noise.kind)
-    caution = _caution(terms.origin) if is_public and terms.origin == card.dataset.name else ""
-    return MadeRelease(output, manifest, statement, caution)
-
-
-def _caution(origin: str) -> str:
-    return (
-        f"CAUTION: the flow says that it was trained on '{origin}', and these records are of '{origin}' too. If a "
-        "record is among those that it was trained on, the declaration is wrong for it, and so is the claim."
-    )
+    return MadeRelease(output, manifest, statement, caution_on_flow(plan, terms.origin))
 
 
 def _release(terms: Terms, plan: Plan, request: Request, output: Path) -> Manifest:

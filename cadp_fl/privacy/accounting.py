@@ -111,6 +111,9 @@ class DeclaredPublic(_EventModel):
     kind: Literal["declared-public"] = "declared-public"
     what: str = Field(max_length=200, pattern=r"^[^\p{C}]+$", description="printed with every claim that rests on it")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of its weights")
+    dataset: str = Field(
+        "", max_length=80, description="name of the records that it was trained on, where one is known"
+    )
 
 
 ReleaseEvent = LatentGaussian | LatentLaplace | Unprotected

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 from cadp_fl.config import StudyConfig
+from cadp_fl.privacy.accounting import DeclaredPublic
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, RELATION, Claim, format_epsilon
+from cadp_fl.privacy.ledger import Plan
 
-__all__ = ["ASSUMPTIONS", "NOT_COVERED", "statement_of_method", "statement_of_study"]
+__all__ = ["ASSUMPTIONS", "NOT_COVERED", "caution_on_flow", "statement_of_method", "statement_of_study"]
 
 ASSUMPTIONS = [
     "No patient is at two sites. If one is at k sites, the claim for that patient is the sum over those sites.",
@@ -56,6 +58,20 @@ def statement_of_method(name: str, claim: Claim, *, noise: str) -> str:
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be ({conditional}, "
         f"{claim.delta:g})-differentially private ('{RELATION}') had the flow been fixed without these "
         f"records{' and the noise not been seeded' if noise == 'seeded' else ''}; {truth}."
+    )
+
+
+def caution_on_flow(plan: Plan, origin: str) -> str:
+    """Return what speaks against a plan's declaration of a public flow, or nothing.
+
+    Args:
+        origin: name of the data set that the private records are from.
+    """
+    if not any(isinstance(event, DeclaredPublic) and event.dataset == origin for event in plan.events):
+        return ""
+    return (
+        f"CAUTION: the flow says that it was trained on '{origin}', and these records are of '{origin}' too. If a "
+        "record is among those that it was trained on, the declaration is wrong for it, and so is the claim."
     )
 
 

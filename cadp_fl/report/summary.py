@@ -10,7 +10,7 @@ from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.claims import RELATION, Claim, claim_of, compose_plans
 from cadp_fl.privacy.ledger import Plan
-from cadp_fl.report.statement import ASSUMPTIONS, NOT_COVERED, statement_of_method, statement_of_study
+from cadp_fl.report.statement import ASSUMPTIONS, NOT_COVERED, caution_on_flow, statement_of_method, statement_of_study
 
 __all__ = ["SCHEMA_VERSION", "Account", "MethodFigures", "Results", "SiteEntry", "privacy_json", "summary_json"]
 
@@ -162,11 +162,13 @@ def privacy_json(results: Results) -> dict[str, Any]:
     methods: dict[str, Any] = {}
     for name, accounts in results.accounts.items():
         worst = _worst([claim_of(account.plan) for account in accounts.values()])
+        cautions = {caution_on_flow(account.plan, results.dataset) for account in accounts.values()}
+        statement = [statement_of_method(name, worst, noise=study.noise), *sorted(cautions - {""})]
         methods[name] = {
             "guarantee": worst.guarantee,
             "relation": RELATION,
             "against": "server",
-            "statement": statement_of_method(name, worst, noise=study.noise),
+            "statement": " ".join(statement),
             "sites": {site: _account(account) for site, account in sorted(accounts.items())},
         }
     together = {}

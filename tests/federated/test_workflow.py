@@ -418,8 +418,25 @@ def test_a_flow_that_is_public_and_fixed_makes_cadp_end_to_end(run_config, tmp_p
         "This rests on a declaration: the flow was trained on 'digits', in which no private record"
         in (privacy["methods"]["cadp"]["statement"])
     )
+    for text in (
+        privacy["methods"]["cadp"]["statement"],
+        privacy["statement"],
+        (run.folder / "report.html").read_text(),
+    ):
+        assert "CAUTION: the flow says that it was trained on" in text, "these are the same digits"
     assert {event["kind"] for event in privacy["methods"]["cadp"]["sites"]["east"]["spent"]} == {"latent-gaussian"}
     assert (run.folder / "releases-cadp-given-flow" / "east" / "manifest.json").is_file()
+
+
+def test_a_public_flow_of_other_records_needs_no_caution(run_config, tmp_path):
+    study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
+    schema = load_source(study.data).schema.model_copy(update={"name": "postcodes"})
+    card = FlowCard(study.flow, schema, 5, "public")
+    save_flow(tmp_path / "flow.safetensors", card.build(), card)
+    start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: public, freeze: [all]}}"
+    run = Run(run_config, f"flow.pretrained={start}", "methods=[cadp]")
+    assert run.go() == "complete"
+    assert "CAUTION" not in run.json("privacy.json")["statement"]
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def declared_public(flow: ConditionalFlow, card: FlowCard) -> DeclaredPublic:
     """Return the event of a flow that is taken to be public, by declaration."""
     name = "".join(each if each.isprintable() else "?" for each in card.dataset.name)
     what = f"the flow was trained on '{name}', in which no private record had a part"
-    return DeclaredPublic(stage="flow", what=what, sha256=weights_sha256(get_weights(flow)))
+    return DeclaredPublic(stage="flow", what=what, sha256=weights_sha256(get_weights(flow)), dataset=card.dataset.name)
 
 
 def _check_declaration(study: StudyConfig, card: FlowCard) -> None:
