@@ -5,6 +5,7 @@ nothing of it left a site, so the plan that is claimed still holds; at a real si
 site's own ledger says so.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, events_from_json
+from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.summary import MethodFigures
 
 __all__ = ["CHECKPOINT", "Checkpoint"]
@@ -26,6 +28,7 @@ CHECKPOINT = "checkpoint.json"
 class _State(BaseModel):
     model_config = ConfigDict(extra="forbid")
     started: datetime
+    plans: dict[str, dict[str, Any]] = Field(description="what each method reserves, by its name")
     resumed: list[datetime] = Field([], description="when the run was taken up again")
     finished: list[str] = Field([], description="phases, in order")
     figures: dict[str, dict[str, Any]] = Field({}, description="of every method that ended")
@@ -49,18 +52,21 @@ class Checkpoint:
         self._state = state
 
     @classmethod
-    def begin(cls, folder: Path) -> "Checkpoint":
-        """Return the state of a new run, and write it down."""
-        checkpoint = cls(folder, _State(started=datetime.now(UTC)))
+    def begin(cls, folder: Path, plans: Mapping[str, Plan]) -> "Checkpoint":
+        """Return the state of a new run with a plan for each method, and write it down."""
+        checkpoint = cls(folder, _State(started=datetime.now(UTC), plans=_trees(plans)))
         checkpoint._write()
         return checkpoint
 
     @classmethod
-    def resume(cls, folder: Path) -> "Checkpoint":
+    def resume(cls, folder: Path, plans: Mapping[str, Plan]) -> "Checkpoint":
         """Return the state that a run left in its folder, and note that it goes on.
 
+        What is claimed of a method that ended is computed from its plan, so that the plans have to be those of then. A
+        study's config may be the same, and a stored flow that it names another one.
+
         Raises:
-            InputError: the folder holds no run that can be resumed.
+            InputError: the folder holds no run that can be resumed, or one with other plans.
         """
         path = folder / CHECKPOINT
         try:
@@ -69,6 +75,12 @@ class Checkpoint:
             raise InputError(
                 f"A run is resumed from its {CHECKPOINT}. '{folder}' has none that can be read; start a new run."
             ) from error
+        ours = _trees(plans)
+        if changed := [name for name in {**ours, **state.plans} if ours.get(name) != state.plans.get(name)]:
+            raise InputError(
+                f"A run is resumed with the plans that it began with. That of '{changed[0]}' is another one now: the "
+                "stored flow, a plugin or the library changed; put it back, or start a new run."
+            )
         state.resumed.append(datetime.now(UTC))
         return cls(folder, state)
 
@@ -146,3 +158,7 @@ class Checkpoint:
     def _write(self) -> None:
         with replaced_file(self._path) as file:
             file.write_text(self._state.model_dump_json(indent=2), encoding="utf-8")
+
+
+def _trees(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
+    return {name: plan.to_json() for name, plan in plans.items()}

@@ -7,6 +7,7 @@ not.
 import contextlib
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
             and why.
     """
     methods = build_methods(study)
-    checkpoint = Checkpoint.resume(folder) if resume and (folder / CHECKPOINT).exists() else _begin(study, folder)
+    plans = {method.name: Plan(method.name, method.events(), study.budget.delta) for method in methods}
+    resumes = resume and (folder / CHECKPOINT).exists()
+    checkpoint = Checkpoint.resume(folder, plans) if resumes else _begin(study, folder, plans)
     recorder = Recorder(
         folder / "metrics.jsonl", watch, seconds=checkpoint.seconds, metrics_bytes=checkpoint.metrics_bytes
     )
@@ -59,7 +62,7 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
     )
     federation = Federation(transport, study.sites.needed, recorder)
     results = Results(study, checkpoint.started, resumed=checkpoint.resumed, software=_software())
-    conductor = _Conductor(study, methods, federation, folder, results, checkpoint)
+    conductor = _Conductor(study, methods, plans, federation, folder, results, checkpoint)
     try:
         conductor.run()
     except Exception as error:
@@ -77,13 +80,13 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
     return results.status
 
 
-def _begin(study: StudyConfig, folder: Path) -> Checkpoint:
+def _begin(study: StudyConfig, folder: Path, plans: Mapping[str, Plan]) -> Checkpoint:
     if found := [name for name in RUN_FILES if (folder / name).exists()]:
         raise InputError(f"A run is never overwritten. '{folder}' holds {found[0]} of one; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
-    return Checkpoint.begin(folder)
+    return Checkpoint.begin(folder, plans)
 
 
 class _Conductor:
@@ -93,14 +96,14 @@ class _Conductor:
         self,
         study: StudyConfig,
         methods: list[Method],
+        plans: Mapping[str, Plan],
         federation: Federation,
         folder: Path,
         results: Results,
         checkpoint: Checkpoint,
     ) -> None:
-        self._study, self._methods, self._federation = study, methods, federation
+        self._study, self._methods, self._plans, self._federation = study, methods, plans, federation
         self._folder, self._results, self._checkpoint = folder, results, checkpoint
-        self._plans = {method.name: Plan(method.name, method.events(), study.budget.delta) for method in methods}
         self._reserved: dict[str, set[str]] = {method.name: set() for method in methods}
         # As an interrupted attempt left them; the checkpoint itself goes on.
         self._missing_before, self._traffic_before = checkpoint.missing, checkpoint.traffic

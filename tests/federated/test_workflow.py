@@ -357,6 +357,31 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted(complete, run_conf
     ]
 
 
+def test_a_run_is_not_resumed_with_another_flow_than_it_began_with(run_config, tmp_path):
+    study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
+    schema, path = load_source(study.data).schema, tmp_path / "flow.safetensors"
+    start = f"{{path: {path}, trained_on: public, freeze: [all]}}"
+    overrides = f"flow.pretrained={start}", "methods={cadp: {}, fedavg: {rounds: 1}}"
+    card = FlowCard(study.flow, schema, 5, "public")
+    save_flow(path, card.build(), card)
+    run = Run(run_config, *overrides)
+    answer = run.grid.app
+
+    def killing(message, context):
+        if message.metadata.message_type == ACTIONS["train_classifier"]:
+            raise Killed
+        return answer(message, context)
+
+    run.grid.app = killing
+    with pytest.raises(Killed):
+        run.go()
+    save_flow(path, FlowCard(study.flow, schema, 6, "public").build(), card)
+    with pytest.raises(InputError, match="That of 'cadp' is another one now"):
+        Run(run_config, *overrides).go(resume=True)
+    save_flow(path, card.build(), card)
+    assert Run(run_config, *overrides).go(resume=True) == "complete"
+
+
 def test_what_cannot_be_resumed_says_so(run_config):
     run = Run(run_config)
     run.folder.mkdir()
