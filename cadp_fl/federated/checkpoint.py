@@ -1,8 +1,8 @@
 """What a run has finished, on disk, so that an interrupted one can go on from its last finished phase.
 
-A phase that was interrupted begins again: what its first attempt computed is thrown away unseen. In a simulation
-nothing of it left a site, so the plan that is claimed still holds; at a real site it would have been spent, and the
-site's own ledger says so.
+A phase that was interrupted begins again: what its first attempt computed is thrown away, and no account counts it. Its
+figures were on the terminal and in the metrics until then. A simulation's sites lose nothing by that; at a real site it
+would have been spent, and the site's own ledger says so.
 """
 
 from collections.abc import Mapping

@@ -205,8 +205,8 @@ def _resumed(results: Results) -> dict[str, Any]:
     return {
         "at": [moment.isoformat(timespec="seconds") for moment in results.resumed],
         "meaning": "the run was interrupted and went on from its last finished phase; what the interrupted attempt of "
-        "a phase had computed was thrown away unseen, and is not in these accounts. At a real site it would have been "
-        "spent, and the site's own ledger would count it",
+        "a phase had computed was thrown away, and is not in these accounts, though its figures could be read until "
+        "then. At a real site it would have been spent, and the site's own ledger would count it",
     }
 
 
