@@ -10,7 +10,8 @@ from cadp_fl.privacy.ledger import Plan
 __all__ = ["ASSUMPTIONS", "NOT_COVERED", "caution_on_flow", "statement_of_method", "statement_of_study"]
 
 ASSUMPTIONS = [
-    "No patient is at two sites. If one is at k sites, the claim for that patient is the sum over those sites.",
+    "No patient is at two sites, and none has two records. If one has m records, at any sites, what holds for that "
+    "patient is m times the epsilon, at m exp((m - 1) epsilon) times the delta.",
     "Labels are public: the number of training records of each class at a site is told to all, by declaration, so no "
     "claim covers a record's label.",
     "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates every "
@@ -21,6 +22,7 @@ ASSUMPTIONS = [
 
 NOT_COVERED = [
     "A record's label, and the number of records of a site.",
+    "Patients as such: the unit is a record, and every epsilon is for one record, whatever else the patient has there.",
     "Test records: in a simulation their confusion counts and score histograms are exact.",
     "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
     "Timing, failures, and the fact that a site took part.",
