@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from cadp_fl.errors import ConfigError
 
@@ -45,6 +45,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1, max_length=80)]
+AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Settings(BaseModel):
@@ -67,16 +68,36 @@ class DataConfig(Settings):
         max_length=10_000,
         description="one name a label, from label 0; by default read from the file, as only a simulation may",
     )
+    label: AttributeName | None = Field(
+        None,
+        description="which attribute is the class to be learned, by name or by column from 0, where a record has "
+        "several; the flow is told all, and all are public: they leave with the record, and no claim covers them",
+    )
+    attributes: tuple[AttributeName, ...] | None = Field(
+        None, min_length=2, max_length=1000, description="one name an attribute; 0, 1, ... by default"
+    )
     test_fraction: Fraction = Field(
         0.2, description="share of a site's records held out for evaluation, where the source has no test split"
     )
 
-    @field_validator("classes")
+    @field_validator("classes", "attributes")
     @classmethod
-    def _names_differ(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _names_differ(cls, names: tuple[str, ...] | None, field: ValidationInfo) -> tuple[str, ...] | None:
         if names is not None and len(set(names)) != len(names):
-            raise ValueError(f"every class has a name of its own. Found {list(names)}")
+            one = "class" if field.field_name == "classes" else "attribute"
+            raise ValueError(f"every {one} has a name of its own. Found {list(names)}")
         return names
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _column_as_text(cls, label: Any) -> Any:
+        return str(label) if type(label) is int else label
+
+    @model_validator(mode="after")
+    def _one_is_the_label(self) -> "DataConfig":
+        if self.attributes is not None and self.label is None:
+            raise ValueError("one attribute is the class to be learned. Found attributes and no label; give data.label")
+        return self
 
 
 class PartitionConfig(Settings):
@@ -217,7 +238,8 @@ class ReleaseConfig(Settings):
         "typical-set", description="how a noised latent is drawn towards the prior: typical-set or posterior-mean"
     )
     labels: Literal["public"] = Field(
-        description="public: a record's label may be known, and the relation is 'replace one record, keep its label'"
+        description="public: a record's label may be known, and so may its attributes if it has some; the relation is "
+        "'replace one record, keep its label', or 'keep its label and attributes'"
     )
     shard_records: Count = Field(4096, description="records in one file of a release")
 

@@ -34,6 +34,12 @@ def test_a_dumped_study_loads_back_equal(tiny, tmp_path):
         ("noise=none", "'noise': Input should be 'entropy' or 'seeded'. Found 'none'."),
         ("methods=[]", "'methods'"),
         ("data.classes=[a, b, a]", "data.classes: every class has a name of its own. Found ['a', 'b', 'a']."),
+        ("data.attributes=[a, b, a]", "data.attributes: every attribute has a name of its own. Found ['a', 'b', 'a']."),
+        (
+            "data.attributes=[a, b]",
+            "data: one attribute is the class to be learned. Found attributes and no label; give",
+        ),
+        ("data.label=yes", "'data.label': Input should be a valid string. Found True."),
         ("data.classes=[a]", "'data.classes': Tuple should have at least 2 items"),
         ("data.classes=[no, yes]", "'data.classes.0': Input should be a valid string. Found False."),
         ("data.download=maybe", "'data.download': Input should be a valid boolean"),

@@ -59,10 +59,10 @@ PUBLIC = {
 }
 
 CALLS = {
-    "cadp_fl.data.arrays.dataset_of": "images, labels, patients, *, classes, name, levels",
-    "cadp_fl.data.schema.Dataset": "schema, images, labels, patients",
+    "cadp_fl.data.arrays.dataset_of": "images, labels, patients, *, classes, name, levels, attributes",
+    "cadp_fl.data.schema.Dataset": "schema, images, labels, patients, attributes",
     "cadp_fl.data.schema.Source": "train, test",
-    "cadp_fl.data.sources.Reader": "read, path, takes_classes",
+    "cadp_fl.data.sources.Reader": "read, path, takes_classes, takes_label",
     "cadp_fl.federated.flower_client.register": "app, site_for, *, explain",
     "cadp_fl.federated.flower_server.Workflow": "study, folder, *, watch, resume",
     "cadp_fl.federated.flower_server.Workflow.run": "self, grid, context",

@@ -1,12 +1,12 @@
 """Arrays of a program that knows nothing of this library, as a `Dataset`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.schema import MAX_ATTRIBUTES, Dataset, Schema
 from cadp_fl.errors import DataError
 
 __all__ = ["dataset_of"]
@@ -20,6 +20,7 @@ def dataset_of(
     classes: Iterable[str | int],
     name: str = "records",
     levels: int = 256,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Return records from numpy arrays, or from tensors on the CPU. Nothing in an error is a value of a record.
 
@@ -32,21 +33,29 @@ def dataset_of(
         name: of the data set, the same at every site.
         levels: number of grey levels of a pixel, a public number. Level v of uint8 images is round(255 v / (levels -
             1)).
+        attributes: public attributes by name, in the same order at every site: 1 for each record that has it, else 0,
+            (records,).
 
     Raises:
         DataError: a type, a shape or a range is wrong.
     """
-    stack, names = _stack(np.asarray(images)), tuple(str(each) for each in classes)
+    stack, names, told = _stack(np.asarray(images)), tuple(str(each) for each in classes), dict(attributes or {})
     try:
-        schema = Schema(name=name, shape=stack.shape[1:], classes=names, levels=levels)
+        schema = Schema(name=name, shape=stack.shape[1:], classes=names, levels=levels, attributes=tuple(told))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["loc"][0] == "attributes":
+            raise DataError(
+                f"Records have up to {MAX_ATTRIBUTES} attributes, with names of 1 to 64 characters. Found {len(told)} "
+                "attributes; mend their names."
+            ) from error
         raise DataError(
             f"Records have a name, 1 or 3 channels, two or more classes and 2 to 256 levels. Found '{name}', images of "
             f"shape {stack.shape[1:]}, {len(names)} classes and {levels} levels; mend the {first['loc'][0]}."
         ) from error
     owners = None if patients is None else _integers(patients, "Patients")
-    return Dataset(schema, _pixels(stack, levels), _integers(labels, "Labels"), owners)
+    values = _attributes(told, len(stack)) if told else None
+    return Dataset(schema, _pixels(stack, levels), _integers(labels, "Labels"), owners, values)
 
 
 def _stack(images: np.ndarray) -> np.ndarray:
@@ -68,6 +77,14 @@ def _pixels(images: np.ndarray, levels: int) -> np.ndarray:
     if images.dtype != np.uint8:
         raise DataError(f"Pixels are uint8, 0 to 255, or floats, 0 to 1. Found {images.dtype}; convert them.")
     return np.ascontiguousarray(images)
+
+
+def _attributes(told: Mapping[str, Any], records: int) -> np.ndarray:
+    """Return attributes as uint8, (records, attributes)."""
+    columns = [np.asarray(values) for values in told.values()]
+    if any(column.shape != (records,) or not np.isin(column, (0, 1)).all() for column in columns):
+        raise DataError(f"An attribute is 0 or 1 for each of the {records} records. Found others; mend the attributes.")
+    return np.stack(columns, axis=1).astype(np.uint8)
 
 
 def _integers(values: Any, what: str) -> np.ndarray:

@@ -1,10 +1,11 @@
 """MedMNIST's file format: one .npz of image splits, with labels and, where they are known, patients.
 
     {train,val,test}_images    uint8, (records, height, width) or (records, height, width, 3)
-    {train,val,test}_labels    integers, (records,) or (records, 1)
+    {train,val,test}_labels    integers, (records,) or (records, 1); or 0 and 1, (records, attributes): multi-label
     {train,val,test}_patients  integers or text, (records,) or (records, 1): our addition, in every split or in none
 
 The train and val splits are records to train on; val and test may be missing. Nothing in an error names a patient.
+Of a multi-label file, `data.label` says which attribute is the class to be learned; all of them are public attributes.
 
 References:
     Yang et al.: MedMNIST v2, a large-scale lightweight benchmark for 2D and 3D biomedical image classification,
@@ -12,15 +13,17 @@ References:
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from cadp_fl.config import DataConfig
-from cadp_fl.data.schema import MAX_CLASSES, MAX_SIDE, Dataset, Schema, Source
+from cadp_fl.config import DataConfig, parse
+from cadp_fl.data.schema import MAX_ATTRIBUTES, MAX_CLASSES, MAX_SIDE, Dataset, Schema, Source
 from cadp_fl.errors import DataError
 from cadp_fl.npz import Npz, NpzError, open_npz
 
-__all__ = ["read_medmnist"]
+__all__ = ["read_medmnist", "read_medmnist_as"]
 
 MAX_UNPACKED_BYTES = 16 << 30
 SPLITS = ("train", "val", "test")
@@ -35,29 +38,67 @@ def read_medmnist(config: DataConfig) -> Source:
     assert config.path is not None, "check_source asks for it"
     try:
         with open_npz(config.path, limit=MAX_UNPACKED_BYTES) as npz:
-            return _source(npz, config.path.stem[:80], config.classes)
+            return _source(npz, config.path.stem[:80], config)
     except NpzError as error:
         raise DataError(
             f"A MedMNIST file is an npz of plain arrays. '{config.path}' is not: {error}; get the file again."
         ) from error
 
 
-def _source(npz: Npz, name: str, classes: tuple[str, ...] | None) -> Source:
+def read_medmnist_as(path: Path, schema: Schema) -> Source:
+    """Return the records of a file, with the names that a schema has for their classes and attributes.
+
+    Raises:
+        DataError: it is no such file, its records break the format, or no attribute has the classes' name.
+    """
+    settings = {"source": "medmnist", "path": path, "classes": schema.classes}
+    if schema.attributes:
+        label = schema.classes[-1]
+        if label not in schema.attributes or schema.classes != _classes_of(label):
+            raise DataError(
+                "Which attribute of a multi-label file is the label is told by classes named 'not NAME' and 'NAME'. "
+                f"Found '{schema.classes[0]}' and '{label}'; leave data.classes out where the flow is trained."
+            )
+        settings |= {"label": label, "attributes": schema.attributes}
+    return read_medmnist(parse(DataConfig, settings))
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """What a file says of its records beside their images and patients.
+
+    Attributes:
+        of: by split, int64, (records,).
+        classes: their names.
+        attributes: by split, uint8, (records, attributes); empty where a record has one label alone.
+        names: of the attributes.
+    """
+
+    of: Mapping[str, np.ndarray]
+    classes: tuple[str, ...]
+    attributes: Mapping[str, np.ndarray]
+    names: tuple[str, ...] = ()
+
+
+def _source(npz: Npz, name: str, config: DataConfig) -> Source:
     shapes = {split: _image_shape(npz, split) for split in _splits(npz)}
     if len(found := {shape[1:] for shape in shapes.values()}) > 1:
         raise DataError(f"The images of all splits have one shape. Found {_listed(found)}; mend the file.")
     height, width, *channels = found.pop()
-    labels = {split: _labels(npz, split, shape[0]) for split, shape in shapes.items()}
-    patients = _patients(npz, {split: shape[0] for split, shape in shapes.items()})
-    schema = Schema(name=name, shape=(3 if channels else 1, height, width), classes=_classes(labels, classes))
+    records = {split: shape[0] for split, shape in shapes.items()}
+    labels, patients = _all_labels(npz, records, config), _patients(npz, records)
+    schema = Schema(
+        name=name, shape=(3 if channels else 1, height, width), classes=labels.classes, attributes=labels.names
+    )
 
     def dataset(*splits: str) -> Dataset:
         images = npz.array(*(f"{split}_images" for split in splits))
         return Dataset(
             schema,
             np.ascontiguousarray(np.moveaxis(images, 3, 1)) if channels else images[:, None],
-            np.concatenate([labels[split] for split in splits]),
+            np.concatenate([labels.of[split] for split in splits]),
             np.concatenate([patients[split] for split in splits]) if patients else None,
+            np.concatenate([labels.attributes[split] for split in splits]) if labels.attributes else None,
         )
 
     train = dataset(*(split for split in shapes if split != "test"))
@@ -99,13 +140,76 @@ def _image_shape(npz: Npz, split: str) -> tuple[int, ...]:
     return shape
 
 
+def _all_labels(npz: Npz, records: Mapping[str, int], config: DataConfig) -> _Labels:
+    """Return the labels of every split, and the attributes that one of them was chosen from."""
+    if config.label is None:
+        labels = {split: _labels(npz, split, count) for split, count in records.items()}
+        return _Labels(labels, _classes(labels, config.classes), {})
+    attributes = {split: _attributes(npz, split, count) for split, count in records.items()}
+    if len(counts := {values.shape[1] for values in attributes.values()}) > 1:
+        raise DataError(f"Records have as many labels in every split. Found {_listed(counts)}; mend the file.")
+    count = counts.pop()
+    names = config.attributes or tuple(str(number) for number in range(count))
+    if len(names) != count:
+        raise DataError(
+            f"data.attributes names every label. Found {len(names)} names for {count} labels; name each once."
+        )
+    column = _column_named(config.label, names)
+    classes = config.classes or _classes_of(names[column])
+    if len(classes) != 2:
+        raise DataError(
+            f"A record lacks the attribute '{names[column]}' or has it: two classes. Found {len(classes)} names in "
+            "data.classes; give two, or none."
+        )
+    labels = {split: values[:, column].astype(np.int64) for split, values in attributes.items()}
+    return _Labels(labels, classes, attributes, names)
+
+
+def _attributes(npz: Npz, split: str, records: int) -> np.ndarray:
+    """Return the labels of a split of a multi-label file, uint8 (records, attributes), each 0 or 1."""
+    name = f"{split}_labels"
+    header = npz.header(name)
+    if len(header.shape) != 2 or header.shape[0] != records or header.shape[1] < 2:
+        raise DataError(
+            f"data.label chooses among several labels of each of the {records} images. '{name}' is {header.shape}; "
+            "remove data.label and data.attributes, or mend the file."
+        )
+    if header.shape[1] > MAX_ATTRIBUTES:
+        raise DataError(
+            f"A record has at most {MAX_ATTRIBUTES} attributes. '{name}' has {header.shape[1]}; leave some out."
+        )
+    if header.dtype.kind not in "iu":
+        raise DataError(f"Attributes are integers, 0 or 1. '{name}' is {header.dtype}; convert it.")
+    values = npz.array(name)
+    if int(values.min()) < 0 or int(values.max()) > 1:
+        raise DataError(f"An attribute is 0 or 1. '{name}' holds {values.min()} to {values.max()}; convert it.")
+    return values.astype(np.uint8)
+
+
+def _column_named(label: str, names: tuple[str, ...]) -> int:
+    """Return the column of an attribute, which is given by its name or by its number."""
+    if label in names:
+        return names.index(label)
+    if label.isdecimal() and int(label) < len(names):
+        return int(label)
+    listed = f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    raise DataError(
+        f"data.label is one of the attributes: {listed}; or its column, 0 to {len(names) - 1}. Found '{label}'."
+    )
+
+
+def _classes_of(attribute: str) -> tuple[str, ...]:
+    return (f"not {attribute}", attribute)
+
+
 def _labels(npz: Npz, split: str, records: int) -> np.ndarray:
     """Return the labels of a split, int64 (records,), none below zero."""
     name = f"{split}_labels"
     header = npz.header(name)
     if len(header.shape) == 2 and header.shape[1] > 1:
         raise DataError(
-            f"A record has one label. '{name}' has {header.shape[1]} (multi-label); choose one column, or other data."
+            f"A record has one label. '{name}' has {header.shape[1]} (multi-label); name the one to learn with "
+            "data.label, which makes all of them public attributes, or choose other data."
         )
     if header.dtype.kind not in "iu":
         raise DataError(f"Labels are integers from 0. '{name}' is {header.dtype}; convert it.")

@@ -1,19 +1,21 @@
 """What a data set is: a public schema, the records that follow it, and the splits that a source has."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from cadp_fl.errors import DataError
 
-__all__ = ["MAX_CLASSES", "MAX_SIDE", "Dataset", "Schema", "Source"]
+__all__ = ["MAX_ATTRIBUTES", "MAX_CLASSES", "MAX_SIDE", "Dataset", "Schema", "Source"]
 
 MAX_SIDE = 4096
 MAX_CLASSES = 10_000
+MAX_ATTRIBUTES = 1000
 
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_Attribute = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Schema(BaseModel):
@@ -24,6 +26,7 @@ class Schema(BaseModel):
         shape: (channels, height, width) of an image.
         classes: one name a class; a label is an index into them.
         levels: number of grey levels of a pixel; level v is stored as round(255 v / (levels - 1)).
+        attributes: names of what a record has or lacks, public as its label is; none where records have a label alone.
 
     Raises:
         pydantic.ValidationError: a value is out of range.
@@ -34,6 +37,27 @@ class Schema(BaseModel):
     shape: tuple[Literal[1, 3], _Side, _Side]
     classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES)
     levels: int = Field(256, ge=2, le=256)
+    attributes: tuple[_Attribute, ...] = Field((), max_length=MAX_ATTRIBUTES)
+
+    @property
+    def conditions(self) -> int:
+        """Length of the condition that a flow is told: multi-hot of the attributes, else one-hot of the classes."""
+        return len(self.attributes) or len(self.classes)
+
+    @field_validator("attributes")
+    @classmethod
+    def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("every attribute has a name of its own")
+        return names
+
+    @model_serializer(mode="wrap")
+    def _as_before_attributes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave attributes out where there are none, so that such a schema is written as it always was."""
+        tree: dict[str, Any] = handler(self)
+        if not self.attributes:
+            tree.pop("attributes", None)
+        return tree
 
 
 @dataclass(frozen=True)
@@ -44,12 +68,14 @@ class Dataset:
         images: uint8, (records, channels, height, width).
         labels: int64, (records,), each below the number of classes.
         patients: int64, (records,): which patient a record is of. None: every record is of another patient.
+        attributes: uint8, (records, attributes): 1 where a record has one, else 0. None if the schema has none.
     """
 
     schema: Schema
     images: np.ndarray
     labels: np.ndarray
     patients: np.ndarray | None = None
+    attributes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.labels), *self.schema.shape)
@@ -67,6 +93,23 @@ class Dataset:
             raise DataError(
                 f"Patients are int64 of shape {self.labels.shape}. Found {self.patients.dtype} {self.patients.shape}."
             )
+        self._check_attributes()
+
+    def _check_attributes(self) -> None:
+        names, values = self.schema.attributes, self.attributes
+        if values is None and not names:
+            return
+        if values is None or not names:
+            raise DataError(
+                f"Records have the attributes that their schema names. It names {len(names)}, and the records have "
+                f"{'none' if values is None else 'some'}."
+            )
+        if values.dtype != np.uint8 or values.shape != (len(self), len(names)):
+            raise DataError(
+                f"Attributes are uint8 of shape {(len(self), len(names))}. Found {values.dtype} {values.shape}."
+            )
+        if values.size and values.max() > 1:
+            raise DataError(f"An attribute is 0 or 1. Found up to {values.max()}.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,7 +117,13 @@ class Dataset:
     def select(self, indices: np.ndarray) -> "Dataset":
         """Return the records at `indices`, int64 (count,), in that order."""
         patients = None if self.patients is None else self.patients[indices]
-        return Dataset(self.schema, self.images[indices], self.labels[indices], patients)
+        attributes = None if self.attributes is None else self.attributes[indices]
+        return Dataset(self.schema, self.images[indices], self.labels[indices], patients, attributes)
+
+    @property
+    def condition(self) -> np.ndarray:
+        """What a flow is told of each record: its attributes if it has some, else its label; for `condition_of`."""
+        return self.labels if self.attributes is None else self.attributes
 
     def class_counts(self) -> np.ndarray:
         """Return the number of records of every class, int64 (classes,)."""

@@ -28,11 +28,13 @@ class Reader:
         read: returns all that the source holds.
         path: whether `data.path` is a file that has to be there, a folder with a default, or not taken.
         takes_classes: whether `data.classes` names the classes, or the source does itself.
+        takes_label: whether a record may have several labels, of which `data.label` names the class to be learned.
     """
 
     read: Callable[[DataConfig], Source]
     path: Literal["none", "file", "folder"] = "none"
     takes_classes: bool = False
+    takes_label: bool = False
 
 
 def _read_digits(_config: DataConfig) -> Source:
@@ -49,7 +51,7 @@ def _read_digits(_config: DataConfig) -> Source:
 SOURCES: dict[str, Reader] = {
     "digits": Reader(_read_digits),
     "fashion-mnist": Reader(read_fashion_mnist, path="folder"),
-    "medmnist": Reader(read_medmnist, path="file", takes_classes=True),
+    "medmnist": Reader(read_medmnist, path="file", takes_classes=True, takes_label=True),
     "mnist": Reader(read_mnist, path="folder"),
 }
 
@@ -58,7 +60,7 @@ def check_source(config: DataConfig) -> None:
     """Check that a config names a source and gives what it needs, without reading records.
 
     Raises:
-        ConfigError: the source is unknown, lacks its path, or does not take a path or names of classes.
+        ConfigError: the source is unknown, lacks its path, or does not take a path, names of classes or a label.
         DataError: there is no file, or no folder, at the path.
     """
     if config.source not in SOURCES:
@@ -66,6 +68,11 @@ def check_source(config: DataConfig) -> None:
     reader, path = SOURCES[config.source], config.path
     if config.classes is not None and not reader.takes_classes:
         raise ConfigError(f"Data source '{config.source}' names its classes itself. Found others; remove data.classes.")
+    if config.label is not None and not reader.takes_label:
+        raise ConfigError(
+            f"Data source '{config.source}' gives every record one label. Found '{config.label}' to choose among "
+            "several; remove data.label and data.attributes."
+        )
     if path is None:
         if reader.path == "file":
             raise ConfigError(f"Data source '{config.source}' reads a file. Found none; pass --set data.path=FILE.")

@@ -11,8 +11,8 @@ from torch import nn
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.classifier.training import log_odds, train_class_balanced
-from cadp_fl.config import ClassifierConfig, DataConfig, StudyConfig, parse
-from cadp_fl.data.medmnist import read_medmnist
+from cadp_fl.config import ClassifierConfig, StudyConfig, parse
+from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import InputError
@@ -143,7 +143,7 @@ def _test_records(path: Path, schema: Schema) -> Dataset:
     """
     if not path.is_file():
         raise InputError(f"Test records are read from a MedMNIST file. There is none at '{path}'; check the path.")
-    source = read_medmnist(parse(DataConfig, {"source": "medmnist", "path": path, "classes": schema.classes}))
+    source = read_medmnist_as(path, schema)
     if source.test is None:
         raise InputError(f"Test records are a file's test split. '{path}' has none; add test_images and test_labels.")
     if source.schema.shape != schema.shape:

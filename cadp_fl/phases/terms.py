@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cadp_fl.config import BudgetConfig, DataConfig, ReleaseConfig, load_study, parse
-from cadp_fl.data.medmnist import read_medmnist
+from cadp_fl.config import BudgetConfig, ReleaseConfig, load_study, parse
+from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.partition import SiteData, deal
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.sources import load_source
@@ -146,11 +146,9 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     name, device = _checked_name(options.name or "site"), resolve_device(options.device or "auto")
     if not path.is_file():
         raise InputError(f"Records are read from a file. There is none at '{path}'; check the path.")
-    train = read_medmnist(
-        parse(DataConfig, {"source": "medmnist", "path": path, "classes": card.dataset.classes})
-    ).train
+    train = read_medmnist_as(path, card.dataset).train
     check_fits_records(train.schema, card)
-    records = Dataset(card.dataset, train.images, train.labels, train.patients)
+    records = Dataset(card.dataset, train.images, train.labels, train.patients, train.attributes)
     data = SiteData(records, records.select(np.arange(0)))
     origin = train.schema.name
     return Terms(name, data, origin, release, budget, noise, device, simulation=False, public_flow=True)

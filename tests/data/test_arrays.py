@@ -34,6 +34,13 @@ def test_uint8_images_stay_as_they_are():
     assert made.schema.classes == ("no", "yes")
 
 
+def test_attributes_are_columns_in_the_order_of_their_names():
+    told = {"young": [1, 1, 0, 0], "hat": torch.tensor([0.0, 1.0, 0.0, 1.0]), "bald": LABELS == 1}
+    made = dataset_of(IMAGES, LABELS, classes=("no", "yes"), attributes=told)
+    assert made.schema.attributes == ("young", "hat", "bald")
+    assert made.attributes.tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 1], [0, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -46,6 +53,10 @@ def test_uint8_images_stay_as_they_are():
         ({"labels": np.zeros(4)}, "Labels are integers. Found float64"),
         ({"labels": LABELS + 1}, "A label is 0 to 1. Found 1 to 2"),
         ({"patients": list("aabb")}, "Patients are integers"),
+        ({"attributes": {"hat": [0, 1, 2, 0]}}, "An attribute is 0 or 1 for each of the 4 records. Found others"),
+        ({"attributes": {"hat": [0, 1, np.nan, 0]}}, "An attribute is 0 or 1"),
+        ({"attributes": {"hat": [0, 1, 1]}}, "for each of the 4 records"),
+        ({"attributes": {"": [0, 1, 1, 0]}}, "names of 1 to 64 characters. Found 1 attributes; mend their names"),
         ({"classes": ["only"]}, "two or more classes.* 1 classes .*mend the classes"),
         ({"images": np.zeros((4, 8, 8)), "levels": 1}, "2 to 256 levels.* 1 levels; mend the levels"),
     ],

@@ -11,6 +11,7 @@ import pytest
 
 from cadp_fl.config import DataConfig, PartitionConfig
 from cadp_fl.data import medmnist
+from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.partition import deal
 from cadp_fl.data.sources import SOURCES, Reader, check_source, load_source
 from cadp_fl.errors import ConfigError, DataError
@@ -68,6 +69,7 @@ def test_digits_are_what_scikit_learn_bundles():
         ({"source": "digits", "path": "/x"}, ConfigError, "'digits' takes no path. Found '/x'; remove data.path."),
         ({"source": "digits", "classes": ("a", "b")}, ConfigError, "'digits' names its classes itself"),
         ({"source": "mnist", "classes": ("a", "b")}, ConfigError, "'mnist' names its classes itself"),
+        ({"source": "digits", "label": "3"}, ConfigError, "'digits' gives every record one label. Found '3' to choose"),
         ({"source": "medmnist"}, ConfigError, "reads a file. Found none; pass --set data.path=FILE."),
         ({"source": "medmnist", "path": "/none/x.npz"}, DataError, "There is none at '/none/x.npz'; check it."),
         ({"source": "medmnist", "path": "/"}, DataError, "There is none at '/'; check it."),
@@ -146,7 +148,7 @@ def test_records_of_one_patient_stay_together_under_whatever_name(tmp_path, code
         ({"test_labels": None}, "'test_labels' is missing"),
         ({"val_images": np.zeros((2, 4, 5), np.uint8)}, "'val_labels' is missing"),
         ({"train_labels": np.zeros(5, np.int64)}, "'train_labels' has one value for each of the 6 images. It is (5,)"),
-        ({"train_labels": np.zeros((6, 14), np.int64)}, "'train_labels' has 14 (multi-label)"),
+        ({"train_labels": np.zeros((6, 14), np.int64)}, "'train_labels' has 14 (multi-label); name the one to learn"),
         ({"train_labels": np.zeros((6, 0), np.int64)}, "It is (6, 0); mend the file."),
         ({"train_labels": np.zeros(6)}, "Labels are integers from 0. 'train_labels' is float64"),
         ({"train_labels": np.arange(6) - 1}, "'train_labels' holds -1 to 4"),
@@ -186,6 +188,72 @@ def test_a_file_that_breaks_the_format_is_one_sentence(tmp_path, changes, senten
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def several(label="1", changes=None, **config):
+    """Return the settings and arrays of a file with three labels a record."""
+    values = np.array([[0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1], [0, 0, 0]], np.uint8)
+    return arrays(6, None, 2, **({"train_labels": values, "test_labels": values[:2]} | (changes or {}))), {
+        "label": label
+    } | config
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "classes"),
+    [
+        (1, None, ("not 1", "1")),
+        ("1", None, ("not 1", "1")),
+        ("smiling", ("hat", "smiling", "young"), ("not smiling", "smiling")),
+        (1, ("hat", "smiling", "young"), ("not smiling", "smiling")),
+        ("2", ("0", "2", "1"), ("not 2", "2")),
+    ],
+)
+def test_one_of_several_labels_is_learned_and_all_are_attributes(tmp_path, label, names, classes):
+    named, settings = several(label, attributes=names)
+    source = load(tmp_path, named, **settings)
+    assert (source.schema.classes, source.schema.attributes) == (classes, names or ("0", "1", "2"))
+    assert source.train.labels.tolist() == [1, 1, 0, 0, 1, 0]
+    assert np.array_equal(source.train.attributes, named["train_labels"])
+    assert np.array_equal(source.test.attributes, named["test_labels"])
+    assert source.train.attributes.dtype == np.uint8
+
+
+def test_the_two_classes_of_an_attribute_may_have_other_names(tmp_path):
+    named, settings = several(classes=("serious", "smiling"))
+    assert load(tmp_path, named, **settings).schema.classes == ("serious", "smiling")
+
+
+def test_a_file_is_read_with_the_names_of_a_schema_that_is_known(tmp_path):
+    named, settings = several("smiling", attributes=("hat", "smiling", "young"))
+    source = load(tmp_path, named, **settings)
+    assert read_medmnist_as(tmp_path / "small.npz", source.schema).schema == source.schema
+    renamed = source.schema.model_copy(update={"classes": ("serious", "smiling")})
+    with pytest.raises(DataError, match=r"Found 'serious' and 'smiling'; leave data.classes out"):
+        read_medmnist_as(tmp_path / "small.npz", renamed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"label": "x"}, "data.label is one of the attributes: 0, 1, 2; or its column, 0 to 2. Found 'x'."),
+        ({"label": "3"}, "Found '3'."),
+        ({"label": "hat", "attributes": ("hat", "young")}, "Found 2 names for 3 labels; name each once."),
+        ({"classes": ("a", "b", "c")}, "two classes. Found 3 names in data.classes; give two, or none."),
+        ({"changes": {"test_labels": np.full((2, 3), 2)}}, "0 or 1. 'test_labels' holds 2 to 2; convert it."),
+        ({"changes": {"train_labels": np.full((6, 3), -1)}}, "0 or 1. 'train_labels' holds -1 to -1; convert it."),
+        ({"changes": {"train_labels": np.zeros((6, 3))}}, "integers, 0 or 1. 'train_labels' is float64"),
+        ({"changes": {"train_labels": np.zeros((5, 3), int)}}, "each of the 6 images. 'train_labels' is (5, 3)"),
+        ({"changes": {"train_labels": np.zeros((6, 1001), int)}}, "at most 1000 attributes. 'train_labels' has 1001"),
+        ({"changes": {"test_labels": np.zeros((2, 4), int)}}, "as many labels in every split. Found 3 and 4; mend"),
+        ({"changes": {"test_labels": np.zeros((2, 1), int)}}, "'test_labels' is (2, 1); remove data.label"),
+    ],
+)
+def test_several_labels_that_do_not_fit_are_one_sentence(tmp_path, settings, sentence):
+    named, config = several(**settings)
+    with pytest.raises(DataError) as caught:
+        load(tmp_path, named, **config)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_label_outside_the_classes_is_refused(tmp_path):
