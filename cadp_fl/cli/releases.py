@@ -43,7 +43,8 @@ def privatize(
 
     Of a study, an option that is left out is the study's, and with seeded
     noise the bundle is the federation's. Labels are public by declaration:
-    every record leaves with its true label, and no claim covers it.
+    every record leaves with its true label, and no claim covers it. So are the
+    attributes of records that have some.
 
     NO LEDGER: this command remembers nothing. A second release of the same
     records composes with the first (epsilons and deltas add), and nothing

@@ -117,7 +117,7 @@ class _Conductor:
         """
         study, results = self._study, self._results
         schema, results.sites = _describe(study, self._federation)
-        results.dataset = schema.name
+        results.dataset, results.attributes = schema.name, schema.attributes
         sizes = {site: entry.train for site, entry in results.sites.items()}
         for size in sizes.values():
             check_delta(study.budget.delta, size)

@@ -91,7 +91,9 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         get_weights(flow),
     )
     manifest = _release(terms, plan, request, output)
-    statement = statement_of_method(plan.method, claim_of(plan), noise=terms.noise.kind)
+    statement = statement_of_method(
+        plan.method, claim_of(plan), noise=terms.noise.kind, relation=manifest.claim.relation
+    )
     return MadeRelease(output, manifest, statement, caution_on_flow(plan, terms.origin))
 
 

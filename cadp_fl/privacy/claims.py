@@ -1,7 +1,7 @@
 """What may be claimed of a plan: derived from its events, never typed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Literal
@@ -22,18 +22,14 @@ __all__ = [
     "FLOW_WEIGHTS",
     "LOCAL_TEST_RESULTS",
     "PRIVATE_FLOW",
-    "RELATION",
     "UNNAMED_FLOW",
     "Claim",
     "Together",
     "claim_of",
     "compose_plans",
     "format_epsilon",
+    "relation_of",
 ]
-
-RELATION = "replace one record, keep its label"
-"""The neighbouring relation of every claim while labels are public by declaration: a site's class counts are told to
-all, and a release decodes under the true label, so no claim may cover a label."""
 
 FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
 PRIVATE_FLOW = Unprotected(stage="flow", what="a flow trained on private records before this study")
@@ -44,6 +40,19 @@ CLASSIFIER_WEIGHTS = Unprotected(
 LOCAL_TEST_RESULTS = Unprotected(
     stage="classifier", what="test results of a classifier trained without differential privacy"
 )
+
+
+def relation_of(attributes: Collection[str]) -> str:
+    """Return the neighbouring relation of every claim while labels, and attributes, are public by declaration.
+
+    A site's class counts are told to all, and a release decodes under the true label, so no claim may cover a label.
+    Where records have attributes, a release decodes under the true ones and tells them, so no claim may cover those.
+
+    Args:
+        attributes: names of the records' attributes; empty where they have none.
+    """
+    return "replace one record, keep its label and attributes" if attributes else "replace one record, keep its label"
+
 
 Guarantee = Literal["end-to-end", "given-flow", "none"]
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
-from cadp_fl.privacy.claims import RELATION, Claim
+from cadp_fl.privacy.claims import Claim
 from cadp_fl.privacy.mechanisms import NoMechanism
 
 __all__ = [
@@ -94,11 +94,11 @@ class ReleaseClaim(_Model):
         return self != allowed and order.index(self.guarantee) >= order.index(allowed.guarantee)
 
     @classmethod
-    def of(cls, claim: Claim) -> "ReleaseClaim":
-        """Return what travels of a claim."""
+    def of(cls, claim: Claim, relation: str) -> "ReleaseClaim":
+        """Return what travels of a claim under a neighbouring relation."""
         return cls(
             guarantee=claim.guarantee,
-            relation=RELATION,
+            relation=relation,
             epsilon=claim.epsilon,
             epsilon_if_flow_were_fixed=claim.epsilon_if_flow_were_fixed,
             delta=claim.delta,

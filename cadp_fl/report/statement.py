@@ -1,27 +1,22 @@
 """The privacy statement in words: who is protected against whom, what is covered, and what is not."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.privacy.accounting import DeclaredPublic
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, RELATION, Claim, format_epsilon
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, format_epsilon, relation_of
 from cadp_fl.privacy.ledger import Plan
 
-__all__ = ["ASSUMPTIONS", "NOT_COVERED", "caution_on_flow", "statement_of_method", "statement_of_study"]
+__all__ = ["assumptions", "caution_on_flow", "not_covered", "statement_of_method", "statement_of_study"]
 
-ASSUMPTIONS = [
-    "No patient is at two sites, and none has two records. If one has m records, at any sites, what holds for that "
-    "patient is m times the epsilon, at m exp((m - 1) epsilon) times the delta.",
-    "Labels are public: the number of training records of each class at a site is told to all, by declaration, so no "
-    "claim covers a record's label.",
+_ASSUMPTIONS = [
     "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates every "
     "replaced record under such sampling is checked numerically, not proven here.",
     "Config, architecture and clip norms were chosen without looking at the training records, and each record's site "
     "and its split into training and test do not depend on its image.",
 ]
 
-NOT_COVERED = [
-    "A record's label, and the number of records of a site.",
+_NOT_COVERED = [
     "Patients as such: the unit is a record, and every epsilon is for one record, whatever else the patient has there.",
     "Test records: in a simulation their confusion counts and score histograms are exact.",
     "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
@@ -30,15 +25,40 @@ NOT_COVERED = [
 ]
 
 
-def statement_of_method(name: str, claim: Claim, *, noise: str) -> str:
-    """Return what may be claimed of a method, if only it had been run."""
+def assumptions(attributes: Collection[str]) -> list[str]:
+    """Return what every claim assumes, of records with some attributes or with none."""
+    public = (
+        "Labels are public: the number of training records of each class at a site is told to all, by declaration, so "
+        "no claim covers a record's label."
+    )
+    if attributes:
+        public = (
+            "Labels and attributes are public: the number of training records of each class at a site is told to all, "
+            "and each released record leaves with its true label and attributes, by declaration, so no claim covers "
+            "them."
+        )
+    patients = (
+        "No patient is at two sites, and none has two records. If one has m records, at any sites, what holds for that "
+        "patient is m times the epsilon, at m exp((m - 1) epsilon) times the delta."
+    )
+    return [patients, public, *_ASSUMPTIONS]
+
+
+def not_covered(attributes: Collection[str]) -> list[str]:
+    """Return what no claim covers, of records with some attributes or with none."""
+    own = "A record's label and attributes" if attributes else "A record's label"
+    return [f"{own}, and the number of records of a site.", *_NOT_COVERED]
+
+
+def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -> str:
+    """Return what may be claimed of a method under a neighbouring relation, if only it had been run."""
     if claim.guarantee == "none":
         return f"{name}: no privacy. This left the sites without any protection: {'; '.join(claim.unprotected)}."
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     if claim.guarantee == "end-to-end":
         return (
             f"{name}: everything computed from training records that leaves a site is accounted. For two data sets of "
-            f"a site that differ by '{RELATION}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
+            f"a site that differ by '{relation}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
             "differentially private, over all steps of all rounds, against the server and all that it shares with. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
             + "".join(f" This rests on a declaration: {each}." for each in claim.declared)
@@ -58,7 +78,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str) -> str:
         truth = "no one has declared that it was"
     return (
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be ({conditional}, "
-        f"{claim.delta:g})-differentially private ('{RELATION}') had the flow been fixed without these "
+        f"{claim.delta:g})-differentially private ('{relation}') had the flow been fixed without these "
         f"records{' and the noise not been seeded' if noise == 'seeded' else ''}; {truth}."
     )
 
@@ -77,8 +97,8 @@ def caution_on_flow(plan: Plan, origin: str) -> str:
     )
 
 
-def statement_of_study(study: StudyConfig, methods: Mapping[str, str]) -> str:
-    """Return the paragraph on a whole study."""
+def statement_of_study(study: StudyConfig, attributes: Collection[str], methods: Mapping[str, str]) -> str:
+    """Return the paragraph on a whole study, of records with some attributes or with none."""
     source = (
         "The privacy noise of this run was derived from a seed, so that the run can be repeated. Whoever knows the "
         "seed can remove the noise: nothing released here is protected."
@@ -88,14 +108,14 @@ def statement_of_study(study: StudyConfig, methods: Mapping[str, str]) -> str:
     return " ".join(
         [
             f"This is a simulation of {study.sites.count} sites. The privacy unit is one {study.budget.unit} of a "
-            f"site's training data; the neighbouring relation is '{RELATION}'.",
+            f"site's training data; the neighbouring relation is '{relation_of(attributes)}'.",
             source,
             *methods.values(),
             "Each statement holds if only that method had been run; all methods of this study together compose to what "
             "privacy.json says.",
             "Assumptions:",
-            *ASSUMPTIONS,
+            *assumptions(attributes),
             "Not covered:",
-            *NOT_COVERED,
+            *not_covered(attributes),
         ]
     )

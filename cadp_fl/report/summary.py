@@ -8,9 +8,9 @@ from typing import Any
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
-from cadp_fl.privacy.claims import RELATION, Claim, claim_of, compose_plans
+from cadp_fl.privacy.claims import Claim, claim_of, compose_plans, relation_of
 from cadp_fl.privacy.ledger import Plan
-from cadp_fl.report.statement import ASSUMPTIONS, NOT_COVERED, caution_on_flow, statement_of_method, statement_of_study
+from cadp_fl.report.statement import assumptions, caution_on_flow, not_covered, statement_of_method, statement_of_study
 
 __all__ = ["SCHEMA_VERSION", "Account", "MethodFigures", "Results", "SiteEntry", "privacy_json", "summary_json"]
 
@@ -70,6 +70,7 @@ class Results:
         study: the config.
         started: when it began.
         dataset: name of the data set.
+        attributes: names of its records' attributes; none where they have a label alone.
         sites: what each site declared.
         missing: site, phase and reason of each answer that did not come.
         failure: why the run stopped early, if it did.
@@ -83,6 +84,7 @@ class Results:
     study: StudyConfig
     started: datetime
     dataset: str = ""
+    attributes: tuple[str, ...] = ()
     sites: dict[str, SiteEntry] = field(default_factory=dict)
     missing: list[dict[str, str]] = field(default_factory=list)
     failure: str | None = None
@@ -98,6 +100,11 @@ class Results:
         """`complete` if every site answered in every phase and every method ended; else `incomplete`."""
         return "incomplete" if self.failure or self.missing else "complete"
 
+    @property
+    def relation(self) -> str:
+        """The neighbouring relation of every claim."""
+        return relation_of(self.attributes)
+
 
 def summary_json(results: Results) -> dict[str, Any]:
     """Return the summary as JSON values."""
@@ -109,7 +116,7 @@ def summary_json(results: Results) -> dict[str, Any]:
         "noise": study.noise,
         "simulation": True,
         "dataset": results.dataset,
-        "relation": RELATION,
+        "relation": results.relation,
         "unit": study.budget.unit,
         "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
         "started": results.started.isoformat(timespec="seconds"),
@@ -131,7 +138,11 @@ def summary_json(results: Results) -> dict[str, Any]:
         "bytes": {site: {"up": up, "down": down} for site, (up, down) in sorted(results.traffic.items())},
         "software": results.software,
     }
-    return summary | ({"failure": results.failure} if results.failure else {})
+    return summary | _public_attributes(results) | ({"failure": results.failure} if results.failure else {})
+
+
+def _public_attributes(results: Results) -> dict[str, Any]:
+    return {"public_attributes": list(results.attributes)} if results.attributes else {}
 
 
 def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, Any]:
@@ -140,7 +151,7 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
     return {
         **figures.pooled.to_json(),
         **worst.to_json(),
-        "relation": RELATION,
+        "relation": results.relation,
         "against": "server",
         "classifier": figures.classifier,
         **({"release": dict(figures.release)} if figures.release else {}),
@@ -163,10 +174,11 @@ def privacy_json(results: Results) -> dict[str, Any]:
     for name, accounts in results.accounts.items():
         worst = _worst([claim_of(account.plan) for account in accounts.values()])
         cautions = {caution_on_flow(account.plan, results.dataset) for account in accounts.values()}
-        statement = [statement_of_method(name, worst, noise=study.noise), *sorted(cautions - {""})]
+        said = statement_of_method(name, worst, noise=study.noise, relation=results.relation)
+        statement = [said, *sorted(cautions - {""})]
         methods[name] = {
             "guarantee": worst.guarantee,
-            "relation": RELATION,
+            "relation": results.relation,
             "against": "server",
             "statement": " ".join(statement),
             "sites": {site: _account(account) for site, account in sorted(accounts.items())},
@@ -179,7 +191,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "simulation": True,
         "noise": study.noise,
-        "relation": RELATION,
+        "relation": results.relation,
         "unit": study.budget.unit,
         "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
         "methods": methods,
@@ -195,9 +207,12 @@ def privacy_json(results: Results) -> dict[str, Any]:
             "meaning": "confusion counts and score histograms of the test records are exact, which only a simulation "
             "may do; no epsilon covers them",
         },
-        "assumptions": ASSUMPTIONS,
-        "not_covered": NOT_COVERED,
-        "statement": statement_of_study(study, {name: entry["statement"] for name, entry in methods.items()}),
+        **_public_attributes(results),
+        "assumptions": assumptions(results.attributes),
+        "not_covered": not_covered(results.attributes),
+        "statement": statement_of_study(
+            study, results.attributes, {name: entry["statement"] for name, entry in methods.items()}
+        ),
     }
 
 

@@ -26,7 +26,7 @@ from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected, check_delta
-from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
+from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of, relation_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
@@ -140,7 +140,7 @@ class Site:
         loss = train_flow(
             flow,
             torch.from_numpy(train.images).to(self._device),
-            torch.from_numpy(train.labels).to(self._device),
+            torch.from_numpy(train.condition).to(self._device),
             asked.flow.training,
             levels=train.schema.levels,
             progress=Progress(asked.round - 1, asked.flow.training.rounds),
@@ -239,7 +239,7 @@ class Site:
         claim = claim_of(plan)
         if math.inf in (claim.epsilon, claim.epsilon_if_flow_were_fixed):
             raise BudgetError(f"A plan with a mechanism has a finite epsilon. '{method}' has none; reserve more noise.")
-        return ReleaseClaim.of(claim)
+        return ReleaseClaim.of(claim, relation_of(self._data.train.schema.attributes))
 
     def _train_classifier(self, request: Request) -> Reply:
         asked = parse(ClassifierRequest, request.settings)
@@ -314,7 +314,7 @@ class Site:
 
     def _flow(self, config: FlowConfig, seed: int, request: Request) -> ConditionalFlow:
         schema = self._data.train.schema
-        flow = ConditionalFlow(config, schema.shape, len(schema.classes), seed=seed)
+        flow = ConditionalFlow(config, schema.shape, schema.conditions, seed=seed)
         set_weights(flow, request.arrays)
         return flow.to(self._device)
 

@@ -33,7 +33,7 @@ from cadp_fl.federated.methods.base import (
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Event
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW, claim_of
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW, claim_of, relation_of
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.bundle import BundleWriter, check_labels, parse_shard
@@ -187,7 +187,8 @@ class CadpGivenFlow:
             "flow_sha256": weights_sha256(weights),
             "noise": run.study.noise,
         }
-        allowed = ReleaseClaim.of(claim_of(Plan(self.name, self.events(), run.study.budget.delta)))
+        plan = Plan(self.name, self.events(), run.study.budget.delta)
+        allowed = ReleaseClaim.of(claim_of(plan), relation_of(run.schema.attributes))
         manifests: dict[str, Manifest] = {}
 
         def check(site: str, reply: Reply) -> None:
