@@ -9,8 +9,8 @@ def condition_of(labels: torch.Tensor, dims: int, dtype: torch.dtype = torch.flo
     """Return the condition (records, dims) of labels: one-hot of classes, multi-hot of attributes.
 
     Args:
-        labels: integers, (records,) for the class of each record, below `dims`; or (records, dims) for attributes
-            that a record has (1) or lacks (0).
+        labels: int64, (records,) for the class of each record, below `dims`; or integers, (records, dims), for
+            attributes that a record has (1) or lacks (0).
         dims: length of the condition.
     """
     if labels.dim() == 1:

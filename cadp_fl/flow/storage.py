@@ -42,7 +42,7 @@ class FlowCard:
 
     def build(self) -> ConditionalFlow:
         """Return a new flow of this architecture."""
-        return ConditionalFlow(self.config, self.dataset.shape, len(self.dataset.classes), seed=self.seed)
+        return ConditionalFlow(self.config, self.dataset.shape, self.dataset.conditions, seed=self.seed)
 
 
 def save_flow(path: Path, flow: ConditionalFlow, card: FlowCard) -> None:
@@ -110,9 +110,12 @@ def check_fits_records(dataset: Schema, card: FlowCard) -> None:
     Raises:
         ConfigError: it cannot; the message names the first thing that differs.
     """
+    ours, stored = dataset.attributes, card.dataset.attributes
     for name, mine, theirs in (
         ("shape (channels, height, width)", dataset.shape, card.dataset.shape),
-        ("number of classes", len(dataset.classes), len(card.dataset.classes)),
+        ("number of attributes", len(ours), len(stored)),
+        *((f"attribute {column}", *names) for column, names in enumerate(zip(ours, stored, strict=False))),
+        ("number of classes", dataset.conditions, card.dataset.conditions),  # the same attributes: of whatever classes
         ("number of grey levels", dataset.levels, card.dataset.levels),
     ):
         if mine != theirs:

@@ -67,7 +67,7 @@ def train_flow(
 
     Args:
         images: uint8, (records, channels, height, width), on the flow's device.
-        labels: of the condition, int64, (records,) or (records, conditions); see `condition_of`.
+        labels: of the condition, (records,) or (records, conditions); see `condition_of`.
         generator: shuffles and dequantizes; on the flow's device. Not a source of privacy.
         frozen: names of parameters that stay as they are.
         on_epoch: is called after each pass with its number, from 1, and its mean loss in bits per dimension.

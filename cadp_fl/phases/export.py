@@ -1,8 +1,9 @@
 """Releases in other formats, for tools that do not read a bundle; shard by shard, so that memory stays flat.
 
     medmnist    OUT.npz: train_images uint8 (records, height, width) or (records, height, width, 3), train_labels int64
-                (records, 1), and releases: one manifest a release, as JSON text. There is no val and no test split: a
-                reader takes splits that are there, and released records are for training.
+                (records, 1), train_attributes uint8 (records, attributes) where they have some, and releases: one
+                manifest a release, as JSON text. There is no val and no test split: a reader takes splits that are
+                there, and released records are for training.
     png         OUT/<class>/<number>.png, OUT/manifests/<number>-<site>.json and OUT/README.md
 
 Neither carries the hashes that make a bundle verifiable, beyond the copies of the manifests.
@@ -57,6 +58,7 @@ def _to_medmnist(bundles: Sequence[Bundle], output: Path) -> None:
     channels, height, width = schema.shape
     shape = (records, height, width) if channels == 1 else (records, height, width, channels)
     labels: list[np.ndarray] = []
+    attributes: list[np.ndarray] = []
     with new_file(output, "An export") as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         with _member(archive, "train_images") as member:
             _write_header(member, shape, np.dtype(np.uint8))
@@ -64,8 +66,13 @@ def _to_medmnist(bundles: Sequence[Bundle], output: Path) -> None:
                 images = part.images[:, 0] if channels == 1 else np.moveaxis(part.images, 1, 3)
                 member.write(np.ascontiguousarray(images).tobytes())
                 labels.append(part.labels)
+                if part.attributes is not None:
+                    attributes.append(part.attributes)
         with _member(archive, "train_labels") as member:
             np.lib.format.write_array(member, np.concatenate(labels)[:, None], allow_pickle=False)
+        if attributes:
+            with _member(archive, "train_attributes") as member:
+                np.lib.format.write_array(member, np.concatenate(attributes), allow_pickle=False)
         with _member(archive, "releases") as member:
             texts = np.array([manifest_to_json(bundle.manifest).encode() for bundle in bundles])
             np.lib.format.write_array(member, texts, allow_pickle=False)
@@ -118,11 +125,12 @@ def _folder_names(schema: Schema) -> list[str]:
 
 
 def _readme(manifests: Sequence[Manifest]) -> str:
+    told = "attributes, which the images here do not tell" if manifests[0].dataset.attributes else "label"
     lines = [
         "# Privatized records",
         "",
         "Every PNG here is a record that a site released: encoded by a conditional flow, put through its release's "
-        "mechanism in the latent space, and decoded under its label. The folder is the record's class; its number "
+        f"mechanism in the latent space, and decoded under its {told}. The folder is the record's class; its number "
         "means nothing.",
         "",
         f"They are {sum(manifest.records for manifest in manifests)} records of {len(manifests)} releases of "

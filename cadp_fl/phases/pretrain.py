@@ -54,7 +54,7 @@ def pretrain(study: StudyConfig, output: Path, *, watch: Watcher) -> dict[str, A
     train_flow(
         flow.to(device),
         torch.from_numpy(train.images).to(device),
-        torch.from_numpy(train.labels).to(device),
+        torch.from_numpy(train.condition).to(device),
         config.model_copy(update={"local_epochs": epochs}),
         levels=train.schema.levels,
         progress=Progress(0, 1),

@@ -1,7 +1,8 @@
 """A release on disk and on the wire, a shard at a time, so that memory stays flat whatever its size.
 
     BUNDLE/manifest.json      what it is, how it was made, what it cost, and the sha256 of every shard
-    BUNDLE/shards/NNNNN.npz   images uint8 (records, channels, height, width) and labels int64 (records,); no pickles
+    BUNDLE/shards/NNNNN.npz   images uint8 (records, channels, height, width) and labels int64 (records,); where the
+                              schema has attributes, attributes uint8 (records, attributes), 0 or 1; no pickles
 
 A shard's bytes are the same on the wire and on disk, and the same records give the same bytes. A reader trusts
 nothing: it bounds every size before it allocates, verifies every hash before it parses, and opens no path that is
@@ -143,7 +144,7 @@ def parse_shard(manifest: Manifest, shard: Shard, data: bytes) -> Dataset:
     """Return the records of a shard's bytes, after checking all of it.
 
     Raises:
-        ExchangeError: its size, hash, shape or labels are not what the manifest says.
+        ExchangeError: its size, hash, shape, labels or attributes are not what the manifest says.
     """
     _check_bytes(shard, data)
     return _records(shard, data, manifest.dataset)
@@ -165,7 +166,10 @@ def _by_class(schema: Schema, counts: np.ndarray) -> dict[str, int]:
 
 def _npz(records: Dataset) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=records.images, labels=records.labels)
+    if records.attributes is None:
+        np.savez_compressed(buffer, images=records.images, labels=records.labels)
+    else:
+        np.savez_compressed(buffer, images=records.images, labels=records.labels, attributes=records.attributes)
     return buffer.getvalue()
 
 
@@ -182,6 +186,8 @@ def _records(shard: Shard, data: bytes, schema: Schema) -> Dataset:
         "images": ((shard.records, *schema.shape), np.dtype(np.uint8)),
         "labels": ((shard.records,), np.dtype(np.int64)),
     }
+    if schema.attributes:
+        expected["attributes"] = ((shard.records, len(schema.attributes)), np.dtype(np.uint8))
     try:
         with open_npz(data, limit=MAX_SHARD_BYTES) as npz:
             if set(npz.names) != set(expected):
@@ -192,10 +198,14 @@ def _records(shard: Shard, data: bytes, schema: Schema) -> Dataset:
                     raise NpzError(f"{name} is {header.dtype} of shape {header.shape}")
             arrays = {name: npz.array(name) for name in expected}
     except NpzError as error:
-        raise ExchangeError(f"A shard is an npz of images and labels. Shard {shard.name} is not: {error}.") from error
+        raise ExchangeError(
+            f"A shard is an npz of {' and '.join(expected)}. Shard {shard.name} is not: {error}."
+        ) from error
     if int(arrays["labels"].min()) < 0 or int(arrays["labels"].max()) >= len(schema.classes):
         raise ExchangeError(f"A released label is one of {len(schema.classes)} classes. Shard {shard.name} has others.")
-    return Dataset(schema, arrays["images"], arrays["labels"])
+    if schema.attributes and int(arrays["attributes"].max()) > 1:
+        raise ExchangeError(f"A released attribute is 0 or 1. Shard {shard.name} has others.")
+    return Dataset(schema, arrays["images"], arrays["labels"], attributes=arrays.get("attributes"))
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -22,6 +22,7 @@ class ReleasedRecords(Dataset[tuple[torch.Tensor, int]]):
     Attributes:
         images: uint8, (records, channels, height, width); backed by a temporary file.
         labels: int64, (records,).
+        attributes: uint8, (records, attributes), 0 or 1; None where the schema has none.
         schema: what all releases share.
         manifests: of every release, in order.
     """
@@ -34,11 +35,15 @@ class ReleasedRecords(Dataset[tuple[torch.Tensor, int]]):
             images = np.memmap(file, dtype=np.uint8, shape=(count, *self.schema.shape))
         self.images = torch.from_numpy(images)
         self.labels = torch.empty(count, dtype=torch.int64)
+        names = self.schema.attributes
+        self.attributes = torch.empty((count, len(names)), dtype=torch.uint8) if names else None
         start = 0
         for bundle in bundles:
             for part in bundle.parts():
                 images[start : start + len(part)] = part.images
                 self.labels[start : start + len(part)] = torch.from_numpy(part.labels)
+                if self.attributes is not None and part.attributes is not None:
+                    self.attributes[start : start + len(part)] = torch.from_numpy(part.attributes)
                 start += len(part)
 
     def __len__(self) -> int:

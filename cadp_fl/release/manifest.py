@@ -134,7 +134,7 @@ class Manifest(ReleaseHead):
             raise ValueError(f"the mechanism '{NoMechanism.name}', and no other, has neither clip nor noise")
         if not self.parameters.protected and self.claim.guarantee != "none":
             raise ValueError("records released without clipping or noise carry no guarantee")
-        unpacked = self.records * (math.prod(self.dataset.shape) + 8)
+        unpacked = self.records * (math.prod(self.dataset.shape) + 8 + len(self.dataset.attributes))
         if unpacked > MAX_RELEASE_BYTES:
             raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")
         return self

@@ -2,9 +2,9 @@
 
     z = f(x; y)        z1 = clip(z[:k]; C) + noise        x' = f^-1([s z1, u]; y),  u ~ N(0, I)
 
-The label y is the condition: the noise never touches it. Noise comes after encoding, so the mechanism protects
-whatever flow a server sends. All that follows it (shrinking, fresh dimensions, decoding, quantization) is
-post-processing and costs nothing.
+The condition y is the label, or the attributes where records have some: the noise never touches it. Noise comes after
+encoding, so the mechanism protects whatever flow a server sends. All that follows it (shrinking, fresh dimensions,
+decoding, quantization) is post-processing and costs nothing.
 
 References:
     Tölle, Köthe, André, Meder, Engelhardt: Content-aware differential privacy with conditional invertible neural
@@ -36,7 +36,7 @@ MAX_BATCH_VALUES = 1 << 23
 """Latent values that are drawn and decoded at once, whatever the size of a record."""
 
 MAX_PART_BYTES = 32 << 20
-"""Bytes of pixels in one part of a release, and so in one message."""
+"""Bytes of pixels and attributes in one part of a release, and so in one message."""
 
 
 def _typical_set(clipped: ClippedNormal, noise_variance: float) -> float:
@@ -117,7 +117,8 @@ def privatize(
         part_records: records in each part but the last; fewer where they would take more than `MAX_PART_BYTES`.
     """
     flow.eval()
-    part_records = min(part_records, max(1, MAX_PART_BYTES // flow.dims))
+    record_bytes = flow.dims + len(records.schema.attributes)
+    part_records = min(part_records, max(1, MAX_PART_BYTES // record_bytes))
     order = noise.child("order").permutation(len(records))
     indices = [order[start : start + part_records] for start in range(0, len(order), part_records)]
     perturbation, prior = noise.child("perturbation"), noise.child("prior")
@@ -149,12 +150,12 @@ class _Batch:
         for start in range(0, len(records), self._size):
             part = slice(start, start + self._size)
             images = torch.from_numpy(records.images[part]).to(self._device)
-            condition = condition_of(torch.from_numpy(records.labels[part]).to(self._device), self._flow.conditions)
+            condition = condition_of(torch.from_numpy(records.condition[part]).to(self._device), self._flow.conditions)
             x = self._decode(
                 self._perturb(self._encode(dequantize(images, records.schema.levels), condition)), condition
             )
             released[part] = quantize(x, records.schema.levels).cpu().numpy()
-        return Dataset(records.schema, released, records.labels)
+        return Dataset(records.schema, released, records.labels, attributes=records.attributes)
 
     def _encode(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return z = f(x; y), (batch, dims)."""

@@ -185,6 +185,9 @@ class _Probe:
         images, labels = torch.from_numpy(self._records.images), torch.from_numpy(self._records.labels)
         return images.to(self._device), labels.to(self._device)
 
+    def _condition(self) -> torch.Tensor:
+        return torch.from_numpy(self._records.condition).to(self._device)
+
     def _flow(self) -> Any:
         card = FlowCard(self._study.flow.architecture(), self._records.schema, self._study.seed, "private")
         return card.build().to(self._device)
@@ -197,7 +200,8 @@ class _Probe:
         training = self._study.flow.training.model_copy(update={"rounds": 1, "local_epochs": 1})
         train_flow(
             self._flow(),
-            *self._tensors(),
+            self._tensors()[0],
+            self._condition(),
             training,
             levels=self._records.schema.levels,
             progress=Progress(0, 1),

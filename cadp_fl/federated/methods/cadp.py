@@ -90,7 +90,7 @@ class CadpGivenFlow:
         steps = central.epochs * math.ceil(sum(sizes) / central.batch_size) * central.batch_size
         costs = [
             PhaseCost(f"{self.name}/release", 1, flow, 0, "release", largest),
-            PhaseCost(f"{self.name}/fetch", 1, 0, largest * (dims + 8), "release", 0),
+            PhaseCost(f"{self.name}/fetch", 1, 0, largest * (dims + 8 + len(schema.attributes)), "release", 0),
             PhaseCost(f"{self.name}/central", CHECKPOINTS, model, 0, "central", steps // CHECKPOINTS, study.classifier),
         ]
         if study.flow.is_fixed:
