@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -34,6 +35,24 @@ TINY = {
     "methods.fedavg.local_epochs": "1",
 }
 """Overrides that make the quickstart run in a second, and learn next to nothing."""
+
+
+def write_portraits(path: Path) -> Path:
+    """Write a multi-label file of 8 x 8 grey images: 240 to train on, 60 to test on, with three attributes each."""
+    generator = np.random.default_rng(0)
+    named = {}
+    for split, count in (("train", 200), ("val", 40), ("test", 60)):
+        told = generator.integers(0, 2, (count, 3), dtype=np.uint8)
+        images = generator.integers(0, 100, (count, 8, 8), dtype=np.uint8)
+        for column in range(3):
+            images[:, 2 * column : 2 * column + 2] += 100 * told[:, column, None, None]
+        named |= {f"{split}_images": images, f"{split}_labels": told}
+    np.savez_compressed(path, **named)
+    return path
+
+
+PORTRAITS = "data={source: medmnist, label: smiling, attributes: [hat, smiling, young]}"
+"""Override that reads such a file, beside its path."""
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -62,6 +62,13 @@ def test_the_presets_are_the_published_architectures(monkeypatch):
     assert (celeba.dense.blocks, celeba.dense.width, celeba.clamp) == (12, 1024, 1.2)
 
 
+def test_celeba_is_told_its_40_attributes_and_learns_one(monkeypatch):
+    monkeypatch.setenv("CADP_FL_DATA", "/data")
+    data = load_study(ROOT / "configs" / "paper" / "celeba.yaml").data
+    assert (data.label, len(data.attributes)) == ("Smiling", SHAPES["celeba"][1])
+    assert (data.attributes[0], data.attributes[31], data.attributes[39]) == ("5_o_Clock_Shadow", "Smiling", "Young")
+
+
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_a_preset_at_an_eighth_of_its_width_inverts_after_20_steps(name, monkeypatch):
     train_and_invert(name, preset(name, monkeypatch, 8), 20)

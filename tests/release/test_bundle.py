@@ -177,6 +177,54 @@ def test_a_shard_name_leads_nowhere_else(name, tmp_path):
         manifest_from_json(json.dumps(tree))
 
 
+NAMED = SCHEMA.model_copy(update={"attributes": ("hat", "young")})
+
+
+def attributed(count=25):
+    told = np.random.default_rng(1).integers(0, 2, (count, 2), dtype=np.uint8)
+    return Dataset(NAMED, *_arrays(records(count)), attributes=told)
+
+
+def test_a_release_carries_the_attributes_of_its_records(tmp_path):
+    data = attributed()
+    bundle = written(tmp_path / "north", data, dataset=NAMED)
+    assert np.array_equal(np.concatenate([part.attributes for part in bundle.parts()]), data.attributes)
+    assert load_release(tmp_path / "north").attributes.tolist() == data.attributes.tolist()
+    assert bundle.manifest.dataset.attributes == ("hat", "young")
+    assert shards(bundle) == shards(written(tmp_path / "again", data, dataset=NAMED))
+
+
+def test_a_release_without_attributes_is_written_as_it_was_before_there_were_any(tmp_path):
+    bundle = written(tmp_path / "north")
+    assert "attributes" not in (tmp_path / "north" / "manifest.json").read_text()
+    with np.load(io.BytesIO(shards(bundle)[0]), allow_pickle=False) as stored:
+        assert set(stored) == {"images", "labels"}
+    assert load_release(tmp_path / "north").attributes is None
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        (None, "images and labels and attributes.*it holds images, labels"),
+        (np.zeros((10, 2), np.int64), "attributes is int64"),
+        (np.zeros((10, 3), np.uint8), "of shape"),
+        (np.zeros((9, 2), np.uint8), "of shape"),
+        (np.full((10, 2), 2, np.uint8), "A released attribute is 0 or 1"),
+    ],
+)
+def test_attributes_that_a_manifest_vouches_for_are_still_checked(attributes, reason, tmp_path):
+    arrays = {"images": np.zeros((10, 1, 4, 4), np.uint8), "labels": np.zeros(10, np.int64)}
+    changed = npz(**arrays, **({} if attributes is None else {"attributes": attributes}))
+    with pytest.raises(ExchangeError, match=reason):
+        joined(forged(tmp_path / "north", changed, dataset=NAMED.model_dump(mode="json")))
+
+
+def test_attributes_that_no_schema_names_are_refused(tmp_path):
+    arrays = {"images": np.zeros((10, 1, 4, 4), np.uint8), "labels": np.zeros(10, np.int64)}
+    with pytest.raises(ExchangeError, match="it holds images, labels, attributes"):
+        joined(forged(tmp_path / "north", npz(**arrays, attributes=np.zeros((10, 2), np.uint8))))
+
+
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [

@@ -137,6 +137,40 @@ def test_the_typical_set_keeps_the_priors_variance_and_the_posterior_mean_shrink
         assert how.correlation == pytest.approx(measured, abs=0.01)
 
 
+def attributed(labels, attributes):
+    schema = SCHEMA.model_copy(update={"attributes": ("hat", "young", "smiling")})
+    return Dataset(schema, records(30).images, labels, attributes=attributes)
+
+
+def test_a_record_with_attributes_is_decoded_under_them_and_not_under_its_label():
+    generator = torch.Generator().manual_seed(0)
+    network = flow()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+    def released(labels, attributes):
+        parts, cost = privatize(
+            network, attributed(labels, attributes), settings(), noise=NoiseSource.from_seed(0), device=CPU
+        )
+        (part,) = parts
+        assert cost == settings().mechanism.event()
+        return part
+
+    order = NoiseSource.from_seed(0).child("order").permutation(30)
+    labels, attributes = np.arange(30) % 3, np.random.default_rng(1).integers(0, 2, (30, 3), dtype=np.uint8)
+    before = released(labels, attributes)
+    assert np.array_equal(before.attributes, attributes[order])
+    assert np.array_equal(before.labels, labels[order])
+    other_labels = released((labels + 1) % 3, attributes)
+    assert np.array_equal(before.images, other_labels.images)
+    changed = attributes.copy()
+    changed[5, 1] ^= 1
+    differs = (before.images != released(labels, changed).images).any(axis=(1, 2, 3))
+    assert set(order[differs]) == {5}
+
+
 def test_a_release_is_computed_a_part_at_a_time():
     parts, _ = privatize(flow(), records(100), settings(), noise=NoiseSource.from_seed(0), device=CPU, part_records=30)
     assert [len(part) for part in parts] == [30, 30, 30, 10]
