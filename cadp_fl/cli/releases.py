@@ -73,8 +73,8 @@ def export(
     to: Annotated[
         tuple[str, Path],
         typer.Option(
-            help="medmnist OUT.npz: train_images and train_labels, no val and no test split, and the manifests as "
-            "releases. png OUTDIR: <class>/<number>.png, a README.md and the manifests.",
+            help="medmnist OUT.npz: train_images, train_labels and any train_attributes, no val and no test split, and "
+            "the manifests as releases. png OUTDIR: <class>/<number>.png, a README.md and the manifests.",
             metavar="FORMAT PATH",
         ),
     ],
