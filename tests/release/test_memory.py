@@ -14,7 +14,7 @@ import numpy as np, psutil, threading, time, torch
 from cadp_fl.config import FlowConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.federated.methods.cadp import _Incoming
+from cadp_fl.federated.releases import IncomingRelease
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.accounting import LatentGaussian
 from cadp_fl.privacy.claims import FLOW_WEIGHTS
@@ -50,7 +50,7 @@ watcher.start()
 manifest = manifest_from_json(site.call(Request("release", settings, weights)).content["manifest"])
 largest = 0
 with BundleWriter(folder / "north") as writer:
-    incoming = _Incoming(manifest, writer)
+    incoming = IncomingRelease(manifest, writer)
     while not incoming.is_whole:
         reply = site.call(incoming.request())
         largest = max(largest, sum(array.nbytes for array in reply.arrays.values()))

@@ -8,12 +8,10 @@ records without DP, leaves the sites, and is not covered.
 import math
 import shutil
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 
 from cadp_fl.classifier.models import build_classifier
@@ -30,26 +28,24 @@ from cadp_fl.federated.methods.base import (
     fits_module,
     mean_figure,
 )
+from cadp_fl.federated.releases import fetch_releases
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Event
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW, claim_of, relation_of
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
-from cadp_fl.release.bundle import BundleWriter, check_labels, parse_shard
 from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, ReleaseParameters, manifest_from_json
 from cadp_fl.release.privatize import ReleaseSettings
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import FetchRequest, FlowRequest, ReleaseRequest
+from cadp_fl.site.requests import FlowRequest, ReleaseRequest
 from cadp_fl.weights import average, get_weights, set_weights, weights_sha256
 
 __all__ = ["CHECKPOINTS", "Cadp", "CadpGivenFlow", "declared_public", "release_request"]
 
 CHECKPOINTS = 5
 """Evaluations of the central classifier over its training."""
-
-FETCH_TRIES = 2
 
 
 class _Settings(Settings):
@@ -166,7 +162,8 @@ class CadpGivenFlow:
         phase, folder = f"{self.name}/fetch", run.release_folder(self.name)
         if not run.is_finished(phase):
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt had fetched
-            self._fetch(run, self._ask_for_releases(run, flow, card), folder)
+            manifests = self._ask_for_releases(run, flow, card)
+            fetch_releases(run.federation, manifests, folder, phase=phase)
             run.finish(f"{self.name}/release")  # not before all is fetched: what a site keeps ready may go with it
             run.finish(phase)
         return sorted(folder.iterdir())
@@ -211,34 +208,6 @@ class CadpGivenFlow:
         replies = run.federation.ask(request, phase=phase, check=check)
         run.federation.recorder.round(phase, 1, 1, records={site: manifests[site].records for site in replies})
         return {site: manifests[site] for site in replies}
-
-    def _fetch(self, run: StudyRun, manifests: dict[str, Manifest], folder: Path) -> None:
-        """Fetch every site's shards in turn, and write each to disk when it is verified.
-
-        Raises:
-            FederationError: fewer releases than sites that are needed came whole.
-        """
-        phase, rounds = f"{self.name}/fetch", max(len(manifest.shards) for manifest in manifests.values())
-        with ExitStack() as stack:
-            incoming = {
-                site: _Incoming(manifest, stack.enter_context(BundleWriter(folder / site)))
-                for site, manifest in manifests.items()
-            }
-            for number in range(rounds):
-                for _ in range(FETCH_TRIES):  # a shard costs nothing, however often it is fetched
-                    if wanted := {site: each.request() for site, each in incoming.items() if each.waits_for(number)}:
-                        run.federation.ask(
-                            wanted,
-                            phase=phase,
-                            round=number + 1,
-                            of=rounds,
-                            check=lambda site, reply: incoming[site].add(reply),
-                        )
-                run.federation.recorder.round(phase, number + 1, rounds)
-            whole = [each for each in incoming.values() if each.is_whole]
-            run.federation.require(phase, len(whole))
-            for each in whole:
-                each.writer.finish(each.manifest)
 
     def _train_classifier(self, run: StudyRun, released: ReleasedRecords) -> Trained:
         """Train on privatized records alone, and evaluate at the sites at every checkpoint."""
@@ -311,41 +280,3 @@ def _check_declaration(study: StudyConfig, card: FlowCard) -> None:
             f"A flow is public if no private record had a part in it. '{pretrained.path}' says that it was trained on "
             "private records; set flow.pretrained.trained_on: private."
         )
-
-
-class _Incoming:
-    """A release that is being fetched: each shard is verified, then written down."""
-
-    def __init__(self, manifest: Manifest, writer: BundleWriter) -> None:
-        self.manifest, self.writer = manifest, writer
-        self._counts = np.zeros(len(manifest.dataset.classes), dtype=np.int64)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether every shard is there."""
-        return len(self.writer) == len(self.manifest.shards)
-
-    def waits_for(self, number: int) -> bool:
-        """Tell whether the shard of a number is the next one."""
-        return len(self.writer) == number < len(self.manifest.shards)
-
-    def request(self) -> Request:
-        """Return the request for the next shard."""
-        shard = self.manifest.shards[len(self.writer)]
-        settings = FetchRequest(event_id=self.manifest.event_id, shard=shard.name)
-        return Request("fetch", settings.model_dump(mode="json"))
-
-    def add(self, reply: Reply) -> None:
-        """Write the next shard down.
-
-        Raises:
-            ExchangeError: it is not what the manifest says, or the labels of all shards are not.
-        """
-        shard, array = self.manifest.shards[len(self.writer)], reply.arrays.get("shard")
-        if array is None or array.nbytes != shard.bytes:
-            raise ExchangeError(f"A shard has the {shard.bytes} bytes that its manifest says. Found something else.")
-        data = array.tobytes()
-        self._counts += parse_shard(self.manifest, shard, data).class_counts()
-        if len(self.writer) + 1 == len(self.manifest.shards):
-            check_labels(self.manifest, self._counts)
-        self.writer.add(shard.name, data)

@@ -1,0 +1,91 @@
+"""Fetching releases from sites: a shard a message, each verified before it is written down, in flat memory."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from cadp_fl.errors import ExchangeError
+from cadp_fl.federated.federation import Federation
+from cadp_fl.release.bundle import BundleWriter, check_labels, parse_shard
+from cadp_fl.release.manifest import Manifest
+from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import FetchRequest
+
+__all__ = ["IncomingRelease", "fetch_releases"]
+
+FETCH_TRIES = 2
+
+
+def fetch_releases(federation: Federation, manifests: Mapping[str, Manifest], folder: Path, *, phase: str) -> None:
+    """Fetch every site's shards in turn, and write each to `folder/<site>` when it is verified.
+
+    A release of which a shard does not come, or is not what its manifest says, is left out as a whole.
+
+    Args:
+        manifests: of every release, by site.
+        phase: the phase of the run, for progress and for naming who is missing.
+
+    Raises:
+        FederationError: fewer releases came whole than sites are needed.
+    """
+    rounds = max(len(manifest.shards) for manifest in manifests.values())
+    with ExitStack() as stack:
+        incoming = {
+            site: IncomingRelease(manifest, stack.enter_context(BundleWriter(folder / site)))
+            for site, manifest in manifests.items()
+        }
+        for number in range(rounds):
+            for _ in range(FETCH_TRIES):  # a shard costs nothing, however often it is fetched
+                if wanted := {site: each.request() for site, each in incoming.items() if each.waits_for(number)}:
+                    federation.ask(
+                        wanted,
+                        phase=phase,
+                        round=number + 1,
+                        of=rounds,
+                        check=lambda site, reply: incoming[site].add(reply),
+                    )
+            federation.recorder.round(phase, number + 1, rounds)
+        whole = [each for each in incoming.values() if each.is_whole]
+        federation.require(phase, len(whole))
+        for each in whole:
+            each.writer.finish(each.manifest)
+
+
+class IncomingRelease:
+    """A release that is being fetched: each shard is verified, then written down."""
+
+    def __init__(self, manifest: Manifest, writer: BundleWriter) -> None:
+        self.manifest, self.writer = manifest, writer
+        self._counts = np.zeros(len(manifest.dataset.classes), dtype=np.int64)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every shard is there."""
+        return len(self.writer) == len(self.manifest.shards)
+
+    def waits_for(self, number: int) -> bool:
+        """Tell whether the shard of a number is the next one."""
+        return len(self.writer) == number < len(self.manifest.shards)
+
+    def request(self) -> Request:
+        """Return the request for the next shard."""
+        shard = self.manifest.shards[len(self.writer)]
+        settings = FetchRequest(event_id=self.manifest.event_id, shard=shard.name)
+        return Request("fetch", settings.model_dump(mode="json"))
+
+    def add(self, reply: Reply) -> None:
+        """Write the next shard down.
+
+        Raises:
+            ExchangeError: it is not what the manifest says, or the labels of all shards are not.
+        """
+        shard, array = self.manifest.shards[len(self.writer)], reply.arrays.get("shard")
+        if array is None or array.nbytes != shard.bytes:
+            raise ExchangeError(f"A shard has the {shard.bytes} bytes that its manifest says. Found something else.")
+        data = array.tobytes()
+        self._counts += parse_shard(self.manifest, shard, data).class_counts()
+        if len(self.writer) + 1 == len(self.manifest.shards):
+            check_labels(self.manifest, self._counts)
+        self.writer.add(shard.name, data)
