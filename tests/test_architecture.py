@@ -20,7 +20,7 @@ LEVELS = [
     {"report"},
     {"site"},
     {"federated"},
-    {"study", "phases"},
+    {"study", "phases", "bench"},
     {"cli"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -148,5 +148,27 @@ app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png sca
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
 
 
+@app.command(epilog="Example: cadp-fl bench --only flow-training --threads 2")
+def bench(
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    only: Annotated[list[str] | None, typer.Option("--only", help="One benchmark by name. May be repeated.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Show that it works, in seconds.")] = False,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads of torch on the CPU.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON, and no progress.")] = False,
+) -> None:
+    """Measure throughput here, as ratios to straightforward code that does the same."""
+    from cadp_fl.bench.run import run_benchmarks, steps_of
+    from cadp_fl.cli.bench import benchmarks_table, ticks_to
+
+    console, names = Console(highlight=False), only or []
+    with ticks_to(console, steps_of(names, quick=quick), silent=quiet or as_json) as tick:
+        results = run_benchmarks(names, device=device, quick=quick, threads=threads, tick=tick)
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+    else:
+        benchmarks_table(console, results)
+
+
 if __name__ == "__main__":
     main()

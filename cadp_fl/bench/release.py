@@ -1,0 +1,78 @@
+"""A release: encode, clip, perturb, decode and store, against a loop over records that writes a picture each."""
+
+from itertools import count
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cadp_fl.bench.contest import Benchmark, Contender, Contest, Setting
+from cadp_fl.bench.flows import SHAPE, SMALL_FLOW, synthetic_records
+from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.privacy.mechanisms import GaussianMechanism
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release.bundle import write_bundle
+from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, ReleaseParameters
+from cadp_fl.release.privatize import ReleaseSettings, privatize
+
+__all__ = ["RELEASE"]
+
+CLASSES = ("a", "b")
+MECHANISM = GaussianMechanism(clip_norm=1.0, noise_std=1.0)
+SETTINGS = ReleaseSettings(MECHANISM, latent_dims=16, shrinkage="typical-set")
+SCHEMA = Schema(name="synthetic", shape=SHAPE, classes=CLASSES)
+HEAD = ReleaseHead(
+    site="bench",
+    dataset=SCHEMA,
+    mechanism=MECHANISM.name,
+    parameters=ReleaseParameters(**MECHANISM.parameters(), latent_dims=16, dims=784, shrinkage=SETTINGS.shrinkage),
+    noise="entropy",
+    claim=ReleaseClaim(
+        guarantee="none", relation="of synthetic records", epsilon=None, epsilon_if_flow_were_fixed=None, delta=1e-6
+    ),
+    flow_sha256="0" * 64,
+    event_id="bench",
+)
+
+
+def _release(setting: Setting) -> Contest:
+    bundled, pictures = (64, 8) if setting.quick else (2048, 100)
+    images, labels = synthetic_records(bundled, len(CLASSES), torch.device("cpu"))
+    records = Dataset(SCHEMA, images.numpy(), labels.numpy())
+    flow = ConditionalFlow(SMALL_FLOW, SHAPE, len(CLASSES), seed=3).to(setting.device).eval()
+    folders = (setting.folder / str(number) for number in count())
+
+    def ours() -> None:
+        parts, _ = privatize(flow, records, SETTINGS, noise=NoiseSource.from_entropy(), device=setting.device)
+        write_bundle(HEAD, parts, next(folders))
+
+    def reference() -> None:
+        folder = next(folders)
+        folder.mkdir()
+        for number in range(pictures):
+            released = _one_record(flow, records.images[number], int(records.labels[number]), setting.device)
+            Image.fromarray(released).save(folder / f"{number:05d}.png")
+
+    return Contest(Contender(bundled, ours), Contender(pictures, reference))
+
+
+@torch.no_grad()
+def _one_record(flow: ConditionalFlow, image: np.ndarray, label: int, device: torch.device) -> np.ndarray:
+    """Return one privatized image, uint8 (height, width), of one image, uint8 (1, height, width)."""
+    x = torch.from_numpy(image).to(device).float()[None] / 255
+    condition = torch.eye(len(CLASSES), device=device)[label][None]
+    z = flow.encode(x, condition)[0]
+    kept, std = SETTINGS.latent_dims, MECHANISM.noise_std
+    clipped = z[:, :kept] * (MECHANISM.clip_norm / z[:, :kept].norm()).clamp(max=1.0)
+    noised = (clipped + std * torch.randn_like(clipped)) * SETTINGS.factor
+    decoded = flow.decode(torch.cat([noised, torch.randn_like(z[:, kept:])], dim=1), condition)
+    return (decoded[0, 0].clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
+
+
+RELEASE = Benchmark(
+    title="release records with a small flow: privatize and store a bundle",
+    reference="one record at a time, torch's noise, a PNG each",
+    unit="images",
+    prepare=_release,
+)
