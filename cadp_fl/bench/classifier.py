@@ -17,7 +17,7 @@ CLASSES = 10
 
 
 def _training(setting: Setting) -> Contest:
-    count, batch_size = (64, 32) if setting.quick else (2048, 128)
+    count, batch_size = (64, 32) if setting.quick else (1024, 128)
     images, labels = synthetic_records(count, CLASSES, torch.device("cpu"))
     central = CentralTrainingConfig(epochs=1, batch_size=batch_size, learning_rate=1e-3)
     config = ClassifierConfig(model="cnn", width=16, central=central)

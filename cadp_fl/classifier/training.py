@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cadp_fl.config import CentralTrainingConfig
-from cadp_fl.device import PhysicalBatch, reduced_precision
+from cadp_fl.device import PhysicalBatch, reduced_precision, swift_batch
 from cadp_fl.errors import TrainingError
 from cadp_fl.schedule import cosine
 
@@ -45,9 +45,11 @@ def train_class_balanced(
     counts = torch.bincount(labels.cpu()).clamp_min(1)
     weights = (1.0 / counts.double())[labels.cpu()]
     steps = max(checkpoints, config.epochs * math.ceil(len(labels) / config.batch_size))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
     pauses = {round((index + 1) * steps / checkpoints) for index in range(checkpoints)}
-    physical = PhysicalBatch(config.batch_size)
+    physical = _physical_batch(model, images, config.batch_size)
     total, seen = 0.0, 0
     model.train()
     for step in range(steps):
@@ -81,7 +83,7 @@ def train_epochs(
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
-    physical = PhysicalBatch(batch_size)
+    physical = _physical_batch(model, images, batch_size)
     total, seen = 0.0, 0
     model.train()
     for _ in range(epochs):
@@ -90,6 +92,11 @@ def train_epochs(
             total += _step(model, optimizer, images[chosen], labels[chosen], physical) * len(chosen)
             seen += len(chosen)
     return total / seen
+
+
+def _physical_batch(model: nn.Module, images: torch.Tensor, records: int) -> PhysicalBatch:
+    one = torch.zeros(1, *images.shape[1:], device=next(model.parameters()).device)
+    return PhysicalBatch(swift_batch(records, model, lambda: model(one)))
 
 
 def _step(
@@ -124,7 +131,7 @@ def log_odds(model: nn.Module, images: torch.Tensor, *, batch_size: int = 1024) 
     """
     model.eval()
     device = next(model.parameters()).device
-    physical = PhysicalBatch(batch_size)
+    physical = _physical_batch(model, images, batch_size)
     return torch.cat(
         physical.each(len(images), lambda part: _log_odds(model(as_input(images[part].to(device))).double()))
     )

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from cadp_fl.config import FlowConfig, ScaleConfig
+from cadp_fl.device import swift_batch
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.coupling import COUPLINGS, coupling_block
 from cadp_fl.flow.permutations import PERMUTATIONS, permutation
@@ -109,6 +110,12 @@ class ConditionalFlow(nn.Module):
             leaving, rest = rest[:, : scale.dims_leaving], rest[:, scale.dims_leaving :]
             state = scale.inverse(state, leaving, condition)
         return state / self.input_scale + 0.5
+
+    def swift_batch(self, records: int) -> int:
+        """Return how many of some records to encode, decode or train on at once: what the device is fastest at."""
+        weight = next(each for each in self.parameters() if each.is_floating_point())
+        x, condition = weight.new_zeros(1, *self.shape), weight.new_zeros(1, self.conditions)
+        return swift_batch(records, self, lambda: self.encode(x, condition))
 
     def log_prob(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return log p(x | y) in nats, (batch,), for x (batch, channels, height, width)."""

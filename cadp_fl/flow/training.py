@@ -81,7 +81,7 @@ def train_flow(
     )
     batches = math.ceil(len(labels) / config.batch_size)
     steps = config.local_epochs * batches
-    physical = PhysicalBatch(config.batch_size)
+    physical = PhysicalBatch(flow.swift_batch(min(config.batch_size, len(labels))))
     total, seen = torch.zeros((), dtype=torch.float64, device=images.device), 0
     before = torch.zeros_like(total)
 

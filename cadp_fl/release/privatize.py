@@ -141,7 +141,7 @@ class _Batch:
         self._perturbation, self._prior = perturbation, prior
         self._factor = settings.factor
         self._size = min(BATCH_RECORDS, max(1, MAX_BATCH_VALUES // flow.dims))
-        self._physical = PhysicalBatch(self._size)
+        self._physical = PhysicalBatch(flow.swift_batch(self._size))
 
     @torch.no_grad()
     def privatize(self, records: Dataset) -> Dataset:
