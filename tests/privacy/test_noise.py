@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from scipy.stats import chi2, kstest
+from scipy.stats import chi2, kstest, laplace, norm
 
 from cadp_fl.errors import PrivacyError
+from cadp_fl.privacy.mechanisms import GaussianMechanism, LaplaceMechanism
 from cadp_fl.privacy.noise import NoiseSource
 
 FALSE_ALARM = 1e-4
@@ -34,11 +35,39 @@ def test_the_sign_of_laplace_noise_says_nothing_of_its_magnitude():
     assert kstest(np.abs(drawn[drawn < 0]), "expon").pvalue > FALSE_ALARM
 
 
-@pytest.mark.parametrize(("word", "value"), [(0, -44.361), (1, 44.361), (2**64 - 1, 0.0), (2**64 - 2, 0.0)])
-def test_the_outermost_laplace_draws_are_finite(word, value, monkeypatch):
+REACH = {"normal": 18.6, "laplace": 177.4}
+
+
+@pytest.mark.parametrize("kind", list(REACH))
+@pytest.mark.parametrize(("first", "sign"), [(0, -1), (1, 1)])
+def test_the_outermost_draws_are_finite_and_further_out_than_any_shift(first, sign, kind, monkeypatch):
+    source, words = NoiseSource.from_seed(1), iter([first, 0, 0, 0])
+    monkeypatch.setattr(source, "_integers", lambda count: np.full(count, next(words), dtype=np.uint64))
+    assert getattr(source, kind)((1,), 1.0, torch.zeros(1)).item() == pytest.approx(sign * REACH[kind], abs=0.1)
+
+
+@pytest.mark.parametrize("kind", list(REACH))
+@pytest.mark.parametrize("word", [2**64 - 1, 2**64 - 2])
+def test_the_innermost_draws_are_zero(word, kind, monkeypatch):
     source = NoiseSource.from_seed(1)
     monkeypatch.setattr(source, "_integers", lambda count: np.full(count, word, dtype=np.uint64))
-    assert source.laplace((1,), 1.0, like=torch.zeros(1)).item() == pytest.approx(value, abs=1e-3)
+    assert getattr(source, kind)((1,), 1.0, torch.zeros(1)).item() == 0
+
+
+def test_further_bits_of_a_small_probability_stand_behind_the_first(monkeypatch):
+    source, words = NoiseSource.from_seed(1), iter([[2 * 3 + 1, 2**63], [2**63]])
+    monkeypatch.setattr(source, "_integers", lambda count: np.array(next(words), dtype=np.uint64))
+    assert source._signed_tail(2).tolist() == [3.5 * 2.0**-63, -0.5]
+
+
+@pytest.mark.parametrize("epsilon", [25.0, 100.0])
+@pytest.mark.parametrize("kind", [GaussianMechanism, LaplaceMechanism])
+def test_noise_reaches_further_than_the_largest_budget_moves_a_record(kind, epsilon):
+    """What one record can give and another cannot has a probability of less than a millionth of delta."""
+    mechanism, reach = kind.calibrated(1.0, epsilon, 1e-5), REACH[kind.name.replace("gaussian", "normal")]
+    tail = norm.sf if kind is GaussianMechanism else laplace.sf
+    scale = mechanism.noise_std if kind is GaussianMechanism else mechanism.noise_scale
+    assert tail(reach - mechanism.sensitivity / scale) < 1e-5 * 1e-6
 
 
 def test_uniform_noise_is_uniform_and_open():
@@ -49,11 +78,10 @@ def test_uniform_noise_is_uniform_and_open():
 
 
 @pytest.mark.parametrize("word", [0, 2**64 - 1])
-def test_the_outermost_draws_are_finite(word, monkeypatch):
+def test_the_outermost_uniform_draws_are_inside(word, monkeypatch):
     source = NoiseSource.from_seed(1)
     monkeypatch.setattr(source, "_integers", lambda count: np.full(count, word, dtype=np.uint64))
     assert 0 < source.uniform(1)[0] < 1
-    assert abs(source.normal((1,), 1.0, like=torch.zeros(1)).item()) == pytest.approx(8.21, abs=0.01)
 
 
 def test_the_stream_is_aes_in_counter_mode():
