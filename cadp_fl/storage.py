@@ -4,8 +4,10 @@ A reader trusts none of it: a description is bounded and then parsed by whoever 
 of every tensor is compared with what that network has before one is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,7 +16,7 @@ from safetensors.numpy import save_file
 from cadp_fl.errors import CadpError, DataError
 from cadp_fl.outputs import replaced_file
 
-__all__ = ["load_weights", "read_description", "save_weights"]
+__all__ = ["check_shapes", "count_tensors", "load_weights", "read_description", "save_weights"]
 
 MAX_DESCRIPTION_CHARACTERS = 1 << 20
 
@@ -61,21 +63,52 @@ def read_description(path: Path, *, kind: str) -> dict[str, str]:
     return metadata
 
 
+def check_shapes(path: Path, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that a file's tensors have these names and shapes; none is read.
+
+    Raises:
+        DataError: they do not, or the file is damaged.
+    """
+    with _of(path) as stored:
+        _check_shapes(stored, expected)
+
+
+def count_tensors(path: Path) -> int:
+    """Return the number of tensors in a file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _of(path) as stored:
+        return len(stored.keys())
+
+
 def load_weights(path: Path, expected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the tensors of a file, which have the names, shapes and types of others.
 
     Raises:
         DataError: they do not, or the file is damaged.
     """
+    with _of(path) as stored:
+        _check_shapes(stored, {name: array.shape for name, array in expected.items()})
+        return {name: stored.get_tensor(name) for name in expected}
+
+
+def _check_shapes(stored: Any, expected: Mapping[str, tuple[int, ...]]) -> None:
+    if odd := sorted(set(stored.keys()) ^ set(expected)):
+        raise ValueError(f"'{odd[0]}' is on one side only")
+    for name, wanted in expected.items():
+        shape = tuple(stored.get_slice(name).get_shape())
+        if shape != wanted:
+            raise ValueError(f"'{name}' has shape {shape}, not {wanted}")
+
+
+@contextmanager
+def _of(path: Path) -> Iterator[Any]:
+    """Open a file whose tensors are looked at or read."""
     try:
         with safe_open(path, framework="numpy") as stored:
-            if odd := sorted(set(stored.keys()) ^ set(expected)):
-                raise ValueError(f"'{odd[0]}' is on one side only")
-            for name, array in expected.items():
-                shape = tuple(stored.get_slice(name).get_shape())
-                if shape != array.shape:
-                    raise ValueError(f"'{name}' has shape {shape}, not {array.shape}")
-            return {name: stored.get_tensor(name) for name in expected}
+            yield stored
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise DataError(f"A file holds the tensors that its description says. '{path}': {_clause(error)}.") from error
 

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from pydantic import ValidationError
 
 from cadp_fl.config import FlowConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, DataError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.storage import load_weights, read_description, save_weights
+from cadp_fl.storage import check_shapes, count_tensors, load_weights, read_description, save_weights
 from cadp_fl.weights import get_weights, set_weights
 
 __all__ = ["ARCHITECTURE", "FlowCard", "check_fits_records", "check_same_flow", "load_flow", "read_card", "save_flow"]
@@ -83,9 +84,33 @@ def load_flow(path: Path) -> tuple[ConditionalFlow, FlowCard]:
         DataError: the file is missing or damaged, or its tensors are not those of its architecture.
     """
     card = read_card(path)
+    _check_size(path, card)
     flow = card.build()
     set_weights(flow, load_weights(path, get_weights(flow)))
     return flow, card
+
+
+def _check_size(path: Path, card: FlowCard) -> None:
+    """Check that a stored flow is as large as its description says, before memory is taken for it.
+
+    Raises:
+        DataError: it is not, or the description is of no flow.
+    """
+    blocks = card.config.dense.blocks + sum(scale.blocks for scale in card.config.scales)
+    if blocks > (tensors := count_tensors(path)):
+        raise DataError(
+            f"A coupling block has tensors. '{path}' holds {tensors} and says that it has {blocks} blocks; train it "
+            "again."
+        )
+    try:
+        with torch.device("meta"):
+            flow = card.build()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"A stored flow fits into memory. '{path}' describes one that cannot; train it again."
+        ) from error
+    trained = {name: tuple(each.shape) for name, each in flow.named_parameters() if each.requires_grad}
+    check_shapes(path, trained)
 
 
 def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard) -> None:

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cadp_fl.config import FlowConfig, FlowTrainingConfig
-from cadp_fl.errors import ConfigError, MemoryLimitError, TrainingError
+from cadp_fl.data.schema import Schema
+from cadp_fl.errors import ConfigError, DataError, MemoryLimitError, TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.permutations import MAX_SOFT_DIMS, HardPermutation, Rotation, permutation
+from cadp_fl.flow.storage import FlowCard, load_flow, save_flow
 from cadp_fl.flow.training import Progress, bits_per_dim, dequantize, quantize, train_flow
 from cadp_fl.schedule import cosine
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
@@ -415,3 +417,22 @@ def test_training_stops_on_a_loss_that_is_not_finite_and_says_what_to_lower():
 
 def test_the_schedule_is_a_cosine_from_one_to_a_twentieth():
     assert [cosine(position) for position in (-1, 0, 0.5, 1, 2)] == pytest.approx([1, 1, 0.525, 0.05, 0.05])
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        {"dense": {"blocks": 1, "width": 10**15}},
+        {"dense": {"blocks": 1, "width": 10**30}},
+        {"scales": [{"blocks": 10**9}], "dense": {"blocks": 0}},
+    ],
+)
+def test_a_stored_flow_takes_no_memory_that_its_file_does_not_hold(tmp_path, larger):
+    schema = Schema(name="x", shape=(1, 8, 8), classes=("a", "b"))
+    small = FlowConfig(dense={"blocks": 1, "width": 8})
+    flow = FlowCard(small, schema, 0, "public").build()
+    save_flow(tmp_path / "flow.safetensors", flow, FlowCard(FlowConfig(**larger), schema, 0, "public"))
+    with pytest.raises(DataError, match=r"has tensors|its description says|fits into memory"):
+        load_flow(tmp_path / "flow.safetensors")
+    save_flow(tmp_path / "flow.safetensors", flow, FlowCard(small, schema, 0, "public"))
+    load_flow(tmp_path / "flow.safetensors")
