@@ -196,3 +196,12 @@ def test_running_out_of_memory_halves_the_physical_batch_and_never_the_sample(mo
     room = 0
     with pytest.raises(MemoryLimitError, match="A record must fit into memory"):
         train(model(), images, labels, what)
+
+
+def test_a_class_derived_from_a_covered_layer_is_not_covered():
+    class Centred(nn.Sequential):
+        def forward(self, inputs):
+            return super().forward(inputs - inputs.mean(dim=0))
+
+    with pytest.raises(PrivacyError, match="Found Centred at 'the top'"):
+        check_layers(Centred(nn.Flatten(), nn.Linear(4, 2)))
