@@ -33,16 +33,18 @@ def write_report(folder: Path) -> Path:
         loader=jinja2.PackageLoader("cadp_fl.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"share": _share, "epsilon": format_epsilon, "size": format_bytes}
+    pictures = _pictures(folder, bundles)
     page = environment.get_template("report.html").render(
         summary=summary,
         privacy=privacy,
         sites=[_site(site, bundles.get(site["site"])) for site in summary["sites"]],
-        pictures=_pictures(folder, bundles),
+        pictures=pictures,
         manifest=next(iter(bundles.values())).manifest if bundles else None,
         bits=_bits(metrics),
         accuracy=_accuracy(metrics),
     )
-    with replaced_file(folder / "report.html") as file:
+    has_originals = any("originals" in picture for picture in pictures)
+    with replaced_file(folder / "report.html", mode=0o600 if has_originals else 0o644) as file:  # as the preview's
         file.write_text(page, encoding="utf-8")
     return folder / "report.html"
 

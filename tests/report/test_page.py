@@ -43,6 +43,14 @@ def test_a_report_is_written_again_from_the_folder(run):
     assert (run / "report.html").read_text() == before
 
 
+def test_a_report_with_originals_is_for_its_owner_alone(run):
+    assert (run / "report.html").stat().st_mode & 0o777 == 0o600
+    for preview in (run / "sites").glob("*/preview.npz"):
+        assert preview.stat().st_mode & 0o777 == 0o600
+        preview.unlink()
+    assert write_report(run).stat().st_mode & 0o777 == 0o644
+
+
 def test_names_from_a_site_cannot_become_markup(run):
     summary = json.loads((run / "summary.json").read_text())
     summary["missing"] = [{"site": "x", "phase": "y", "reason": "<script>alert(1)</script>"}]
