@@ -42,7 +42,7 @@ Tick = Callable[[str], None]
 
 def steps_of(names: Sequence[str], *, quick: bool) -> int:
     """Return how often a run of these benchmarks calls `tick`."""
-    return len(names or BENCHMARKS) * (1 + (QUICK_TURNS if quick else TURNS))
+    return len(set(names or BENCHMARKS)) * (1 + (QUICK_TURNS if quick else TURNS))
 
 
 def run_benchmarks(

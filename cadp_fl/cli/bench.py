@@ -39,15 +39,20 @@ def benchmarks_table(console: Console, results: dict[str, Any]) -> None:
     table = Table(
         title=f"{results['device']}, {results['threads']} threads of {results['cores']} cores", title_justify="left"
     )
-    for heading in ("benchmark", "ours", "reference", "unit", "ratio", "least to largest", "reference is"):
-        table.add_column(heading, justify="right" if heading in ("ours", "reference", "ratio") else "left")
+    for heading in ("benchmark", "ours", "reference", "unit", "ratio", "from", "to"):
+        table.add_column(heading, justify="left" if heading in ("benchmark", "unit") else "right", no_wrap=True)
     for name, row in results["benchmarks"].items():
-        least, largest = row["spread"]
-        rates = (f"{row['ours']:,.0f}", f"{row['reference']:,.0f}")
-        table.add_row(name, *rates, row["unit"], f"{row['ratio']:.2f}", f"{least:.2f} to {largest:.2f}", row["against"])
+        ratios = (f"{ratio:.2f}" for ratio in (row["ratio"], *row["spread"]))
+        table.add_row(name, _rate(row["ours"]), _rate(row["reference"]), row["unit"], *ratios)
     console.print(table)
+    for name, row in results["benchmarks"].items():
+        console.print(f"{name}: {row['title']}. Reference: {row['against']}.", markup=False, soft_wrap=True)
     console.print(
-        "ratio: our rate over the reference's, both timed in turns; the median of the turns."
+        "ratio: our rate over the reference's, both timed in turns; the median of the turns, and the least and largest."
         + (" A quick run shows that everything works; its figures mean little." if results["quick"] else ""),
         soft_wrap=True,
     )
+
+
+def _rate(items: float) -> str:
+    return f"{items / 1e6:,.1f} M" if items >= 1e6 else f"{items:,.0f}"

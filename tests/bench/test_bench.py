@@ -79,6 +79,7 @@ def test_a_chosen_benchmark_runs_alone_and_is_printed(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "noise ..." in out
     assert "its figures mean little" in out
+    assert "noise: draw normal noise, 512 x 784. Reference: torch.randn" in out
     assert "release" not in out
 
 
