@@ -65,6 +65,7 @@ class ConditionalFlow(nn.Module):
         self.dims = math.prod(shape)
         self.input_scale = config.input_scale
         self.clamp = config.clamp
+        self.architecture = config.architecture()
         with _fixed_randomness(seed):
             scales = []
             for scale in config.scales:

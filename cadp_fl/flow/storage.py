@@ -1,5 +1,6 @@
 """A flow on disk: its weights, all that is needed to build it again, and what it was trained on."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,18 @@ from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, DataError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.storage import check_shapes, count_tensors, load_weights, read_description, save_weights
-from cadp_fl.weights import get_weights, set_weights
+from cadp_fl.weights import get_weights, set_weights, structure_sha256, weights_sha256
 
-__all__ = ["ARCHITECTURE", "FlowCard", "check_fits_records", "check_same_flow", "load_flow", "read_card", "save_flow"]
+__all__ = [
+    "ARCHITECTURE",
+    "FlowCard",
+    "check_fits_records",
+    "check_same_flow",
+    "flow_sha256",
+    "load_flow",
+    "read_card",
+    "save_flow",
+]
 
 ARCHITECTURE = ("scales", "coupling", "downsampling", "permutation", "dense", "clamp", "input_scale")
 """The fields of a flow's config that say what it is, and not how it is trained."""
@@ -44,6 +54,14 @@ class FlowCard:
     def build(self) -> ConditionalFlow:
         """Return a new flow of this architecture."""
         return ConditionalFlow(self.config, self.dataset.shape, self.dataset.conditions, seed=self.seed)
+
+
+def flow_sha256(flow: ConditionalFlow) -> str:
+    """Return the hash of all that makes a flow the function that it is: architecture, fixed parts and weights."""
+    digest = hashlib.sha256(flow.architecture.model_dump_json(include=set(ARCHITECTURE)).encode())
+    for part in (structure_sha256(flow), weights_sha256(get_weights(flow))):
+        digest.update(part.encode())
+    return digest.hexdigest()
 
 
 def save_flow(path: Path, flow: ConditionalFlow, card: FlowCard) -> None:

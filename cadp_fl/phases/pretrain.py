@@ -13,10 +13,10 @@ from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
+from cadp_fl.flow.storage import FlowCard, check_same_flow, flow_sha256, load_flow, save_flow
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.outputs import check_new
-from cadp_fl.weights import get_weights, weights_sha256
+from cadp_fl.weights import get_weights
 
 __all__ = ["pretrain"]
 
@@ -65,7 +65,7 @@ def pretrain(study: StudyConfig, output: Path, *, watch: Watcher) -> dict[str, A
     save_flow(output, flow, card)
     return {
         "flow": str(output),
-        "sha256": weights_sha256(get_weights(flow)),
+        "sha256": flow_sha256(flow),
         "trained_on": card.trained_on,
         "dataset": card.dataset.name,
         "records": len(train),

@@ -24,6 +24,7 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.errors import BudgetError, ExchangeError, PrivacyError
 from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected, check_delta
 from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of, relation_of
@@ -47,7 +48,7 @@ from cadp_fl.site.requests import (
     ReleaseRequest,
     ReserveRequest,
 )
-from cadp_fl.weights import get_weights, set_weights, structure_sha256, weights_sha256
+from cadp_fl.weights import get_weights, set_weights, structure_sha256
 
 __all__ = ["Site"]
 
@@ -163,8 +164,8 @@ class Site:
                 "adds noise."
             )
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage)
-        flow_sha256 = weights_sha256(get_weights(flow))
-        self._check_declared(asked.method, flow_sha256)
+        sha256 = flow_sha256(flow)
+        self._check_declared(asked.method, sha256)
         claim = self._claim(asked.method)
         event_id = self._ledger.spend(asked.method, asked.event)
         head = ReleaseHead(
@@ -176,7 +177,7 @@ class Site:
             ),
             noise=self._noise.kind,
             claim=claim,
-            flow_sha256=flow_sha256,
+            flow_sha256=sha256,
             event_id=event_id,
         )
         parts, cost = privatize(

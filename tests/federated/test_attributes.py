@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cadp_fl.errors import ConfigError
-from cadp_fl.flow.storage import load_flow
+from cadp_fl.flow.storage import flow_sha256, load_flow
 from cadp_fl.phases.central import ClassifierOptions, train_central
 from cadp_fl.phases.export import export
 from cadp_fl.phases.pretrain import pretrain
@@ -14,7 +14,6 @@ from cadp_fl.release.bundle import open_bundle
 from cadp_fl.release.dataset import load_release
 from cadp_fl.study.estimate import estimate_study
 from cadp_fl.study.run import check_study
-from cadp_fl.weights import get_weights, weights_sha256
 from tests.conftest import PORTRAITS, ROOT, TINY, write_portraits
 from tests.federated.test_workflow import Run, printed
 from tests.phases.conftest import contents
@@ -86,7 +85,7 @@ def test_a_release_by_hand_is_the_federations_byte_for_byte(complete, tmp_path):
 def test_single_phases_follow_the_attributes_of_the_flow(complete, tmp_path):
     made = pretrain(complete.study, tmp_path / "flow.safetensors", watch=lambda step: None)
     flow, card = load_flow(tmp_path / "flow.safetensors")
-    assert (made["sha256"], card.dataset.attributes) == (weights_sha256(get_weights(flow)), NAMES)
+    assert (made["sha256"], card.dataset.attributes) == (flow_sha256(flow), NAMES)
     options = ReleaseOptions(epsilon=3.0, delta=1e-4, clip_norm=4.0)
     data = complete.study.data.path
     claim = make_release(tmp_path / "flow.safetensors", data, tmp_path / "x", options).manifest.claim

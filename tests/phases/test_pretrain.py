@@ -7,10 +7,10 @@ import torch
 from cadp_fl.config import load_study
 from cadp_fl.data.sources import load_source
 from cadp_fl.errors import ConfigError, InputError
-from cadp_fl.flow.storage import FlowCard, load_flow, read_card, save_flow
+from cadp_fl.flow.storage import FlowCard, flow_sha256, load_flow, read_card, save_flow
 from cadp_fl.flow.training import bits_per_dim
 from cadp_fl.phases.pretrain import pretrain
-from cadp_fl.weights import get_weights, weights_sha256
+from cadp_fl.weights import get_weights
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_pretrained_flow_is_stored_as_public_and_explains_its_records(study, t
     made = pretrain(study, tmp_path / "deep" / "flow.safetensors", watch=steps.append)
     flow, card = load_flow(tmp_path / "deep" / "flow.safetensors")
     assert (card.trained_on, card.seed, card.dataset.name) == ("public", study.seed, "digits")
-    assert weights_sha256(get_weights(flow)) == made["sha256"]
+    assert flow_sha256(flow) == made["sha256"]
     assert (made["records"], made["epochs"]) == (1797, 4)
     rounds = [step for step in steps if step["step"] == "round"]
     assert steps[0]["phases"] == {"pretrain": 4}

@@ -12,6 +12,7 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, epsilon_of
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
@@ -28,7 +29,7 @@ from cadp_fl.site.requests import (
     ReleaseRequest,
 )
 from cadp_fl.site.site import Site
-from cadp_fl.weights import get_weights, weights_sha256
+from cadp_fl.weights import get_weights, set_weights
 
 SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
 FLOW = FlowConfig(scales=[{"blocks": 1, "channels": 4}], training={"rounds": 2, "local_epochs": 1})
@@ -188,13 +189,36 @@ def test_nothing_but_a_shard_that_was_paid_for_is_fetched(changes, error):
         made.call(Request("fetch", settings))
 
 
+def sha256_of(arrays, config=FLOW, seed=0):
+    flow = ConditionalFlow(config, (1, 4, 4), 3, seed=seed)
+    set_weights(flow, arrays)
+    return flow_sha256(flow)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"config": FLOW.model_copy(update={"clamp": 1.2})},
+        {"config": FLOW.model_copy(update={"input_scale": 3.0})},
+    ],
+)
+def test_the_same_weights_in_another_architecture_are_another_flow(other):
+    """Permutations, clamp and scale shape what a flow computes as much as its weights do."""
+    assert sha256_of(weights(), **other) != sha256_of(weights())
+    made = site()
+    made.call(Request("reserve", {"plan": Plan("m", (public(sha256_of(weights(), **other)), EVENT), 1e-5).to_json()}))
+    with pytest.raises(PrivacyError, match="uses the flow that was declared public"):
+        made.call(release())
+
+
 def public(sha256):
     return DeclaredPublic(stage="flow", what="the flow was trained on 'x'", sha256=sha256)
 
 
 def test_a_fixed_public_flow_makes_a_release_end_to_end_and_the_claim_says_on_what_it_rests():
     made = site()
-    plan = Plan("m", (public(weights_sha256(weights())), EVENT), 1e-5)
+    plan = Plan("m", (public(sha256_of(weights())), EVENT), 1e-5)
     made.call(Request("reserve", {"plan": plan.to_json()}))
     claim = manifest_from_json(made.call(release()).content["manifest"]).claim
     assert claim.guarantee == "end-to-end"
@@ -206,7 +230,7 @@ def test_a_fixed_public_flow_makes_a_release_end_to_end_and_the_claim_says_on_wh
 def test_a_plan_without_a_finite_epsilon_makes_no_release():
     made = site()
     weak = LatentLaplace(stage="release", clip_norm=600.0, noise_scale=1.0)
-    plan = Plan("m", (public(weights_sha256(weights())), weak, EVENT), 1e-5)
+    plan = Plan("m", (public(sha256_of(weights())), weak, EVENT), 1e-5)
     made.call(Request("reserve", {"plan": plan.to_json()}))
     with pytest.raises(BudgetError, match="has a finite epsilon"):
         made.call(release())
@@ -238,7 +262,7 @@ def test_a_real_site_says_end_to_end_no_more_once_something_left_unprotected():
         made = site(simulation=simulation)
         made.call(Request("reserve", {"plan": Plan("other", (FLOW_WEIGHTS,), 1e-5).to_json()}))
         flow = made.call(flow_round(method="other")).arrays
-        plan = Plan("m", (public(weights_sha256(flow)), EVENT), 1e-5)
+        plan = Plan("m", (public(sha256_of(flow)), EVENT), 1e-5)
         made.call(Request("reserve", {"plan": plan.to_json()}))
         claim = manifest_from_json(made.call(Request("release", release().settings, flow)).content["manifest"]).claim
         assert claim.guarantee == guarantee

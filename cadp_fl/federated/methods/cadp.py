@@ -30,7 +30,7 @@ from cadp_fl.federated.methods.base import (
 )
 from cadp_fl.federated.releases import fetch_releases
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
+from cadp_fl.flow.storage import FlowCard, check_same_flow, flow_sha256, load_flow, save_flow
 from cadp_fl.privacy.accounting import DeclaredPublic, Event
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW, claim_of, relation_of
 from cadp_fl.privacy.ledger import Plan
@@ -40,7 +40,7 @@ from cadp_fl.release.manifest import Manifest, ReleaseClaim, ReleaseParameters, 
 from cadp_fl.release.privatize import ReleaseSettings
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import FlowRequest, ReleaseRequest
-from cadp_fl.weights import average, get_weights, set_weights, weights_sha256
+from cadp_fl.weights import average, get_weights, set_weights
 
 __all__ = ["CHECKPOINTS", "Cadp", "CadpGivenFlow", "declared_public", "release_request"]
 
@@ -181,7 +181,7 @@ class CadpGivenFlow:
                 dims=flow.dims,
                 shrinkage=settings.shrinkage,
             ),
-            "flow_sha256": weights_sha256(weights),
+            "flow_sha256": flow_sha256(flow),
             "noise": run.study.noise,
         }
         plan = Plan(self.name, self.events(), run.study.budget.delta)
@@ -264,7 +264,7 @@ def declared_public(flow: ConditionalFlow, card: FlowCard) -> DeclaredPublic:
     """Return the event of a flow that is taken to be public, by declaration."""
     name = "".join(each if each.isprintable() else "?" for each in card.dataset.name)
     what = f"the flow was trained on '{name}', in which no private record had a part"
-    return DeclaredPublic(stage="flow", what=what, sha256=weights_sha256(get_weights(flow)), dataset=card.dataset.name)
+    return DeclaredPublic(stage="flow", what=what, sha256=flow_sha256(flow), dataset=card.dataset.name)
 
 
 def _check_declaration(study: StudyConfig, card: FlowCard) -> None:
