@@ -116,6 +116,11 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
     for name, row in summary["methods"].items():
         if release := row.get("release"):
             console.print(f"{name} released {_release(release)}.", soft_wrap=True)
+    for name, row in summary["methods"].items():
+        if caution := row.get("caution"):
+            console.print(f"{name}: {caution}", style="bold red", markup=False, soft_wrap=True)
+    if summary.get("resumed"):
+        console.print("This run was interrupted and resumed; privacy.json says what that means for its accounts.")
     console.print(
         f"epsilon at delta {summary['budget']['delta']:g} under '{summary['relation']}', the largest of the sites."
         + (" Noise was SEEDED: this run protects nothing." if summary["noise"] == "seeded" else ""),

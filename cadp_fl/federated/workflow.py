@@ -119,8 +119,7 @@ class _Conductor:
         schema, results.sites = _describe(study, self._federation)
         results.dataset, results.attributes = schema.name, schema.attributes
         sizes = {site: entry.train for site, entry in results.sites.items()}
-        for size in sizes.values():
-            check_delta(study.budget.delta, size)
+        check_delta(study.budget.delta, max(sizes.values()))
         for name, plan in self._plans.items():
             ended, spent = self._checkpoint.figures(name) is not None, self._spent_before[name]
             results.accounts[name] = {

@@ -17,6 +17,7 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
+from decimal import ROUND_FLOOR, Context
 from enum import Enum
 from functools import lru_cache
 from typing import Annotated, Any, Literal
@@ -277,6 +278,11 @@ def gaussian_delta(epsilon: float, noise_std: float, sensitivity: float) -> floa
     return float(math.exp(log_ndtr(half - shift)) - math.exp(epsilon + log_ndtr(-half - shift)))
 
 
+def _rounded_down(value: float) -> str:
+    """Return a number with two digits, no larger than it is."""
+    return f"{Context(prec=2, rounding=ROUND_FLOOR).create_decimal_from_float(value):.1e}"
+
+
 def check_delta(delta: float, records: int) -> None:
     """Check that delta is at most 1 / (10 n).
 
@@ -286,5 +292,5 @@ def check_delta(delta: float, records: int) -> None:
     if not 0 < delta * 10 * records <= 1 + 1e-9:
         raise BudgetError(
             f"delta is above zero and at most 1 / (10 n). Found {delta:g} for n = {records}; use "
-            f"{1 / (10 * records):.1e} or less."
+            f"{_rounded_down(1 / (10 * records))} or less."
         )

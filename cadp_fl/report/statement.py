@@ -7,13 +7,13 @@ from cadp_fl.privacy.accounting import DeclaredPublic
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, format_epsilon, relation_of
 from cadp_fl.privacy.ledger import Plan
 
-__all__ = ["assumptions", "caution_on_flow", "not_covered", "statement_of_method", "statement_of_study"]
+__all__ = ["RESUMED", "assumptions", "caution_on_flow", "not_covered", "statement_of_method", "statement_of_study"]
 
 _ASSUMPTIONS = [
     "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates every "
     "replaced record under such sampling is checked numerically, not proven here.",
-    "Config, architecture and clip norms were chosen without looking at the training records, and each record's site "
-    "and its split into training and test do not depend on its image.",
+    "Config, architecture and clip norms were chosen without looking at the training records, which nothing here can "
+    "check, and each record's site and its split into training and test do not depend on its image.",
 ]
 
 _NOT_COVERED = [
@@ -21,6 +21,7 @@ _NOT_COVERED = [
     "Test records: in a simulation their confusion counts and score histograms are exact.",
     "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
     "Timing, failures, and the fact that a site took part.",
+    "What else leaves a site: another run, a release made apart, or what an app that this study is a part of sends.",
     "What floating-point rounding of noised values reveals, above all under weights that a server chose to that end.",
 ]
 
@@ -97,7 +98,16 @@ def caution_on_flow(plan: Plan, origin: str) -> str:
     )
 
 
-def statement_of_study(study: StudyConfig, attributes: Collection[str], methods: Mapping[str, str]) -> str:
+RESUMED = (
+    "The run was interrupted and went on from its last finished phase; what the interrupted attempt of a phase had "
+    "computed was thrown away, and is not in these accounts, though its figures could be read until then. At a real "
+    "site it would have been spent, and the site's own ledger would count it."
+)
+
+
+def statement_of_study(
+    study: StudyConfig, attributes: Collection[str], methods: Mapping[str, str], *, resumed: bool
+) -> str:
     """Return the paragraph on a whole study, of records with some attributes or with none."""
     source = (
         "The privacy noise of this run was derived from a seed, so that the run can be repeated. Whoever knows the "
@@ -110,6 +120,7 @@ def statement_of_study(study: StudyConfig, attributes: Collection[str], methods:
             f"This is a simulation of {study.sites.count} sites. The privacy unit is one {study.budget.unit} of a "
             f"site's training data; the neighbouring relation is '{relation_of(attributes)}'.",
             source,
+            *([RESUMED] if resumed else []),
             *methods.values(),
             "Each statement holds if only that method had been run; all methods of this study together compose to what "
             "privacy.json says.",

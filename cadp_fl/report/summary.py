@@ -10,7 +10,14 @@ from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.claims import Claim, claim_of, compose_plans, relation_of
 from cadp_fl.privacy.ledger import Plan
-from cadp_fl.report.statement import assumptions, caution_on_flow, not_covered, statement_of_method, statement_of_study
+from cadp_fl.report.statement import (
+    RESUMED,
+    assumptions,
+    caution_on_flow,
+    not_covered,
+    statement_of_method,
+    statement_of_study,
+)
 
 __all__ = ["SCHEMA_VERSION", "Account", "MethodFigures", "Results", "SiteEntry", "privacy_json", "summary_json"]
 
@@ -154,12 +161,19 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
         "relation": results.relation,
         "against": "server",
         "classifier": figures.classifier,
+        **({"caution": caution} if (caution := _caution(results, name)) else {}),
         **({"release": dict(figures.release)} if figures.release else {}),
         "per_site": {
             site: metrics.to_json() | ({"epsilon": claims[site].epsilon} if site in claims else {})
             for site, metrics in sorted(figures.per_site.items())
         },
     }
+
+
+def _caution(results: Results, name: str) -> str:
+    """Return what speaks against a method's claim, or nothing."""
+    accounts = results.accounts.get(name, {}).values()
+    return " ".join(sorted({caution_on_flow(account.plan, results.dataset) for account in accounts} - {""}))
 
 
 def _worst(claims: list[Claim]) -> Claim:
@@ -173,14 +187,13 @@ def privacy_json(results: Results) -> dict[str, Any]:
     methods: dict[str, Any] = {}
     for name, accounts in results.accounts.items():
         worst = _worst([claim_of(account.plan) for account in accounts.values()])
-        cautions = {caution_on_flow(account.plan, results.dataset) for account in accounts.values()}
         said = statement_of_method(name, worst, noise=study.noise, relation=results.relation)
-        statement = [said, *sorted(cautions - {""})]
+        caution = _caution(results, name)
         methods[name] = {
             "guarantee": worst.guarantee,
             "relation": results.relation,
             "against": "server",
-            "statement": " ".join(statement),
+            "statement": f"{said} {caution}".strip(),
             "sites": {site: _account(account) for site, account in sorted(accounts.items())},
         }
     together = {}
@@ -211,7 +224,10 @@ def privacy_json(results: Results) -> dict[str, Any]:
         "assumptions": assumptions(results.attributes),
         "not_covered": not_covered(results.attributes),
         "statement": statement_of_study(
-            study, results.attributes, {name: entry["statement"] for name, entry in methods.items()}
+            study,
+            results.attributes,
+            {name: entry["statement"] for name, entry in methods.items()},
+            resumed=bool(results.resumed),
         ),
     }
 
@@ -219,9 +235,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
 def _resumed(results: Results) -> dict[str, Any]:
     return {
         "at": [moment.isoformat(timespec="seconds") for moment in results.resumed],
-        "meaning": "the run was interrupted and went on from its last finished phase; what the interrupted attempt of "
-        "a phase had computed was thrown away, and is not in these accounts, though its figures could be read until "
-        "then. At a real site it would have been spent, and the site's own ledger would count it",
+        "meaning": RESUMED,
     }
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,21 @@ def _check_same_study(study: StudyConfig, resolved: Path) -> None:
     if not resolved.is_file():
         raise InputError(f"An interrupted run left its config.yaml. '{resolved.parent}' has none; start a new run.")
     ours, theirs = (each.model_dump(mode="json") for each in (study, load_study(resolved)))
-    for key in ours:
-        if ours[key] != theirs[key]:
-            raise InputError(
-                f"A run is resumed with the study that it began with. '{key}' is {ours[key]!s:.200} now and was "
-                f"{theirs[key]!s:.200}; put it back, or start a new run in another --output."
-            )
+    for key, now, then in _differences(ours, theirs):
+        raise InputError(
+            f"A run is resumed with the study that it began with. '{key}' is {now!s:.200} now and was {then!s:.200}; "
+            "give the same config and every --set again, or start a new run in another --output."
+        )
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the dotted key of every value that differs, with both values."""
+    for key in {**ours, **theirs}:
+        now, then = ours.get(key), theirs.get(key)
+        if isinstance(now, Mapping) and isinstance(then, Mapping):
+            yield from _differences(now, then, f"{above}{key}.")
+        elif now != then:
+            yield f"{above}{key}", now, then
 
 
 def _is_over(output: Path) -> bool:
@@ -115,8 +124,7 @@ def check_study(study: StudyConfig) -> None:
     check_release(release.mechanism, release.shrinkage, release.latent_dims or dims, dims)
     sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
     try:
-        for site in sites:
-            check_delta(study.budget.delta, len(site.train))
+        check_delta(study.budget.delta, max(len(site.train) for site in sites))
         build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error

@@ -259,7 +259,7 @@ def test_a_budget_calibrated_on_the_coarse_grid_holds_on_the_fine_one():
 
 def test_delta_is_at_most_a_tenth_of_one_over_n():
     check_delta(1e-4, 1000)
-    with pytest.raises(BudgetError, match=r"Found 0.0001 for n = 1001; use 1.0e-04 or less"):
+    with pytest.raises(BudgetError, match=r"Found 0.0001 for n = 1001; use 9.9e-5 or less"):
         check_delta(1e-4, 1001)
     for delta in (0.0, -1.0, math.nan):
         with pytest.raises(BudgetError):
@@ -301,3 +301,12 @@ def test_an_event_out_of_range_is_refused(tree):
 def test_events_survive_json():
     events = (release(1.0), laplace_release(1.0), dp_sgd(1.0, 0.5, 3), Unprotected(stage="flow", what="weights"))
     assert events_from_json([event.model_dump() for event in events]) == events
+
+
+@pytest.mark.parametrize("records", [403, 600, 1, 7, 99, 1467, 100_000])
+def test_the_delta_that_a_refusal_names_is_accepted(records):
+    with pytest.raises(BudgetError) as caught:
+        check_delta(0.9, records)
+    named = float(str(caught.value).rsplit("use ", 1)[1].split(" ")[0])
+    check_delta(named, records)
+    assert named > 0.9 / (10 * records)

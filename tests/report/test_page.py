@@ -25,7 +25,8 @@ def test_the_page_says_what_a_person_needs_to_judge(run):
     for part in ("the flow is not covered", "Seeded noise", "Not covered", "Assumptions", "clip norm C = 4"):
         assert part in page
     assert "replace one record, keep its label" in page
-    assert "a correlation of 0.08 with that of its record: what the" in page
+    assert "0.08 with the record's own: what the classifier learns comes mostly from the flow" in page
+    assert "the 16 of 64 latent dimensions that carry a record" in page
     assert page.count("<figcaption>originals</figcaption>") == page.count("<figcaption>released</figcaption>") == 3
     assert page.count("data:image/svg+xml") == 2
 
