@@ -81,9 +81,6 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Simulate a study on this machine: every site, every method, one report."""
-    from cadp_fl.cli.progress import progress_to, results_table
-    from cadp_fl.study.run import run_study
-
     console = Console(highlight=False)
     silent = quiet or as_json
     if dry_run:
@@ -91,7 +88,10 @@ def simulate(
         return
     if output is None:
         raise InputError("A run needs a folder for its results. Found none; give --output FOLDER, or --dry-run.")
-    try:
+    try:  # around the imports too: they take seconds, in which a user may think better of it
+        from cadp_fl.cli.progress import progress_to, results_table
+        from cadp_fl.study.run import run_study
+
         with progress_to(console, silent=silent) as watch:
             summary = run_study(config, output, set_ or [], watch=watch, resume=resume)
     except KeyboardInterrupt:
