@@ -203,7 +203,12 @@ class FlowConfig(Settings):
     @property
     def is_fixed(self) -> bool:
         """Whether the flow is used as it is: nothing of it is trained on the sites' records."""
-        return self.training.rounds == 0 or (self.pretrained is not None and "all" in self.pretrained.freeze)
+        return self.training.rounds == 0 or "all" in self.freeze
+
+    @property
+    def freeze(self) -> tuple[str, ...]:
+        """Parts that stay as the flow that it starts from has them; none for a new flow."""
+        return self.pretrained.freeze if self.pretrained else ()
 
     def architecture(self) -> "FlowConfig":
         """Return what the flow is, without how it is trained and what it starts from."""

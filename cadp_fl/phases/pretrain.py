@@ -39,7 +39,7 @@ def pretrain(study: StudyConfig, output: Path, *, watch: Watcher) -> dict[str, A
     torch.set_num_threads(study.sites.cpus_per_client)
     train = load_source(study.data).train
     flow, card = _start(study, train.schema)
-    frozen = flow.frozen_names(study.flow.pretrained.freeze if study.flow.pretrained else ())
+    frozen = flow.frozen_names(study.flow.freeze)
     if len(frozen) == len(get_weights(flow)):
         raise _trains_nothing("flow.pretrained.freeze that names every part")
     config = study.flow.training

@@ -5,7 +5,6 @@ kind of work, and multiplied; sites that share the machine's cores take turns.
 """
 
 import math
-import os
 import resource
 import sys
 import time
@@ -19,11 +18,9 @@ import torch
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import as_input, train_class_balanced, train_epochs
 from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
-from cadp_fl.data.partition import SiteData, deal
+from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
-from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
-from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, PhaseCost
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
@@ -34,6 +31,7 @@ from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
+from cadp_fl.study.launch import sites_at_once
 from cadp_fl.study.run import check_study
 
 __all__ = ["Estimate", "PhaseEstimate", "StageCost", "estimate_study"]
@@ -105,11 +103,8 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         InputError: the study is wrong.
     """
     study = load_study(config, overrides)
-    check_study(study)
-    source = load_source(study.data)
-    sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
-    methods = build_methods(study)
-    at_once = min(study.sites.count, max(1, (os.cpu_count() or 1) // study.sites.cpus_per_client))
+    sites, methods = check_study(study)
+    at_once = sites_at_once(study.sites)
     threads = torch.get_num_threads()
     torch.set_num_threads(study.sites.cpus_per_client)
     try:

@@ -25,14 +25,14 @@ import httpx
 import psutil
 import torch
 
-from cadp_fl.config import StudyConfig
+from cadp_fl.config import SitesConfig, StudyConfig
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.recorder import PROGRESS_VARIABLE, Watcher
 from cadp_fl.study.app_folder import stage_app
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.simulation import DEVICE_VARIABLE
 
-__all__ = ["simulate"]
+__all__ = ["simulate", "sites_at_once"]
 
 START_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
@@ -131,8 +131,12 @@ def _gpu_share(study: StudyConfig) -> float:
     if study.device == "cpu" or not torch.cuda.is_available():
         return 0.0
     gpus = 1 if study.device.startswith("cuda:") else torch.cuda.device_count()
-    at_once = min(sites.count, max(1, (os.cpu_count() or 1) // sites.cpus_per_client))
-    return min(1.0, math.floor(100 * gpus / at_once) / 100)
+    return min(1.0, math.floor(100 * gpus / sites_at_once(sites)) / 100)
+
+
+def sites_at_once(sites: SitesConfig) -> int:
+    """Return how many sites compute at the same time on this machine."""
+    return min(sites.count, max(1, (os.cpu_count() or 1) // sites.cpus_per_client))
 
 
 def _start_superlink(environment: dict[str, str], log: Path) -> str:

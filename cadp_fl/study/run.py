@@ -9,11 +9,12 @@ from typing import Any
 
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import StudyConfig, dump_study, load_study
-from cadp_fl.data.partition import check_partition, deal
+from cadp_fl.data.partition import SiteData, check_partition, deal
 from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, ConfigError, InputError
 from cadp_fl.federated.methods import build_methods
+from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import check_flow
 from cadp_fl.flow.storage import check_same_flow, read_card
@@ -104,10 +105,13 @@ def _is_over(output: Path) -> bool:
     return "failure" not in summary and list(summary["methods"]) == list(load_study(output / "config.yaml").methods)
 
 
-def check_study(study: StudyConfig) -> None:
+def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     """Import a study's plugins, and check what can be checked before a run: names, and that records can be dealt.
 
     A simulation may look at its records for this.
+
+    Returns:
+        The records of every site, and the study's methods with their noise calibrated.
 
     Raises:
         InputError: something does not fit.
@@ -125,6 +129,6 @@ def check_study(study: StudyConfig) -> None:
     sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
     try:
         check_delta(study.budget.delta, max(len(site.train) for site in sites))
-        build_methods(study)
+        return sites, build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error

@@ -65,7 +65,7 @@ class CadpGivenFlow:
         self._pretrained = load_flow(study.flow.pretrained.path) if study.flow.pretrained else None
         if self._pretrained is not None:
             _check_declaration(study, self._pretrained[1])
-            self._pretrained[0].frozen_names(study.flow.pretrained.freeze if study.flow.pretrained else ())
+            self._pretrained[0].frozen_names(study.flow.freeze)
 
     def phases(self) -> dict[str, int]:
         """Return the number of rounds of every phase, in order."""
@@ -143,7 +143,7 @@ class CadpGivenFlow:
     def _train_flow(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> None:
         """Federated averaging of the flow's trainable tensors, in place."""
         config, phase = run.study.flow.model_copy(update={"pretrained": None}), f"{self.name}/flow"
-        freeze = run.study.flow.pretrained.freeze if run.study.flow.pretrained else ()
+        freeze = run.study.flow.freeze
         rounds, check = config.training.rounds, fits_module(flow, frozen=flow.frozen_names(freeze))
         for number in range(1, rounds + 1):
             settings = FlowRequest(method=self.name, flow=config, seed=card.seed, freeze=freeze, round=number)
