@@ -28,6 +28,7 @@ from cadp_fl.privacy.accounting import ReleaseEvent
 from cadp_fl.privacy.clipped_normal import ClippedNormal
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release.manifest import ReleaseParameters
 
 __all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize"]
 
@@ -76,6 +77,12 @@ class ReleaseSettings:
         """The factor s of a noised latent."""
         own = self.mechanism
         return SHRINKAGES[self.shrinkage](own.clipped_normal(self.latent_dims), own.noise_variance)
+
+    def parameters(self, dims: int) -> ReleaseParameters:
+        """Return every number of the release by a flow of `dims` dimensions, as its manifest tells them."""
+        return ReleaseParameters(
+            **self.mechanism.parameters(), latent_dims=self.latent_dims, dims=dims, shrinkage=self.shrinkage
+        )
 
     @property
     def correlation(self) -> float:

@@ -33,7 +33,7 @@ from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.bundle import open_bundle, write_bundle
-from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, ReleaseParameters, manifest_to_json
+from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
@@ -172,9 +172,7 @@ class Site:
             site=self.name,
             dataset=self._data.train.schema,
             mechanism=asked.mechanism,
-            parameters=ReleaseParameters(
-                **mechanism.parameters(), latent_dims=asked.latent_dims, dims=flow.dims, shrinkage=asked.shrinkage
-            ),
+            parameters=settings.parameters(flow.dims),
             noise=self._noise.kind,
             claim=claim,
             flow_sha256=sha256,

@@ -36,7 +36,7 @@ from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW, claim_of, relatio
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.dataset import ReleasedRecords, load_release
-from cadp_fl.release.manifest import Manifest, ReleaseClaim, ReleaseParameters, manifest_from_json
+from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json
 from cadp_fl.release.privatize import ReleaseSettings
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import FlowRequest, ReleaseRequest
@@ -103,10 +103,7 @@ class CadpGivenFlow:
         release = self._release_settings(flow.dims)
         trained.release = {
             "mechanism": self._mechanism.name,
-            **self._mechanism.parameters(),
-            "latent_dims": release.latent_dims,
-            "dims": flow.dims,
-            "shrinkage": release.shrinkage,
+            **release.parameters(flow.dims).model_dump(),
             "correlation": release.correlation,
         }
         return trained
@@ -175,12 +172,7 @@ class CadpGivenFlow:
         expected = {
             "dataset": run.schema,
             "mechanism": settings.mechanism,
-            "parameters": ReleaseParameters(
-                **self._mechanism.parameters(),
-                latent_dims=settings.latent_dims,
-                dims=flow.dims,
-                shrinkage=settings.shrinkage,
-            ),
+            "parameters": self._release_settings(flow.dims).parameters(flow.dims),
             "flow_sha256": flow_sha256(flow),
             "noise": run.study.noise,
         }
