@@ -6,6 +6,10 @@
     |   +-- DataError         a data source, or what it holds
     +-- PrivacyError          a privacy rule would be broken, so nothing was computed
     |   +-- BudgetError       the request costs more than the budget allows
+    |   +-- LedgerError       the ledger is missing, locked, full, damaged or older than it was
+    |   +-- PolicyError       the site's policy does not allow the request
+    |       +-- TotalBudgetError, MechanismError, UnprotectedModelError, UnitError, CohortError, SeededNoiseError,
+    |           EvaluationError, ReviewError
     +-- ExchangeError         what a site or a server sent does not fit what was asked for
     +-- TrainingError         training cannot go on
     |   +-- MemoryLimitError  not even one record fits into the device's memory
@@ -18,14 +22,24 @@ the server does so as its `code` alone: the text may hold values that records ha
 __all__ = [
     "BudgetError",
     "CadpError",
+    "CohortError",
     "ConfigError",
     "DataError",
+    "EvaluationError",
     "ExchangeError",
     "FederationError",
     "InputError",
+    "LedgerError",
+    "MechanismError",
     "MemoryLimitError",
+    "PolicyError",
     "PrivacyError",
+    "ReviewError",
+    "SeededNoiseError",
+    "TotalBudgetError",
     "TrainingError",
+    "UnitError",
+    "UnprotectedModelError",
 ]
 
 
@@ -82,6 +96,76 @@ class BudgetError(PrivacyError):
 
     code = 301
     meaning = "the request is beyond what the site reserved or allows"
+
+
+class LedgerError(PrivacyError):
+    """The ledger is missing, locked, full, damaged or older than it was. Nothing was computed."""
+
+    code = 302
+    meaning = "the site's ledger cannot be written to, or cannot be trusted"
+
+
+class PolicyError(PrivacyError):
+    """The site's policy does not allow the request. Nothing was computed."""
+
+    code = 310
+    meaning = "the site's policy does not allow the request"
+
+
+class TotalBudgetError(PolicyError):
+    """The plan would cost more than the policy's total leaves."""
+
+    code = 311
+    meaning = "the plan costs more than the total budget of the site's policy leaves"
+
+
+class MechanismError(PolicyError):
+    """The policy does not allow the mechanism."""
+
+    code = 312
+    meaning = "the site's policy does not allow the mechanism"
+
+
+class UnprotectedModelError(PolicyError):
+    """The policy lets nothing leave that was computed without differential privacy."""
+
+    code = 313
+    meaning = "the site's policy lets nothing leave that was computed without differential privacy"
+
+
+class UnitError(PolicyError):
+    """The policy protects another privacy unit, or other labels."""
+
+    code = 314
+    meaning = "the site's policy protects another privacy unit, or treats labels otherwise"
+
+
+class CohortError(PolicyError):
+    """The policy asks for more records, by declared or noised counts."""
+
+    code = 315
+    meaning = "the site declares fewer records than its policy asks for"
+
+
+class SeededNoiseError(PolicyError):
+    """The policy allows no noise that can be derived again."""
+
+    code = 316
+    meaning = "the site's policy allows no seeded noise"
+
+
+class EvaluationError(PolicyError):
+    """The policy allows no such evaluation, or not as many."""
+
+    code = 317
+    meaning = "the site's policy allows no such evaluation, or not as many"
+
+
+class ReviewError(PolicyError):
+    """A steward has not approved the release, or has denied it."""
+
+    code = 318
+    meaning = "the site's steward has not approved the release"
 
 
 class ExchangeError(CadpError):

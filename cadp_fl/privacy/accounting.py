@@ -64,7 +64,7 @@ class Relation(Enum):
 
 class _EventModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,29}$", description="the part of a method that spent it")
+    stage: str = Field(pattern=r"^[a-z0-9]{1,30}$", description="the part of a method that spent it")
 
 
 class LatentGaussian(_EventModel):

@@ -1,22 +1,18 @@
-"""A study config: YAML in, frozen and typed models out.
+"""A study config: its records, sites, flow, release, classifier, methods and budget.
 
-This module knows shapes and ranges. Names (of a data source, a mechanism, a method) are resolved by the
-package that owns their registry. Every field says its unit and range, and an unknown key is an error that
-names the nearest known one.
+This module knows shapes and ranges. Names (of a data source, a mechanism, a method) are resolved by the package that
+owns their registry. Every field says its unit and range.
 """
 
-import difflib
-import os
 import re
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from cadp_fl.errors import ConfigError
+from cadp_fl.config.policy import PolicyConfig
+from cadp_fl.config.settings import AttributeName, Count, Fraction, Name, Positive, Settings
 
 __all__ = [
     "BudgetConfig",
@@ -31,27 +27,9 @@ __all__ = [
     "PretrainedConfig",
     "ReleaseConfig",
     "ScaleConfig",
-    "Settings",
     "SitesConfig",
     "StudyConfig",
-    "dump_study",
-    "load_study",
-    "parse",
 ]
-
-MAX_CONFIG_BYTES = 1 << 20
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(min_length=1, max_length=80)]
-AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class Settings(BaseModel):
-    """A frozen group of settings in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class DataConfig(Settings):
@@ -122,6 +100,9 @@ class SitesConfig(Settings):
     cpus_per_client: Count = Field(1, description="CPU threads of one site, and of the server")
     gpus_per_client: float | None = Field(
         None, ge=0, description="share of a GPU of one site, 0 for none; by default the GPUs in equal shares"
+    )
+    policy: PolicyConfig | None = Field(
+        None, description="what every simulated site allows a method; all that the study asks without it"
     )
 
     @model_validator(mode="after")
@@ -242,9 +223,9 @@ class ReleaseConfig(Settings):
     shrinkage: str = Field(
         "typical-set", description="how a noised latent is drawn towards the prior: typical-set or posterior-mean"
     )
-    labels: Literal["public"] = Field(
-        description="public: a record's label may be known, and so may its attributes if it has some; the relation is "
-        "'replace one record, keep its label', or 'keep its label and attributes'"
+    labels: Literal["public", "randomized"] = Field(
+        description="public: a record's label may be known, and so may its attributes if it has some, and the relation "
+        "says so; randomized: a record leaves with a label by randomized response, and class counts are noised"
     )
     shard_records: Count = Field(4096, description="records in one file of a release")
 
@@ -267,17 +248,59 @@ class ClassifierConfig(Settings):
 
 
 class BudgetConfig(Settings):
-    """What a method may spend at a site. There is no default."""
+    """What a method may spend at a site, over all that it does. There is no default."""
 
     epsilon: float = Field(ge=1e-3, le=100, description="epsilon, under replace-one")
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="delta, at most 1 / (10 n) for n records at a site")
-    unit: Literal["record"] = Field("record", description="what one neighbouring data set may change")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="delta, at most 1 / (10 n) for n units at a site")
+    unit: Literal["record", "patient"] = Field("record", description="what one neighbouring data set may change")
+    records_per_patient: Count | None = Field(
+        None, le=1000, description="m, for the unit patient: records that each one contributes, no more and no fewer"
+    )
+    split: dict[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
+        {},
+        description="shares of a stage: labels, counts, release, classifier, ...; of any sum, and a default each",
+    )
+    retry_reserve: float = Field(
+        0.0, ge=0, le=0.9, description="share set aside for events whose result a crash of the site lost"
+    )
+
+    @model_validator(mode="after")
+    def _says_records_of_a_patient(self) -> "BudgetConfig":
+        if (self.unit == "patient") != (self.records_per_patient is not None):
+            raise ValueError(
+                f"records_per_patient is given for the unit patient, and only then. Found unit {self.unit} and "
+                f"records_per_patient {self.records_per_patient}"
+            )
+        return self
+
+    @property
+    def records_per_unit(self) -> int:
+        """m: records that one unit contributes, exactly."""
+        return self.records_per_patient or 1
 
 
 class EvaluationConfig(Settings):
-    """Evaluation on the sites' held-out records. Exact, which only a simulation may do."""
+    """Evaluation on the sites' held-out records, which no model is trained on; they have a budget of their own."""
 
     every: Count = Field(2, description="rounds between two evaluations of a federated baseline")
+    metrics: Literal["exact", "noised"] = Field(
+        "exact", description="exact: as only a simulation, or a site whose policy says so, tells; noised: at a budget"
+    )
+    epsilon: float | None = Field(
+        None, ge=1e-3, le=100, description="of all evaluations of a method, for noised metrics"
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="of all evaluations of a method, at most 1 / (10 n) for n test units at a site"
+    )
+
+    @model_validator(mode="after")
+    def _noise_has_a_budget(self) -> "EvaluationConfig":
+        if (self.metrics == "noised") != (self.epsilon is not None and self.delta is not None):
+            raise ValueError(
+                "noised metrics, and no others, have an epsilon and a delta. Found metrics "
+                f"{self.metrics}, epsilon {self.epsilon} and delta {self.delta}"
+            )
+        return self
 
 
 class StudyConfig(Settings):
@@ -321,159 +344,3 @@ class StudyConfig(Settings):
         if isinstance(value, Mapping):
             return {name: settings or {} for name, settings in value.items()}
         return value
-
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
-    """Read a study from YAML, apply `dotted.key=value` overrides and resolve relative paths.
-
-    `${NAME}` and `${NAME:-default}` expand from the environment, after the overrides. A relative path is relative to
-    the config file.
-
-    Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
-    """
-    if not path.is_file():
-        raise ConfigError(f"A study needs a config file. Found none at '{path}'; check the path.")
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"A study config is at most {MAX_CONFIG_BYTES} bytes. '{path}' has {path.stat().st_size}.")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" (line {where.line + 1})" if where is not None else ""
-        raise ConfigError(f"A study config is YAML in UTF-8. '{path}' is not{line}; mend it there.") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"A study config is a mapping of keys to values. '{path}' holds a {type(tree).__name__}.")
-    for override in overrides:
-        _override(tree, override)
-    study = parse(StudyConfig, _expand(tree))
-    folder = path.resolve().parent
-    if study.data.path is not None:
-        absolute = _absolute(study.data.path, folder, "data.path")
-        study = study.model_copy(update={"data": study.data.model_copy(update={"path": absolute})})
-    if study.flow.pretrained is not None:
-        absolute = _absolute(study.flow.pretrained.path, folder, "flow.pretrained.path")
-        pretrained = study.flow.pretrained.model_copy(update={"path": absolute})
-        study = study.model_copy(update={"flow": study.flow.model_copy(update={"pretrained": pretrained})})
-    plugins = tuple(
-        str(_absolute(Path(plugin), folder, "plugins")) if plugin.endswith(".py") else plugin
-        for plugin in study.plugins
-    )
-    return study.model_copy(update={"plugins": plugins})
-
-
-def dump_study(study: StudyConfig) -> str:
-    """Return a study as YAML that `load_study` reads back to an equal one."""
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def parse(model: type[Model], tree: Mapping[str, Any], *, where: str = "") -> Model:
-    """Validate a mapping against a model; `where` is the dotted key of the mapping in its file.
-
-    Raises:
-        ConfigError: one sentence on the first key that is wrong.
-    """
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = [str(part) for part in first["loc"] if part != "[key]"]
-        raise ConfigError(_sentence(model, first, location, where)) from error
-
-
-def _sentence(model: type[BaseModel], problem: Any, location: list[str], where: str) -> str:
-    key = ".".join(([where] if where else []) + location)
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
-        return f"Unknown key '{key}'. {hint}"
-    if problem["type"] == "missing":
-        return f"'{key}' is required and has no default. Add it to the config."
-    rule = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{f'{key}: ' if key else ''}{rule}."
-    return f"'{key}': {rule}. Found {problem['input']!r}."
-
-
-def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the keys that are known at a dotted location below a model."""
-    for part in location:
-        field = model.model_fields.get(part)
-        if field is None:
-            continue  # an index into a sequence: its members share one model
-        nested = [kind for kind in _types_in(field.annotation) if issubclass(kind, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
-
-
-def _types_in(annotation: Any) -> list[type]:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return [annotation]
-    return [kind for argument in typing.get_args(annotation) for kind in _types_in(argument)]
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one `dotted.key=value` in a tree; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"An override is 'dotted.key=value'. Found '{override}'.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value of an override is YAML. Found '{text}' for '{key}'; quote it.") from error
-    node: Any = tree
-    for part in parts[:-1]:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, dict):
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        else:
-            raise ConfigError(f"'{key}' cannot be set: '{part}' is not below a mapping. Check the key.")
-    if isinstance(node, list) and parts[-1].isdigit() and int(parts[-1]) < len(node):
-        node[int(parts[-1])] = value
-    elif isinstance(node, dict):
-        node[parts[-1]] = value
-    else:
-        raise ConfigError(f"'{key}' cannot be set: '{parts[-1]}' is not below a mapping. Check the key.")
-
-
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-
-
-def _expand(node: Any, key: str = "") -> Any:
-    """Expand `${NAME}` and `${NAME:-default}` in every string of a tree; `key` is the dotted key of the node."""
-    if isinstance(node, dict):
-        return {name: _expand(value, f"{key}.{name}" if key else str(name)) for name, value in node.items()}
-    if isinstance(node, list):
-        return [_expand(value, f"{key}.{index}") for index, value in enumerate(node)]
-    if isinstance(node, str):
-        return _VARIABLE.sub(lambda match: _value_of_variable(match, key), node)
-    return node
-
-
-def _value_of_variable(match: re.Match[str], key: str) -> str:
-    name, default = match.group(1), match.group(2)
-    value = os.environ.get(name, default)
-    if value is None:
-        raise ConfigError(
-            f"A variable in a config is set in the environment. '{key}' reads {match.group()}, and {name} is not set; "
-            f"run export {name}=..., or pass --set {key}=..."
-        )
-    return value
-
-
-def _absolute(path: Path, folder: Path, key: str) -> Path:
-    """Return a path with `~` expanded; a relative one starts at the folder."""
-    try:
-        return (folder / path.expanduser()).resolve()
-    except (RuntimeError, OSError, ValueError) as error:
-        raise ConfigError(f"{key} is a path of this machine. Found '{path}' ({error}); check it.") from error

@@ -1,0 +1,69 @@
+"""A site's policy: what its steward allows, whatever a server asks. The defaults are the careful ones.
+
+Only what a steward alone can know has no default: the population, its privacy unit, and the total budget.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cadp_fl.config.settings import Count, Settings
+
+__all__ = ["EvaluationPolicy", "PolicyConfig"]
+
+_Delta = Annotated[float, Field(gt=0, lt=1)]
+
+
+class EvaluationPolicy(Settings):
+    """What may be told of classifiers on the site's test records, which are never trained on."""
+
+    exact: bool = Field(False, description="whether exact counts may leave; each reveals a little of every test record")
+    epsilon: float = Field(ge=1e-3, le=100, description="total of all noised evaluations, under replace-one")
+    delta: _Delta = Field(description="total of all noised evaluations, at most 1 / (10 n) for n test units")
+    count: Count = Field(50, description="evaluations in all, exact or noised")
+
+
+class PolicyConfig(Settings):
+    """What a site allows. It is checked before anything is computed."""
+
+    population: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,63}$",
+        description="the people that the budget belongs to, by a name that stays the same whatever file they are in",
+    )
+    unit: Literal["record", "patient"] = Field(description="what one neighbouring data set may change")
+    records_per_patient: Count | None = Field(None, le=1000, description="m: records that each patient contributes")
+    epsilon: float = Field(ge=1e-3, le=100, description="total of all that ever leaves of training units")
+    delta: _Delta = Field(description="total of all that ever leaves of training units")
+    labels: Literal["public", "covered"] = Field(
+        "covered", description="covered: nothing tells a record's label, nor how many records a class has, but noised"
+    )
+    mechanisms: tuple[str, ...] = Field(
+        ("gaussian", "laplace", "grid-gaussian"), description="mechanisms of a release that are allowed"
+    )
+    unprotected: bool = Field(
+        False, description="whether anything computed without differential privacy may leave, as a flow's weights"
+    )
+    min_units: Count = Field(100, description="training units below which the site takes no part")
+    min_class_units: int = Field(
+        10, ge=0, description="declared or noised count below which a class of the site is not released; 0: any"
+    )
+    class_counts: dict[str, int] | None = Field(
+        None, description="counts of training units by class that the steward declares public, for min_class_units"
+    )
+    seeded_noise: bool = Field(False, description="whether noise may come from a seed, which protects nothing")
+    review: bool = Field(True, description="whether a release waits for the steward's approval")
+    evaluation: EvaluationPolicy | None = Field(None, description="nothing is told of test records without it")
+
+    @model_validator(mode="after")
+    def _says_records_of_a_patient(self) -> "PolicyConfig":
+        if (self.unit == "patient") != (self.records_per_patient is not None):
+            raise ValueError(
+                f"records_per_patient is given for the unit patient, and only then. Found unit {self.unit} and "
+                f"records_per_patient {self.records_per_patient}"
+            )
+        return self
+
+    @property
+    def records_per_unit(self) -> int:
+        """m: records that one unit contributes, exactly."""
+        return self.records_per_patient or 1
