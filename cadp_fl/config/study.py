@@ -328,6 +328,11 @@ class StudyConfig(Settings):
         "their dotted names, or files that end in .py, relative to the config file. It runs as the code that it is",
     )
 
+    @property
+    def labels(self) -> Literal["public", "covered"]:
+        """Whether a record's label is public by declaration, or covered by every claim."""
+        return "public" if self.release.labels == "public" else "covered"
+
     @field_validator("plugins")
     @classmethod
     def _are_modules(cls, plugins: tuple[str, ...]) -> tuple[str, ...]:

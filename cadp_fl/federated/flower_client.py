@@ -6,6 +6,7 @@ nothing else.
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = ["MAX_JSON_BYTES", "decode_reply", "encode_request", "register"]
 
 MAX_JSON_BYTES = 16 << 20
 RECORD = "cadp"
+_NAME = re.compile(r"[A-Za-z0-9./_-]{0,200}")
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +60,9 @@ def _handler(action: Action, site_for: SiteFactory, explain: bool) -> Callable[[
 
 def encode_request(request: Request) -> RecordDict:
     """Return a request as Flower records."""
-    return _encode(dict(request.settings), dict(request.arrays))
+    content = _encode(dict(request.settings), dict(request.arrays))
+    content[f"{RECORD}-request"] = ConfigRecord({"run": request.run, "id": request.id})
+    return content
 
 
 def decode_reply(content: RecordDict) -> Reply | CadpError:
@@ -76,7 +80,13 @@ def decode_reply(content: RecordDict) -> Reply | CadpError:
 
 def _decode_request(action: Action, content: RecordDict) -> Request:
     settings, arrays = _decode(content)
-    return Request(action, settings, arrays)
+    names = content.config_records.get(f"{RECORD}-request", {})
+    run, name = (str(names.get(key, "")) for key in ("run", "id"))
+    if not (_NAME.fullmatch(run) and _NAME.fullmatch(name)):
+        raise ExchangeError(
+            "The id of a run or of a request is up to 200 letters, digits and ./_- . Found another one."
+        )
+    return Request(action, settings, arrays, run, name)
 
 
 def _encode_reply(reply: Reply) -> RecordDict:

@@ -25,13 +25,14 @@ from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, StudyRun
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import check_delta, events_from_json
+from cadp_fl.privacy.accounting import GaussianHistogram, check_delta, events_from_json
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.page import write_report
 from cadp_fl.report.summary import Account, MethodFigures, Results, SiteEntry, privacy_json, summary_json
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import ReserveRequest
+from cadp_fl.site.requests import CountRequest, ReserveRequest
 
 __all__ = ["conduct"]
 
@@ -50,7 +51,8 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
             and why.
     """
     methods = build_methods(study)
-    plans = {method.name: Plan(method.name, method.events(), study.budget.delta) for method in methods}
+    budget = Budget.of(study.budget, study.labels)
+    plans = {method.name: budget.plan(method.name, method.events()) for method in methods}
     resumes = resume and (folder / CHECKPOINT).exists()
     checkpoint = Checkpoint.resume(folder, plans) if resumes else _begin(study, folder, plans)
     recorder = Recorder(
@@ -151,6 +153,7 @@ class _Conductor:
 
     def _run(self, method: Method, schema: Schema, sizes: dict[str, int]) -> MethodFigures:
         self._reserve(method.name)  # again, for a site that missed it and is back
+        self._count_classes(method.name, schema)
         releasing = [name for name, plan in self._plans.items() if any(each.stage == "release" for each in plan.events)]
         run = StudyRun(
             self._study,
@@ -182,6 +185,23 @@ class _Conductor:
         left = {site: request for site in federation.sites if site not in done}
         if left:
             done |= set(federation.ask(request if not done else left, phase="reserve"))
+
+    def _count_classes(self, method: str, schema: Schema) -> None:
+        """Ask for noised class counts, where the method's plan has some."""
+        counts: dict[str, dict[str, float]] = {}
+
+        def check(site: str, reply: Reply) -> None:
+            told = reply.content.get("class_counts")
+            if not isinstance(told, dict) or set(told) != set(schema.classes):
+                raise ExchangeError(f"Noised counts name every class. Those of '{site}' do not.")
+            counts[site] = {name: float(told[name]) for name in schema.classes}
+
+        for event in (event for event in self._plans[method].events if isinstance(event, GaussianHistogram)):
+            settings = CountRequest(method=method, event=event)
+            self._federation.ask(
+                Request("count", settings.model_dump(mode="json")), phase=f"{method}/count", check=check
+            )
+            self._results.noised_counts.setdefault(method, {}).update(counts)
 
     def _finish(self, phase: str, method: str) -> None:
         """Write down that a phase is finished, with what the sites spent on it."""
@@ -276,6 +296,13 @@ def _check_fit(study: StudyConfig, descriptions: list[Description]) -> None:
             raise FederationError(
                 f"Sites and server run the same major.minor version of cadp-fl. Site '{each.site}' has {each.library}, "
                 f"the server {cadp_fl.__version__}; update one."
+            )
+        ours_protects = (study.budget.unit, study.budget.records_per_unit, study.labels)
+        if (each.unit, each.records_per_unit, each.labels) != ours_protects:
+            raise FederationError(
+                f"A study and its sites protect the same. The study: one {ours_protects[0]} of {ours_protects[1]} "
+                f"records, labels {ours_protects[2]}; site '{each.site}': one {each.unit} of {each.records_per_unit}, "
+                f"labels {each.labels}. Make them agree (budget.unit, release.labels; the site's policy)."
             )
         if each.noise != study.noise:
             raise FederationError(

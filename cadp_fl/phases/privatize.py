@@ -14,9 +14,11 @@ from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, declared_public,
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new
 from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import PRIVATE_FLOW, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_type
+from cadp_fl.privacy.policy import open_policy
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
 from cadp_fl.report.statement import caution_on_flow, statement_of_method
@@ -76,18 +78,32 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     check_new(output, "A bundle")
     flow, card = load_flow(flow_file)
     terms = terms_of(data, card, options)
-    release, budget = terms.release, terms.budget
-    check_release(release.mechanism, release.shrinkage, release.latent_dims or flow.dims, flow.dims)
-    mechanism = mechanism_type(release.mechanism).calibrated(release.clip_norm, budget.epsilon, budget.delta)
-    is_public = card.trained_on == "public" and terms.public_flow
-    plan = Plan(
-        Cadp.name if is_public else CadpGivenFlow.name,
-        (declared_public(flow, card) if is_public else PRIVATE_FLOW, mechanism.event()),
+    release, budget = terms.release, Budget.of(terms.budget, terms.labels)
+    attributes = len(card.dataset.attributes)
+    check_release(
+        release.mechanism,
+        release.shrinkage,
+        release.latent_dims or flow.dims,
+        flow.dims,
+        labels=release.labels,
+        attributes=attributes,
+    )
+    labels = budget.label_events()
+    mechanism = mechanism_type(release.mechanism).calibrated(
+        release.clip_norm,
+        budget.epsilon,
         budget.delta,
+        records_per_unit=budget.records_per_unit,
+        beside=labels,
+    )
+    is_public = card.trained_on == "public" and terms.public_flow
+    plan = budget.plan(
+        Cadp.name if is_public else CadpGivenFlow.name,
+        (declared_public(flow, card) if is_public else PRIVATE_FLOW, *labels, mechanism.event()),
     )
     request = Request(
         "release",
-        release_request(plan.method, release, mechanism, flow, card).model_dump(mode="json"),
+        release_request(plan.method, release, mechanism, flow, card, *labels).model_dump(mode="json"),
         get_weights(flow),
     )
     manifest = _release(terms, plan, request, output)
@@ -108,6 +124,7 @@ def _release(terms: Terms, plan: Plan, request: Request, output: Path) -> Manife
             device=terms.device,
             outbox=Path(outbox),
             simulation=terms.simulation,
+            policy=open_policy(terms.budget.unit, terms.budget.records_per_patient, terms.labels),
         )
         try:
             site.call(Request("reserve", ReserveRequest(plan=plan.to_json()).model_dump(mode="json")))

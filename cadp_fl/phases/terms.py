@@ -19,6 +19,7 @@ from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import InputError
 from cadp_fl.flow.storage import FlowCard, check_fits_records
+from cadp_fl.privacy.ledger import Labels
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["ReleaseOptions", "Terms", "terms_of"]
@@ -84,6 +85,11 @@ class Terms:
     device: torch.device
     simulation: bool
     public_flow: bool
+
+    @property
+    def labels(self) -> Labels:
+        """Whether a record's label is public by declaration, or covered by the claim."""
+        return "public" if self.release.labels == "public" else "covered"
 
 
 def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:

@@ -1,10 +1,9 @@
 """Events, and what they compose to.
 
 An event says what was done, as data: a noise standard deviation, a clip norm, a sampling rate; never a bare
-multiplier, since what a multiplier means depends on the neighbouring relation. One function turns an event into a
-privacy loss distribution of `dp-accounting`; those of a plan are composed. For Gaussian noise `dp-accounting` doubles
-the sensitivity itself under replace-one, so that it is passed sigma / C in both relations. For Laplace noise it knows
-no replace-one, so that the doubling is done here: any two latents clipped to C are within 2 C.
+multiplier, since what a multiplier means depends on the neighbouring relation. Events become privacy loss
+distributions of `dp-accounting`, which are composed. Sensitivities under replace-one are worked out here: any two
+latents clipped to C are within 2 C. Only where records are sampled does `dp-accounting` double C itself.
 
 References:
     Koskela, Jälkö, Honkela: Computing tight differential privacy guarantees using FFT, arXiv 1906.03049.
@@ -16,7 +15,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import ROUND_FLOOR, Context
 from enum import Enum
 from functools import lru_cache
@@ -34,9 +33,12 @@ from cadp_fl.errors import BudgetError
 __all__ = [
     "DeclaredPublic",
     "Event",
+    "GaussianHistogram",
     "LatentGaussian",
     "LatentLaplace",
     "PoissonGaussian",
+    "ProtectedEvent",
+    "RandomizedResponse",
     "Relation",
     "ReleaseEvent",
     "Unprotected",
@@ -54,6 +56,8 @@ _NoiseStd = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="sigm
 _NoiseScale = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="b")]
 """Ranges in which float32 neither overflows nor loses digits: beyond them an epsilon would not hold."""
 
+_RecordsPerUnit = Annotated[int, Field(ge=1, le=1000, description="m: records that one privacy unit contributes")]
+
 
 class Relation(Enum):
     """What two neighbouring data sets may differ in."""
@@ -70,23 +74,56 @@ class _EventModel(BaseModel):
 class LatentGaussian(_EventModel):
     """One release of every record's latent: N(clip(z; C), sigma^2 I), each record once.
 
-    Records are disjoint, so the release of all of them costs what the release of one does.
+    Units are disjoint, so the release of all of them costs what that of the m records of one does: they are within
+    2 C sqrt(m) of any others.
     """
 
     kind: Literal["latent-gaussian"] = "latent-gaussian"
     clip_norm: _ClipNorm
     noise_std: _NoiseStd
+    records_per_unit: _RecordsPerUnit = 1
 
 
 class LatentLaplace(_EventModel):
     """One release of every record's latent: clip_1(z; C) plus Laplace noise of scale b in each dimension.
 
-    Records are disjoint, so the release of all of them costs what the release of one does: 2 C / b, with no delta.
+    Units are disjoint, so the release of all of them costs what that of the m records of one does: 2 C m / b, with no
+    delta.
     """
 
     kind: Literal["latent-laplace"] = "latent-laplace"
     clip_norm: _ClipNorm
     noise_scale: _NoiseScale
+    records_per_unit: _RecordsPerUnit = 1
+
+
+class RandomizedResponse(_EventModel):
+    """One label of every record: the true one with probability e^epsilon / (e^epsilon + k - 1), else one of the others.
+
+    Each is epsilon differentially private, so those of the m records of a unit cost m epsilon.
+
+    References:
+        Warner: Randomized response, JASA 1965.
+        Kairouz, Oh, Viswanath: Extremal mechanisms for local differential privacy, arXiv 1407.1338.
+    """
+
+    kind: Literal["randomized-response"] = "randomized-response"
+    epsilon: float = Field(gt=0, le=20, description="of each record's label; beyond 20, a lie is rarer than 1e-8")
+    records_per_unit: _RecordsPerUnit = 1
+
+
+class GaussianHistogram(_EventModel):
+    """`times` tables of counts, each count with N(0, sigma^2) added; a record counts once in `histograms` of a table.
+
+    Replacing a record takes one from a count of each histogram and adds one to another: it moves a table by up to
+    sqrt(2 h), and replacing the m records of a unit by up to m sqrt(2 h).
+    """
+
+    kind: Literal["gaussian-histogram"] = "gaussian-histogram"
+    histograms: int = Field(ge=1, le=100_000, description="h, in which each record counts once")
+    noise_std: _NoiseStd
+    times: int = Field(1, ge=1, le=10_000)
+    records_per_unit: _RecordsPerUnit = 1
 
 
 class PoissonGaussian(_EventModel):
@@ -118,7 +155,8 @@ class DeclaredPublic(_EventModel):
 
 
 ReleaseEvent = LatentGaussian | LatentLaplace | Unprotected
-Event = ReleaseEvent | PoissonGaussian | DeclaredPublic
+ProtectedEvent = LatentGaussian | LatentLaplace | PoissonGaussian | RandomizedResponse | GaussianHistogram
+Event = ProtectedEvent | Unprotected | DeclaredPublic
 
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Annotated[Event, Field(discriminator="kind")], ...])
 
@@ -160,7 +198,7 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: 
     if any(isinstance(event, Unprotected) for event in events):
         return math.inf
     protected = [event for event in events if not isinstance(event, (Unprotected, DeclaredPublic))]
-    pure = [_pure_epsilon(event, relation) for event in protected if isinstance(event, LatentLaplace)]
+    pure = [_pure_epsilon(event, relation) for event in protected if isinstance(event, _PURE)]
     # Epsilons without a delta add up: a bound as good as the composed one, and for a single release without its grid.
     added = math.fsum(pure) if len(pure) == len(protected) else math.inf
     if len(protected) <= 1 and added < math.inf:
@@ -168,42 +206,66 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: 
     if any(epsilon > _LARGEST_PURE_EPSILON for epsilon in pure):
         return added
     composed = pld.identity(grid)
-    for event in protected:
-        composed = composed.compose(_privacy_loss(event, relation, grid))
+    for loss in _privacy_losses(protected, relation, grid):
+        composed = composed.compose(loss)
     return min(float(composed.get_epsilon_for_delta(delta)), added)
 
 
-def _pure_epsilon(event: LatentLaplace, relation: Relation) -> float:
-    """Return 2 C / b under replace-one and C / b under add-or-remove: the L1 sensitivity over the scale."""
-    sensitivity = 2 * event.clip_norm if relation is Relation.REPLACE_ONE else event.clip_norm
-    return sensitivity / event.noise_scale
+_PURE = (LatentLaplace, RandomizedResponse)
 
 
-def _privacy_loss(event: LatentGaussian | LatentLaplace | PoissonGaussian, relation: Relation, grid: float) -> Any:
-    """Return a privacy loss distribution that dominates an event's, rounded up to the grid.
+def _pure_epsilon(event: LatentLaplace | RandomizedResponse, relation: Relation) -> float:
+    """Return the epsilon of an event that has no delta.
 
-    A Laplace release stands for any mechanism of its epsilon and no delta: randomized response dominates them all,
-    in every dimension (Kairouz, Oh, Viswanath, theorem 3.1). That of one Laplace variable would be smaller, but that
-    it dominates a vector's is not proven here.
+    Of Laplace noise it is the L1 sensitivity over the scale, 2 C m / b under replace-one and C m / b under
+    add-or-remove. Of randomized response it is m epsilon, under add-or-remove too: a removed label is one more answer.
     """
-    if isinstance(event, LatentLaplace):
-        return pld.from_privacy_parameters(DifferentialPrivacyParameters(_pure_epsilon(event, relation), 0.0), grid)
-    noise_std, rate, steps = event.noise_std / event.clip_norm, 1.0, 1
-    if isinstance(event, PoissonGaussian):
-        rate, steps = event.sampling_rate, event.steps
-    if rate == 1:  # steps of everyone add up to one of less noise, exactly
-        noise_std, steps = noise_std / math.sqrt(steps), 1
-    step = pld.from_gaussian_mechanism(
-        noise_std,
-        value_discretization_interval=grid,
-        sampling_prob=rate,
-        neighboring_relation=_NEIGHBOURS[relation],
-    )
-    return step.self_compose(steps) if rate < 1 else step
+    if isinstance(event, RandomizedResponse):
+        return event.epsilon * event.records_per_unit
+    sensitivity = 2 * event.clip_norm if relation is Relation.REPLACE_ONE else event.clip_norm
+    return sensitivity * event.records_per_unit / event.noise_scale
+
+
+def _squared_shift(event: ProtectedEvent, relation: Relation) -> float:
+    """Return mu^2 = sum (L2 sensitivity / sigma)^2 of an event that is Gaussian noise on everyone; else 0."""
+    replaces = relation is Relation.REPLACE_ONE
+    if isinstance(event, LatentGaussian):
+        sensitivity = event.clip_norm * math.sqrt(event.records_per_unit) * (2 if replaces else 1)
+        return (sensitivity / event.noise_std) ** 2
+    if isinstance(event, GaussianHistogram):
+        sensitivity = event.records_per_unit * math.sqrt(event.histograms * (2 if replaces else 1))
+        return event.times * (sensitivity / event.noise_std) ** 2
+    if isinstance(event, PoissonGaussian) and event.sampling_rate == 1:
+        return event.steps * ((2 if replaces else 1) * event.clip_norm / event.noise_std) ** 2
+    return 0.0
+
+
+def _privacy_losses(events: Sequence[ProtectedEvent], relation: Relation, grid: float) -> Iterator[Any]:
+    """Yield privacy loss distributions that dominate those of the events together, rounded up to the grid.
+
+    All Gaussian events without sampling are one, exactly: their mu^2 add. A pure event stands for any mechanism of its
+    epsilon and no delta: randomized response between two answers dominates them all, in every dimension (Kairouz, Oh,
+    Viswanath, theorem 3.1). That of one Laplace variable would be smaller, but that it dominates a vector's is not
+    proven here.
+    """
+    if shift := math.fsum(_squared_shift(event, relation) for event in events):
+        yield pld.from_gaussian_mechanism(1 / math.sqrt(shift), value_discretization_interval=grid)
+    for event in events:
+        if isinstance(event, _PURE):
+            pure = DifferentialPrivacyParameters(_pure_epsilon(event, relation), 0.0)
+            yield pld.from_privacy_parameters(pure, grid)
+        elif isinstance(event, PoissonGaussian) and event.sampling_rate < 1:
+            step = pld.from_gaussian_mechanism(
+                event.noise_std / event.clip_norm,
+                value_discretization_interval=grid,
+                sampling_prob=event.sampling_rate,
+                neighboring_relation=_NEIGHBOURS[relation],
+            )
+            yield step.self_compose(event.steps)
 
 
 def calibrate_noise(
-    events_at: Callable[[float], Sequence[LatentGaussian | LatentLaplace | PoissonGaussian]],
+    events_at: Callable[[float], Sequence[ProtectedEvent]],
     epsilon: float,
     delta: float,
     *,
@@ -245,18 +307,19 @@ def calibrate_noise(
     return multiplier * clip_norm
 
 
-def calibrate_laplace(epsilon: float, *, clip_norm: float) -> float:
-    """Return b = 2 C / epsilon, the smallest scale at which one Laplace release costs at most `epsilon`.
+def calibrate_laplace(epsilon: float, *, clip_norm: float, records_per_unit: int = 1) -> float:
+    """Return b = 2 C m / epsilon, the smallest scale at which one Laplace release costs at most `epsilon`.
 
     Under replace-one. Rounded towards more noise: `epsilon_of` of the release is at most `epsilon`, to the last bit.
 
     Raises:
         BudgetError: no noise meets the budget.
     """
-    if not 1e-3 <= epsilon <= 100 or 2 * clip_norm / epsilon > _LARGEST_NOISE:
+    sensitivity = 2 * clip_norm * records_per_unit
+    if not 1e-3 <= epsilon <= 100 or sensitivity / epsilon > _LARGEST_NOISE:
         raise _no_noise(epsilon, clip_norm)
-    noise_scale = 2 * clip_norm / epsilon
-    while 2 * clip_norm / noise_scale > epsilon:
+    noise_scale = sensitivity / epsilon
+    while sensitivity / noise_scale > epsilon:
         noise_scale = math.nextafter(noise_scale, math.inf)
     return noise_scale
 

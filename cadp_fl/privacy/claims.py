@@ -13,9 +13,8 @@ from cadp_fl.privacy.accounting import (
     LatentLaplace,
     Relation,
     Unprotected,
-    epsilon_of,
 )
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.ledger import Labels, Plan, Unit
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
@@ -24,6 +23,7 @@ __all__ = [
     "PRIVATE_FLOW",
     "UNNAMED_FLOW",
     "Claim",
+    "Scope",
     "Together",
     "claim_of",
     "compose_plans",
@@ -42,16 +42,46 @@ LOCAL_TEST_RESULTS = Unprotected(
 )
 
 
-def relation_of(attributes: Collection[str]) -> str:
-    """Return the neighbouring relation of every claim while labels, and attributes, are public by declaration.
+def relation_of(unit: Unit, labels: Labels, attributes: Collection[str] = ()) -> str:
+    """Return the neighbouring relation of every claim: what two data sets of a site may differ in.
 
-    A site's class counts are told to all, and a release decodes under the true label, so no claim may cover a label.
-    Where records have attributes, a release decodes under the true ones and tells them, so no claim may cover those.
+    Where labels are public, a site's class counts are told to all, and a release decodes under the true label, so no
+    claim covers a label. Where records have attributes, a release decodes under the true ones and tells them, so no
+    claim covers those.
 
     Args:
+        unit: what is replaced.
+        labels: whether they are public by declaration, or covered.
         attributes: names of the records' attributes; empty where they have none.
     """
-    return "replace one record, keep its label and attributes" if attributes else "replace one record, keep its label"
+    if labels == "covered":
+        return f"replace one {unit}"
+    if unit == "patient":
+        kept = "labels and attributes" if attributes else "labels"
+        return f"replace one patient, keep the {kept} of its records"
+    return f"replace one record, keep its label{' and attributes' if attributes else ''}"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What the claims of a study are about.
+
+    Attributes:
+        unit: what one neighbouring data set may change.
+        records_per_unit: m, the records that one unit contributes.
+        labels: whether they are public by declaration, or covered.
+        attributes: names of the records' attributes; none where they have a label alone.
+    """
+
+    unit: Unit
+    records_per_unit: int
+    labels: Labels
+    attributes: tuple[str, ...] = ()
+
+    @property
+    def relation(self) -> str:
+        """The neighbouring relation."""
+        return relation_of(self.unit, self.labels, self.attributes)
 
 
 Guarantee = Literal["end-to-end", "given-flow", "none"]
@@ -95,12 +125,12 @@ def claim_of(plan: Plan) -> Claim:
     """
     events = _said_and_unsaid(plan)
     open_stages = {event.stage for event in events if isinstance(event, Unprotected)}
-    protected = tuple(event for event in events if not isinstance(event, (Unprotected, DeclaredPublic)))
+    protected = plan.protected().events
     guarantee: Guarantee = "end-to-end"
     if open_stages:
         guarantee = "given-flow" if open_stages == {"flow"} and protected else "none"
-    whole = _epsilons(protected, plan.delta) if guarantee == "end-to-end" else (None, None)
-    given_flow = _epsilons(protected, plan.delta) if guarantee == "given-flow" else (None, None)
+    whole = _epsilons(plan) if guarantee == "end-to-end" else (None, None)
+    given_flow = _epsilons(plan) if guarantee == "given-flow" else (None, None)
     return Claim(
         guarantee=guarantee,
         epsilon=whole[0],
@@ -165,5 +195,7 @@ def _unprotected(plans: Sequence[Plan]) -> tuple[str, ...]:
     )
 
 
-def _epsilons(events: tuple[Event, ...], delta: float) -> tuple[float, float]:
-    return epsilon_of(events, delta), epsilon_of(events, delta, Relation.ADD_OR_REMOVE_ONE)
+def _epsilons(plan: Plan) -> tuple[float, float]:
+    """Return what the protected events of a plan cost under replace-one and under add-or-remove, retries included."""
+    protected = plan.protected()
+    return protected.epsilon(), protected.epsilon(Relation.ADD_OR_REMOVE_ONE)

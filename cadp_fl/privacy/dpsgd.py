@@ -1,9 +1,10 @@
 """DP-SGD: w <- w - lr (sum_i clip(g_i; C) + N(0, sigma^2 I)) / (q n) over a Poisson sample of rate q.
 
-Opacus computes per-record gradients and keeps the optimizer's books. Three things differ from its stock
-optimizer, and follow the project's privacy rules: noise and samples come from the site's own entropy source; a
-record whose gradient is not finite counts as zero, instead of turning the whole sum into NaN; and norms are
-summed in float64 and clipped with a margin.
+The sum is over privacy units: g_i is a record's gradient, or the mean of a patient's. Opacus computes per-record
+gradients and keeps the optimizer's books. Four things differ from its stock optimizer, and follow the project's privacy
+rules: noise and samples come from the site's own entropy source; a unit whose gradient is not finite counts as zero,
+instead of turning the whole sum into NaN; norms are taken in float64 and clipped with a margin; and sums are added up
+and noised in float64, so that rounding does not move them by more than the margin.
 
 References:
     Abadi et al.: Deep learning with differential privacy, arXiv 1607.00133.
@@ -63,21 +64,28 @@ def check_layers(model: nn.Module) -> None:
 class _SiteOptimizer(DPOptimizer):
     """Opacus' optimizer with the site's own noise, and with sums that one bad record cannot spoil."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, event: PoissonGaussian, records: int, noise: NoiseSource):
+    def __init__(self, optimizer: torch.optim.Optimizer, event: PoissonGaussian, units: int, noise: NoiseSource):
         super().__init__(
             optimizer,
             noise_multiplier=event.noise_std / event.clip_norm,
             max_grad_norm=event.clip_norm,
             # The public q n, not the realised size of the sample, which depends on who is in it.
-            expected_batch_size=event.sampling_rate * records,
+            expected_batch_size=event.sampling_rate * units,
             loss_reduction="sum",
         )
         self._noise = noise
         self._noise_std = event.noise_std
 
-    def clip_and_accumulate(self) -> None:
-        """Add sum_i clip(g_i; C) over the records at hand to every parameter's `summed_grad`, and drop their g_i."""
+    def clip_and_accumulate(self, owners: torch.Tensor | None, units: int) -> None:
+        """Add sum_i clip(g_i; C) over the units at hand to every parameter's `summed_grad`, and drop their gradients.
+
+        Args:
+            owners: int64 (records,): the unit, from 0, of each record whose gradient is at hand; None: one each.
+            units: at hand.
+        """
         gradients = [self._get_flat_grad_sample(parameter) for parameter in self.params]
+        if owners is not None:
+            gradients = [_means(gradient, owners, units) for gradient in gradients]
         squares = [gradient.double().flatten(1).square().sum(dim=1) for gradient in gradients]
         norms = torch.stack(squares).sum(dim=0).sqrt()
         factors = clip_factors(norms, self.max_grad_norm)
@@ -85,9 +93,7 @@ class _SiteOptimizer(DPOptimizer):
         for parameter, gradient in zip(self.params, gradients, strict=True):
             keep = clippable.view(-1, *[1] * (gradient.dim() - 1))
             safe = torch.where(keep, gradient, torch.zeros_like(gradient))
-            clipped = torch.einsum("i,i...", factors.to(safe.dtype), safe)
-            summed = getattr(parameter, "summed_grad", None)
-            parameter.summed_grad = clipped if summed is None else summed + clipped
+            parameter.summed_grad += torch.einsum("i,i...", factors, safe.double())
             parameter.grad_sample = None
 
     def noised_step(self) -> None:
@@ -101,7 +107,15 @@ class _SiteOptimizer(DPOptimizer):
         """Write sum_i clip(g_i; C) + N(0, sigma^2 I) into every parameter's `grad`."""
         for parameter in self.params:
             summed = parameter.summed_grad
-            parameter.grad = summed + self._noise.normal(tuple(summed.shape), self._noise_std, like=summed)
+            noised = summed + self._noise.normal(tuple(summed.shape), self._noise_std, like=summed)
+            parameter.grad = noised.to(parameter.dtype)
+
+
+def _means(gradients: torch.Tensor, owners: torch.Tensor, units: int) -> torch.Tensor:
+    """Return the mean gradient of each unit's records, (units, ...), from those of records, (records, ...)."""
+    counts = torch.bincount(owners, minlength=units).clamp_min(1).to(gradients.dtype)
+    sums = gradients.new_zeros((units, *gradients.shape[1:])).index_add_(0, owners, gradients)
+    return sums / counts.view(-1, *[1] * (gradients.dim() - 1))
 
 
 def train_dp_sgd(
@@ -112,6 +126,7 @@ def train_dp_sgd(
     *,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     noise: NoiseSource,
+    units: torch.Tensor | None = None,
     physical_batch: int = 1024,
 ) -> None:
     """Train in place for `event.steps` steps of cross-entropy. Nothing but the weights comes back.
@@ -126,6 +141,8 @@ def train_dp_sgd(
         event: clip norm, noise, sampling rate and steps; what the call costs.
         optimizer: makes the optimizer of the noised gradients.
         noise: draws noise and samples.
+        units: int64 (units, m), on the same device: which records each privacy unit contributes, -1 for none; each
+            record is a unit of its own by default.
         physical_batch: records whose gradients are held at once, to begin with.
 
     Raises:
@@ -133,16 +150,17 @@ def train_dp_sgd(
         MemoryLimitError: the gradient of a single record does not fit.
     """
     check_layers(model)
-    records = len(labels)
+    if units is None:
+        units = torch.arange(len(labels), device=labels.device)[:, None]
     wrapped = GradSampleModule(model, loss_reduction="sum")
     try:
-        stepper = _SiteOptimizer(optimizer(list(model.parameters())), event, records, noise.child("gradients"))
+        stepper = _SiteOptimizer(optimizer(list(model.parameters())), event, len(units), noise.child("gradients"))
         samples = noise.child("samples")
-        physical = PhysicalBatch(physical_batch)
+        physical = PhysicalBatch(max(1, physical_batch // units.shape[1]))
         wrapped.train()
         for _ in range(event.steps):
-            chosen = torch.from_numpy(samples.poisson_sample(records, event.sampling_rate)).to(images.device)
-            _sum_clipped_gradients(wrapped, stepper, images[chosen], labels[chosen], physical)
+            chosen = torch.from_numpy(samples.poisson_sample(len(units), event.sampling_rate)).to(images.device)
+            _sum_clipped_gradients(wrapped, stepper, images, labels, units[chosen], physical)
             stepper.noised_step()
     finally:
         wrapped.remove_hooks()
@@ -158,22 +176,25 @@ def _sum_clipped_gradients(
     stepper: _SiteOptimizer,
     images: torch.Tensor,
     labels: torch.Tensor,
+    units: torch.Tensor,
     physical: PhysicalBatch,
 ) -> None:
-    """Write the sum of the records' clipped gradients into every parameter's `summed_grad`; zero if there is none."""
+    """Write the sum of the units' clipped gradients into every parameter's `summed_grad`; zero if there is none."""
 
     def clear() -> None:
         _forget_unfinished_pass(model)
         stepper.zero_grad(set_to_none=True)
         for parameter in stepper.params:
-            parameter.summed_grad = torch.zeros_like(parameter)
+            parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)
 
     def add(part: slice) -> None:
-        _backward(nn.functional.cross_entropy(model(images[part]), labels[part], reduction="sum"))
-        stepper.clip_and_accumulate()
+        chosen = units[part]
+        records, owners = chosen[chosen >= 0], (chosen >= 0).nonzero()[:, 0]
+        _backward(nn.functional.cross_entropy(model(images[records]), labels[records], reduction="sum"))
+        stepper.clip_and_accumulate(None if chosen.shape[1] == 1 else owners, len(chosen))
 
     clear()
-    physical.each(len(labels), add, restart=clear)
+    physical.each(len(units), add, restart=clear)
 
 
 def _forget_unfinished_pass(model: nn.Module) -> None:

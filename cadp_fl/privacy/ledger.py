@@ -26,9 +26,10 @@ from cadp_fl.privacy.accounting import (
     events_from_json,
 )
 
-__all__ = ["Allowance", "Book", "Entry", "Ledger", "MemoryLedger", "Plan", "Unit"]
+__all__ = ["Allowance", "Book", "Entry", "Labels", "Ledger", "MemoryLedger", "Plan", "Unit"]
 
 Unit = Literal["record", "patient"]
+Labels = Literal["public", "covered"]
 
 Entry = dict[str, Any]
 """One line of a ledger, as JSON values: `{"reserve": ...}`, `{"spend": ...}` or `{"answer": ...}`."""
@@ -64,7 +65,7 @@ class Plan:
     events: tuple[Event, ...]
     delta: float
     unit: Unit = "record"
-    labels: Literal["public", "covered"] = "public"
+    labels: Labels = "public"
     units: Literal["train", "test"] = "train"
     retry: Allowance = field(default=_NOTHING)
     run: str = ""
@@ -248,7 +249,7 @@ class Book:
         """
         plan = self.plan(key)
         entry: Entry = {"plan": key, "event": event.model_dump(), "request": request, "body": body}
-        if request and self._spends_on(request):
+        if any(each["event"]["stage"] == event.stage for each in self._spends_on(request)):
             return {"spend": {**entry, "retry": vars(self._retry(plan, event))}}
         if not _fits(plan, (*events_from_json([each["event"] for each in self._spends(key, retries=False)]), event)):
             raise BudgetError(

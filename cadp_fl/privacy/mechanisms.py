@@ -5,6 +5,7 @@ add one to `accounting`.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, Self
 
@@ -14,6 +15,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.accounting import (
     LatentGaussian,
     LatentLaplace,
+    ProtectedEvent,
     ReleaseEvent,
     Unprotected,
     calibrate_laplace,
@@ -43,8 +45,23 @@ class Mechanism(Protocol):
     name: ClassVar[str]
 
     @classmethod
-    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
+    def calibrated(
+        cls,
+        clip_norm: float,
+        epsilon: float,
+        delta: float,
+        *,
+        records_per_unit: int = 1,
+        beside: Sequence[ProtectedEvent] = (),
+    ) -> Self:
         """Return the mechanism with the least noise that costs at most (epsilon, delta) under replace-one.
+
+        Args:
+            clip_norm: C.
+            epsilon: of the mechanism and all that is beside it.
+            delta: likewise.
+            records_per_unit: m, the records that one privacy unit contributes.
+            beside: other events of the same plan.
 
         Raises:
             BudgetError: no noise meets the budget.
@@ -61,10 +78,10 @@ class Mechanism(Protocol):
         ...
 
     def parameters(self) -> dict[str, float | None]:
-        """Return `clip_norm`, `noise_std` and `noise_scale`, as manifests and reports print them.
+        """Return `clip_norm`, `noise_std`, `noise_scale` and `records_per_unit`, as manifests and reports print them.
 
         `noise_std` is the noise's standard deviation in each dimension, whatever its distribution. What the mechanism
-        does not have is None.
+        does not have is None, and m may be left out where it is 1.
         """
         ...
 
@@ -89,6 +106,7 @@ class GaussianMechanism:
     Attributes:
         clip_norm: C.
         noise_std: sigma.
+        records_per_unit: m, the records that one privacy unit contributes; they move by up to 2 C sqrt(m) together.
 
     References:
         Balle, Wang: Improving the Gaussian mechanism for differential privacy, arXiv 1805.06530.
@@ -97,30 +115,53 @@ class GaussianMechanism:
     name: ClassVar[str] = "gaussian"
     clip_norm: float
     noise_std: float
+    records_per_unit: int = 1
 
     @classmethod
-    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
-        """Return the mechanism with the least noise that costs at most (epsilon, delta) under replace-one."""
-        noise_std = calibrate_noise(lambda std: [cls(clip_norm, std).event()], epsilon, delta, clip_norm=clip_norm)
-        return cls(clip_norm, noise_std)
+    def calibrated(
+        cls,
+        clip_norm: float,
+        epsilon: float,
+        delta: float,
+        *,
+        records_per_unit: int = 1,
+        beside: Sequence[ProtectedEvent] = (),
+    ) -> Self:
+        """Return the mechanism with the least noise that costs, with all beside it, at most (epsilon, delta)."""
+        noise_std = calibrate_noise(
+            lambda std: [*beside, cls(clip_norm, std, records_per_unit).event()], epsilon, delta, clip_norm=clip_norm
+        )
+        return cls(clip_norm, noise_std, records_per_unit)
 
     @classmethod
     def from_event(cls, event: ReleaseEvent) -> Self | None:
         """Return the mechanism whose event this is, or None if it has no event of this kind."""
-        return cls(event.clip_norm, event.noise_std) if isinstance(event, LatentGaussian) else None
+        if not isinstance(event, LatentGaussian):
+            return None
+        return cls(event.clip_norm, event.noise_std, event.records_per_unit)
 
     @property
     def sensitivity(self) -> float:
-        """Largest L2 distance of two clipped latents: 2 C."""
-        return 2 * self.clip_norm
+        """Largest L2 distance of the clipped latents of two units: 2 C sqrt(m)."""
+        return 2 * self.clip_norm * math.sqrt(self.records_per_unit)
 
     def event(self) -> LatentGaussian:
         """Return what one release of every record costs."""
-        return LatentGaussian(stage="release", clip_norm=self.clip_norm, noise_std=self.noise_std)
+        return LatentGaussian(
+            stage="release",
+            clip_norm=self.clip_norm,
+            noise_std=self.noise_std,
+            records_per_unit=self.records_per_unit,
+        )
 
     def parameters(self) -> dict[str, float | None]:
-        """Return C and sigma."""
-        return {"clip_norm": self.clip_norm, "noise_std": self.noise_std, "noise_scale": None}
+        """Return C, sigma and m."""
+        return {
+            "clip_norm": self.clip_norm,
+            "noise_std": self.noise_std,
+            "noise_scale": None,
+            "records_per_unit": self.records_per_unit,
+        }
 
     @property
     def noise_variance(self) -> float:
@@ -146,6 +187,7 @@ class LaplaceMechanism:
     Attributes:
         clip_norm: C, of the L1 norm.
         noise_scale: b; the noise's standard deviation is sqrt(2) b.
+        records_per_unit: m, the records that one privacy unit contributes; they move by up to 2 C m together.
 
     References:
         Dwork, McSherry, Nissim, Smith: Calibrating noise to sensitivity in private data analysis, TCC 2006.
@@ -154,32 +196,58 @@ class LaplaceMechanism:
     name: ClassVar[str] = "laplace"
     clip_norm: float
     noise_scale: float
+    records_per_unit: int = 1
 
     @classmethod
-    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
-        """Return the mechanism with the least noise that costs at most epsilon under replace-one, at any delta."""
-        return cls(clip_norm, calibrate_laplace(epsilon, clip_norm=clip_norm))
+    def calibrated(
+        cls,
+        clip_norm: float,
+        epsilon: float,
+        delta: float,
+        *,
+        records_per_unit: int = 1,
+        beside: Sequence[ProtectedEvent] = (),
+    ) -> Self:
+        """Return the mechanism with the least noise that costs, with all beside it, at most (epsilon, delta)."""
+        if beside:
+            noise_scale = calibrate_noise(
+                lambda scale: [*beside, cls(clip_norm, scale, records_per_unit).event()],
+                epsilon,
+                delta,
+                clip_norm=clip_norm,
+            )
+        else:
+            noise_scale = calibrate_laplace(epsilon, clip_norm=clip_norm, records_per_unit=records_per_unit)
+        return cls(clip_norm, noise_scale, records_per_unit)
 
     @classmethod
     def from_event(cls, event: ReleaseEvent) -> Self | None:
         """Return the mechanism whose event this is, or None if it has no event of this kind."""
-        return cls(event.clip_norm, event.noise_scale) if isinstance(event, LatentLaplace) else None
+        if not isinstance(event, LatentLaplace):
+            return None
+        return cls(event.clip_norm, event.noise_scale, event.records_per_unit)
 
     @property
     def sensitivity(self) -> float:
-        """Largest L1 distance of two clipped latents: 2 C."""
-        return 2 * self.clip_norm
+        """Largest L1 distance of the clipped latents of two units: 2 C m."""
+        return 2 * self.clip_norm * self.records_per_unit
 
     def event(self) -> LatentLaplace:
         """Return what one release of every record costs."""
-        return LatentLaplace(stage="release", clip_norm=self.clip_norm, noise_scale=self.noise_scale)
+        return LatentLaplace(
+            stage="release",
+            clip_norm=self.clip_norm,
+            noise_scale=self.noise_scale,
+            records_per_unit=self.records_per_unit,
+        )
 
     def parameters(self) -> dict[str, float | None]:
-        """Return C, the standard deviation sqrt(2) b, and b."""
+        """Return C, the standard deviation sqrt(2) b, b and m."""
         return {
             "clip_norm": self.clip_norm,
             "noise_std": math.sqrt(2) * self.noise_scale,
             "noise_scale": self.noise_scale,
+            "records_per_unit": self.records_per_unit,
         }
 
     @property
@@ -204,7 +272,15 @@ class NoMechanism:
     name: ClassVar[str] = "none"
 
     @classmethod
-    def calibrated(cls, clip_norm: float, epsilon: float, delta: float) -> Self:
+    def calibrated(
+        cls,
+        clip_norm: float,
+        epsilon: float,
+        delta: float,
+        *,
+        records_per_unit: int = 1,
+        beside: Sequence[ProtectedEvent] = (),
+    ) -> Self:
         """Return the mechanism. It meets no budget: its event is unprotected."""
         return cls()
 

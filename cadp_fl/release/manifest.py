@@ -54,6 +54,10 @@ class ReleaseParameters(_Model):
     latent_dims: int = Field(ge=1)
     dims: int = Field(ge=1)
     shrinkage: str
+    label_epsilon: float | None = Field(
+        None, gt=0, le=20, description="of each label's randomized response; null where labels are the true ones"
+    )
+    records_per_unit: int = Field(1, ge=1, le=1000, description="m: records that one privacy unit contributed")
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "ReleaseParameters":

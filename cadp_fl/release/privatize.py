@@ -1,10 +1,11 @@
 """x -> x': encode, clip, perturb, shrink, decode. The content-aware mechanism of the paper.
 
-    z = f(x; y)        z1 = clip(z[:k]; C) + noise        x' = f^-1([s z1, u]; y),  u ~ N(0, I)
+    z = f(x; y)        z1 = clip(z[:k]; C) + noise        x' = f^-1([s z1, u]; y'),  u ~ N(0, I)
 
-The condition y is the label, or the attributes where records have some: the noise never touches it. Noise comes after
-encoding, so the mechanism protects whatever flow a server sends. All that follows it (shrinking, fresh dimensions,
-decoding, quantization) is post-processing and costs nothing.
+The condition y is the label, or the attributes where records have some: the noise never touches it. Where labels are
+public, y' = y. Where they are covered, y' is drawn once by randomized response, and a record is decoded under y' alone:
+decoding under y would tell it. Noise comes after encoding, so the mechanism protects whatever flow a server sends. All
+that follows it (shrinking, fresh dimensions, decoding, quantization) is post-processing and costs nothing.
 
 References:
     Tölle, Köthe, André, Meder, Engelhardt: Content-aware differential privacy with conditional invertible neural
@@ -19,13 +20,15 @@ import numpy as np
 import torch
 
 from cadp_fl.data.schema import Dataset
+from cadp_fl.data.units import Units
 from cadp_fl.device import PhysicalBatch
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize, quantize
-from cadp_fl.privacy.accounting import ReleaseEvent
+from cadp_fl.privacy.accounting import Event, RandomizedResponse
 from cadp_fl.privacy.clipped_normal import ClippedNormal
+from cadp_fl.privacy.labels import randomize_labels
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.manifest import ReleaseParameters
@@ -66,11 +69,13 @@ class ReleaseSettings:
         mechanism: clips and perturbs.
         latent_dims: k, the number of leading latent dimensions that carry a record's information.
         shrinkage: name of the factor s.
+        labels: what a released label costs; None where labels are public, and left as they are.
     """
 
     mechanism: Mechanism
     latent_dims: int
     shrinkage: str
+    labels: RandomizedResponse | None = None
 
     @property
     def factor(self) -> float:
@@ -81,8 +86,17 @@ class ReleaseSettings:
     def parameters(self, dims: int) -> ReleaseParameters:
         """Return every number of the release by a flow of `dims` dimensions, as its manifest tells them."""
         return ReleaseParameters(
-            **self.mechanism.parameters(), latent_dims=self.latent_dims, dims=dims, shrinkage=self.shrinkage
+            **self.mechanism.parameters(),
+            latent_dims=self.latent_dims,
+            dims=dims,
+            shrinkage=self.shrinkage,
+            label_epsilon=None if self.labels is None else self.labels.epsilon,
         )
+
+    @property
+    def cost(self) -> tuple[Event, ...]:
+        """What a release of every unit costs."""
+        return (*([self.labels] if self.labels else []), self.mechanism.event())
 
     @property
     def correlation(self) -> float:
@@ -91,8 +105,10 @@ class ReleaseSettings:
         return clipped.overlap / math.sqrt(clipped.power + self.mechanism.noise_variance)
 
 
-def check_release(mechanism: str, shrinkage: str, latent_dims: int, dims: int) -> None:
-    """Check that a release names what exists, and fits a flow of `dims` dimensions.
+def check_release(
+    mechanism: str, shrinkage: str, latent_dims: int, dims: int, *, labels: str = "public", attributes: int = 0
+) -> None:
+    """Check that a release names what exists, and fits a flow of `dims` dimensions and records with some attributes.
 
     Raises:
         ConfigError: it does not.
@@ -102,6 +118,11 @@ def check_release(mechanism: str, shrinkage: str, latent_dims: int, dims: int) -
         raise ConfigError(f"Unknown shrinkage '{shrinkage}'. Choose one of: {', '.join(sorted(SHRINKAGES))}.")
     if latent_dims > dims:
         raise ConfigError(f"release.latent_dims is at most the flow's {dims} dimensions. Found {latent_dims}.")
+    if labels != "public" and attributes:
+        raise ConfigError(
+            f"Randomized response is for records with a label and nothing beside it. These have {attributes} "
+            "attributes; set release.labels: public, or leave the attributes out."
+        )
 
 
 def privatize(
@@ -111,9 +132,10 @@ def privatize(
     *,
     noise: NoiseSource,
     device: torch.device,
+    units: Units | None = None,
     part_records: int = 4096,
-) -> tuple[Iterator[Dataset], ReleaseEvent]:
-    """Return one privatized record for every record, in a secret random order and in parts, and what all of it costs.
+) -> tuple[Iterator[Dataset], tuple[Event, ...]]:
+    """Return m privatized records for every unit, in a secret random order and in parts, and what all of it costs.
 
     A part is computed when it is asked for, so that memory stays flat.
 
@@ -121,48 +143,61 @@ def privatize(
         flow: on `device`; any flow, also a hostile one.
         records: the training records of a site.
         noise: of this release alone.
+        units: what contributes which records; each record by default.
         part_records: records in each part but the last; fewer where they would take more than `MAX_PART_BYTES`.
     """
     flow.eval()
+    units = units or Units.of(records, "record")
     record_bytes = flow.dims + len(records.schema.attributes)
     part_records = min(part_records, max(1, MAX_PART_BYTES // record_bytes))
-    order = noise.child("order").permutation(len(records))
-    indices = [order[start : start + part_records] for start in range(0, len(order), part_records)]
-    perturbation, prior = noise.child("perturbation"), noise.child("prior")
-    batch = _Batch(flow, settings, perturbation, prior, device)
-    return (batch.privatize(records.select(chosen)) for chosen in indices), settings.mechanism.event()
+    order = noise.child("order").permutation(len(units.slots))
+    places = [order[start : start + part_records] for start in range(0, len(order), part_records)]
+    batch = _Batch(flow, settings, noise, device)
+    return (batch.privatize(*units.take(records, chosen)) for chosen in places), settings.cost
 
 
 class _Batch:
     """Privatizes a batch of records after the other."""
 
     def __init__(
-        self,
-        flow: ConditionalFlow,
-        settings: ReleaseSettings,
-        perturbation: NoiseSource,
-        prior: NoiseSource,
-        device: torch.device,
+        self, flow: ConditionalFlow, settings: ReleaseSettings, noise: NoiseSource, device: torch.device
     ) -> None:
         self._flow, self._settings, self._device = flow, settings, device
-        self._perturbation, self._prior = perturbation, prior
+        self._perturbation, self._prior = noise.child("perturbation"), noise.child("prior")
+        self._responses = noise.child("labels")
         self._factor = settings.factor
         self._size = min(BATCH_RECORDS, max(1, MAX_BATCH_VALUES // flow.dims))
         self._physical = PhysicalBatch(flow.swift_batch(self._size))
 
     @torch.no_grad()
-    def privatize(self, records: Dataset) -> Dataset:
-        """Return a privatized record for each record, in their order."""
+    def privatize(self, records: Dataset, blank: np.ndarray) -> Dataset:
+        """Return a privatized record for each record, in their order.
+
+        Args:
+            blank: bool (records,): which have the zero latent, whatever their image.
+        """
         released = np.empty_like(records.images)
+        said = self._respond(records)
+        levels, blanks = records.schema.levels, torch.from_numpy(blank)[:, None].to(self._device)
         for start in range(0, len(records), self._size):
             part = slice(start, start + self._size)
             images = torch.from_numpy(records.images[part]).to(self._device)
-            condition = condition_of(torch.from_numpy(records.condition[part]).to(self._device), self._flow.conditions)
-            x = self._decode(
-                self._perturb(self._encode(dequantize(images, records.schema.levels), condition)), condition
-            )
-            released[part] = quantize(x, records.schema.levels).cpu().numpy()
-        return Dataset(records.schema, released, records.labels, attributes=records.attributes)
+            latents = self._encode(dequantize(images, levels), self._condition(records.condition[part]))
+            latents = torch.where(blanks[part], torch.zeros_like(latents), latents)
+            x = self._decode(self._perturb(latents), self._condition(said.condition[part]))
+            released[part] = quantize(x, levels).cpu().numpy()
+        return Dataset(records.schema, released, said.labels, attributes=said.attributes)
+
+    def _respond(self, records: Dataset) -> Dataset:
+        """Return the records with the labels that they leave with: y'."""
+        if self._settings.labels is None:
+            return records
+        classes = len(records.schema.classes)
+        said = randomize_labels(records.labels, classes, self._settings.labels, self._responses)
+        return Dataset(records.schema, records.images, said)
+
+    def _condition(self, values: np.ndarray) -> torch.Tensor:
+        return condition_of(torch.from_numpy(values).to(self._device), self._flow.conditions)
 
     def _encode(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return z = f(x; y), (batch, dims)."""

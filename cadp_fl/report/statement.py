@@ -1,54 +1,87 @@
 """The privacy statement in words: who is protected against whom, what is covered, and what is not."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.privacy.accounting import DeclaredPublic
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, format_epsilon, relation_of
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, format_epsilon
 from cadp_fl.privacy.ledger import Plan
 
 __all__ = ["RESUMED", "assumptions", "caution_on_flow", "not_covered", "statement_of_method", "statement_of_study"]
 
-_ASSUMPTIONS = [
-    "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates every "
-    "replaced record under such sampling is checked numerically, not proven here.",
-    "Config, architecture and clip norms were chosen without looking at the training records, which nothing here can "
-    "check, and each record's site and its split into training and test do not depend on its image.",
-]
 
-_NOT_COVERED = [
-    "Patients as such: the unit is a record, and every epsilon is for one record, whatever else the patient has there.",
-    "Test records: in a simulation their confusion counts and score histograms are exact.",
-    "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
-    "Timing, failures, and the fact that a site took part.",
-    "What else leaves a site: another run, a release made apart, or what an app that this study is a part of sends.",
-    "What floating-point rounding of noised values reveals, above all under weights that a server chose to that end.",
-]
+def assumptions(scope: Scope) -> list[str]:
+    """Return what every claim assumes."""
+    return [
+        _patients(scope),
+        _labels(scope),
+        f"The number of {scope.unit}s that each site trains on, and of those that it tests on, is public.",
+        "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates "
+        "every "
+        f"replaced {scope.unit} under such sampling is checked numerically, not proven here.",
+        "Config, architecture, clip norms and the split of the budget were chosen without looking at the training "
+        "records, which nothing here can check, and each record's site and its split into training and test do not "
+        "depend on its image.",
+    ]
 
 
-def assumptions(attributes: Collection[str]) -> list[str]:
-    """Return what every claim assumes, of records with some attributes or with none."""
-    public = (
-        "Labels are public: the number of training records of each class at a site is told to all, by declaration, so "
-        "no claim covers a record's label."
+def _patients(scope: Scope) -> str:
+    if scope.unit == "patient":
+        m = scope.records_per_unit
+        return (
+            "No patient is at two sites; for one who is at k sites, what holds is the sum over those sites. Each "
+            "patient "
+            f"contributes exactly {m} record{'s' if m > 1 else ''}, the first that the site has; where there are "
+            "fewer, "
+            "blanks are clipped and noised like records."
+        )
+    return (
+        "No patient is at two sites, and none has two records. If one has m records, at any sites, what holds for that "
+        "patient is m times the epsilon, at m exp((m - 1) epsilon) times the delta."
     )
-    if attributes:
-        public = (
+
+
+def _labels(scope: Scope) -> str:
+    if scope.labels == "covered":
+        return (
+            "Labels are covered: a released record leaves with a label drawn by randomized response and is decoded "
+            "under "
+            "that one alone, and the number of records of each class is told with noise."
+        )
+    if scope.attributes:
+        return (
             "Labels and attributes are public: the number of training records of each class at a site is told to all, "
             "and each released record leaves with its true label and attributes, by declaration, so no claim covers "
             "them."
         )
-    patients = (
-        "No patient is at two sites, and none has two records. If one has m records, at any sites, what holds for that "
-        "patient is m times the epsilon, at m exp((m - 1) epsilon) times the delta."
+    return (
+        "Labels are public: the number of training records of each class at a site is told to all, by declaration, so "
+        "no claim covers a record's label."
     )
-    return [patients, public, *_ASSUMPTIONS]
 
 
-def not_covered(attributes: Collection[str]) -> list[str]:
-    """Return what no claim covers, of records with some attributes or with none."""
-    own = "A record's label and attributes" if attributes else "A record's label"
-    return [f"{own}, and the number of records of a site.", *_NOT_COVERED]
+def not_covered(scope: Scope) -> list[str]:
+    """Return what no claim covers."""
+    public = {"covered": [], "public": ["A record's label."]}[scope.labels]
+    if scope.attributes:
+        public = ["A record's label and attributes."]
+    whole = (
+        "Patients as such: the unit is a record, and every epsilon is for one record, whatever else the patient has."
+    )
+    return [
+        *public,
+        *([whole] if scope.unit == "record" else []),
+        f"The number of {scope.unit}s of a site.",
+        "Test records, which are no training records: what is told of them has a line of its own.",
+        "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
+        "Timing, failures and refusals, a steward's decision to let a release go or not, and the fact that a site took "
+        "part.",
+        "What else leaves a site: another run, a release made apart, or what an app that this study is a part of "
+        "sends.",
+        "What floating-point rounding of noised values reveals, above all under weights that a server chose to that "
+        "end "
+        "(the mechanism grid-gaussian closes this for releases).",
+    ]
 
 
 def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -> str:
@@ -58,7 +91,8 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     if claim.guarantee == "end-to-end":
         return (
-            f"{name}: everything computed from training records that leaves a site is accounted. For two data sets of "
+            f"{name}: everything computed from training records that leaves a site is accounted, or declared public "
+            f"below. For two data sets of "
             f"a site that differ by '{relation}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
             "differentially private, over all steps of all rounds, against the server and all that it shares with. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
@@ -105,28 +139,33 @@ RESUMED = (
 )
 
 
-def statement_of_study(
-    study: StudyConfig, attributes: Collection[str], methods: Mapping[str, str], *, resumed: bool
-) -> str:
-    """Return the paragraph on a whole study, of records with some attributes or with none."""
+def statement_of_study(study: StudyConfig, scope: Scope, methods: Mapping[str, str], *, resumed: bool) -> str:
+    """Return the paragraph on a whole study, that a data protection officer can paste."""
     source = (
         "The privacy noise of this run was derived from a seed, so that the run can be repeated. Whoever knows the "
         "seed can remove the noise: nothing released here is protected."
         if study.noise == "seeded"
         else "The privacy noise came from the operating system's entropy at each site."
     )
+    reserve = study.budget.retry_reserve
+    retries = (
+        f"Of every budget a share of {reserve:g} is set aside for results that a crash loses; it is claimed whether it "
+        "is used or not."
+    )
     return " ".join(
         [
-            f"This is a simulation of {study.sites.count} sites. The privacy unit is one {study.budget.unit} of a "
-            f"site's training data; the neighbouring relation is '{relation_of(attributes)}'.",
+            f"This is a simulation of {study.sites.count} sites. The privacy unit is one {scope.unit} of a site's "
+            f"training data; the neighbouring relation is '{scope.relation}'. Each {scope.unit} is protected against "
+            "the server and all that it shares with, since every site adds its own noise; the site itself is trusted.",
             source,
+            *([retries] if reserve else []),
             *([RESUMED] if resumed else []),
             *methods.values(),
             "Each statement holds if only that method had been run; all methods of this study together compose to what "
             "privacy.json says.",
             "Assumptions:",
-            *assumptions(attributes),
+            *assumptions(scope),
             "Not covered:",
-            *not_covered(attributes),
+            *not_covered(scope),
         ]
     )

@@ -8,7 +8,7 @@ from typing import Any
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
-from cadp_fl.privacy.claims import Claim, claim_of, compose_plans, relation_of
+from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.statement import (
     RESUMED,
@@ -29,14 +29,15 @@ class SiteEntry:
     """What a site declared of itself.
 
     Attributes:
-        train: number of training records.
-        test: number of test records.
-        class_counts: declared number of training records by class; classes it does not hold are left out.
+        train: number of training units.
+        test: number of test units.
+        class_counts: declared number of training records by class, classes it does not hold left out; None where labels
+            are covered.
     """
 
     train: int
     test: int
-    class_counts: Mapping[str, int]
+    class_counts: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Results:
         failure: why the run stopped early, if it did.
         figures: by method.
         accounts: by method, then site.
+        noised_counts: noised number of training records by method, site and class, where labels are covered.
         traffic: bytes of tensors that left a site and reached it, by site.
         seconds: wall time by phase.
         software: versions.
@@ -98,6 +100,7 @@ class Results:
     resumed: tuple[datetime, ...] = ()
     figures: dict[str, MethodFigures] = field(default_factory=dict)
     accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
+    noised_counts: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     traffic: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)
@@ -108,9 +111,15 @@ class Results:
         return "incomplete" if self.failure or self.missing else "complete"
 
     @property
+    def scope(self) -> Scope:
+        """What every claim is about."""
+        budget = self.study.budget
+        return Scope(budget.unit, budget.records_per_unit, self.study.labels, self.attributes)
+
+    @property
     def relation(self) -> str:
         """The neighbouring relation of every claim."""
-        return relation_of(self.attributes)
+        return self.scope.relation
 
 
 def summary_json(results: Results) -> dict[str, Any]:
@@ -136,8 +145,7 @@ def summary_json(results: Results) -> dict[str, Any]:
                 "site": name,
                 "train": entry.train,
                 "test": entry.test,
-                "classes": list(entry.class_counts),
-                "class_counts": dict(entry.class_counts),
+                **_classes(results, name, entry),
             }
             for name, entry in sorted(results.sites.items())
         ],
@@ -146,6 +154,14 @@ def summary_json(results: Results) -> dict[str, Any]:
         "software": results.software,
     }
     return summary | _public_attributes(results) | ({"failure": results.failure} if results.failure else {})
+
+
+def _classes(results: Results, site: str, entry: SiteEntry) -> dict[str, Any]:
+    """Return a site's classes: with their counts where labels are public, and with noised ones where they are not."""
+    if entry.class_counts is not None:
+        return {"classes": list(entry.class_counts), "class_counts": dict(entry.class_counts)}
+    told = [counts[site] for counts in results.noised_counts.values() if site in counts]
+    return {"classes": None, "class_counts": None} | ({"noised_class_counts": told[0]} if told else {})
 
 
 def _public_attributes(results: Results) -> dict[str, Any]:
@@ -221,11 +237,11 @@ def privacy_json(results: Results) -> dict[str, Any]:
             "may do; no epsilon covers them",
         },
         **_public_attributes(results),
-        "assumptions": assumptions(results.attributes),
-        "not_covered": not_covered(results.attributes),
+        "assumptions": assumptions(results.scope),
+        "not_covered": not_covered(results.scope),
         "statement": statement_of_study(
             study,
-            results.attributes,
+            results.scope,
             {name: entry["statement"] for name, entry in methods.items()},
             resumed=bool(results.resumed),
         ),

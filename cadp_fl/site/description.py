@@ -10,13 +10,18 @@ __all__ = ["Description"]
 
 
 class Description(BaseModel):
-    """The reply to *describe*. Counts are declared ones; under public labels that includes those of the classes."""
+    """The reply to *describe*: what is public of a site. Counts of classes are a part of that where labels are."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="pseudonym of the site")
     library: str = Field(max_length=40, description="version of cadp-fl")
     dataset: Schema
-    train: int = Field(ge=1, description="number of training records")
-    test: int = Field(ge=0, description="number of test records")
-    class_counts: dict[str, int] = Field(description="training records by class; absent classes are left out")
+    unit: Literal["record", "patient"] = Field(description="what the site protects")
+    records_per_unit: int = Field(ge=1, le=1000, description="m: records that each unit contributes")
+    labels: Literal["public", "covered"]
+    train: int = Field(ge=1, description="number of training units")
+    test: int = Field(ge=0, description="number of test units")
+    class_counts: dict[str, int] | None = Field(
+        description="contributed training records by class, absent classes left out; null where labels are covered"
+    )
     noise: Literal["entropy", "seeded"]

@@ -1,8 +1,10 @@
-"""What may be asked of a site: nine actions, each a request of JSON settings and named arrays.
+"""What may be asked of a site: ten actions, each a request of JSON settings and named arrays.
 
 This module imports neither torch nor data code, so that the code which a server ships to a site stays thin.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -15,6 +17,7 @@ Action = Literal[
     "describe",
     "reserve",
     "train_flow",
+    "count",
     "release",
     "fetch",
     "train_classifier",
@@ -27,6 +30,7 @@ ACTIONS: dict[Action, str] = {
     "describe": "query.cadp_describe",
     "reserve": "query.cadp_reserve",
     "train_flow": "train.cadp_flow",
+    "count": "query.cadp_count",
     "release": "query.cadp_release",
     "fetch": "query.cadp_fetch",
     "train_classifier": "train.cadp_classifier",
@@ -45,11 +49,25 @@ class Request:
         action: what to do.
         settings: JSON values; the site parses them against a model of its own.
         arrays: named tensors.
+        run: id of the run that asks, under which a site keeps its plans; empty in a simulation.
+        id: of the request. A site whose ledger is durable answers it once, and the same again if it is asked again.
     """
 
     action: Action
     settings: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    run: str = ""
+    id: str = ""
+
+    def sha256(self) -> str:
+        """Return the hash of what is asked, whatever its id."""
+        digest = hashlib.sha256(
+            json.dumps([self.action, self.run, self.settings], sort_keys=True, separators=(",", ":")).encode()
+        )
+        for name, array in sorted(self.arrays.items()):
+            digest.update(repr((name, array.dtype.str, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

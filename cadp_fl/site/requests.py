@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, Settings
-from cadp_fl.privacy.accounting import PoissonGaussian, ReleaseEvent
+from cadp_fl.privacy.accounting import GaussianHistogram, PoissonGaussian, RandomizedResponse, ReleaseEvent
 
 __all__ = [
     "ClassifierRequest",
+    "CountRequest",
     "DpSgdTraining",
     "EpochTraining",
     "EvaluateRequest",
@@ -41,6 +42,13 @@ class FlowRequest(Settings):
     round: int = Field(ge=1, description="from 1")
 
 
+class CountRequest(Settings):
+    """Tell the noised number of training records of every class."""
+
+    method: MethodName
+    event: GaussianHistogram
+
+
 class ReleaseRequest(Settings):
     """Privatize every training record with the flow in the request's arrays."""
 
@@ -49,6 +57,7 @@ class ReleaseRequest(Settings):
     seed: int
     mechanism: str
     event: Annotated[ReleaseEvent, Field(discriminator="kind")]
+    labels: RandomizedResponse | None = Field(None, description="how labels are randomized; none where they are public")
     latent_dims: int = Field(ge=1)
     shrinkage: str
     shard_records: int = Field(ge=1, le=100_000)

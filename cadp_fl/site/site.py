@@ -5,6 +5,7 @@ not (losses, above all) stays, except in a simulation.
 """
 
 import hashlib
+import json
 import math
 import shutil
 import time
@@ -19,19 +20,22 @@ import torch
 import cadp_fl
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import as_input, log_odds, train_epochs
-from cadp_fl.config import ClassifierConfig, FlowConfig, parse
+from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
 from cadp_fl.data.partition import SiteData
+from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, ExchangeError, PrivacyError
 from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected, check_delta
+from cadp_fl.outputs import replaced_file
+from cadp_fl.privacy.accounting import DeclaredPublic, Event, Unprotected, check_delta
 from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of, relation_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.policy import allowance, check_class_counts, check_plan, open_policy
 from cadp_fl.release.bundle import open_bundle, write_bundle
 from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
@@ -39,6 +43,7 @@ from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import (
     ClassifierRequest,
+    CountRequest,
     DpSgdTraining,
     EpochTraining,
     EvaluateRequest,
@@ -64,6 +69,11 @@ class Site:
         device: where to compute.
         outbox: folder of releases that are ready to be fetched.
         simulation: whether figures of training records and exact test metrics may leave.
+        policy: what the site allows; a simulation's site allows all without one.
+
+    Raises:
+        PrivacyError: a real site has no policy.
+        DataError: the unit is a patient, and the records do not say whose they are.
     """
 
     def __init__(
@@ -76,7 +86,11 @@ class Site:
         device: torch.device,
         outbox: Path,
         simulation: bool,
+        policy: PolicyConfig | None = None,
     ) -> None:
+        if policy is None and not simulation:
+            raise PrivacyError("A real site has a policy. Found none; write policy.yaml.")
+        self._policy = policy or open_policy()
         self.name = name
         self._data = data
         self._ledger = ledger
@@ -84,10 +98,13 @@ class Site:
         self._device = device
         self._outbox = outbox
         self._simulation = simulation
+        self._units = Units.of(data.train, self._policy.unit, self._policy.records_per_unit)
+        self._test_units = Units.of(data.test, self._policy.unit, self._policy.records_per_unit)
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,
             "train_flow": self._train_flow,
+            "count": self._count,
             "release": self._release,
             "fetch": self._fetch,
             "train_classifier": self._train_classifier,
@@ -97,7 +114,7 @@ class Site:
         }
 
     def call(self, request: Request) -> Reply:
-        """Answer a request.
+        """Answer a request. One that has an id is answered once, and the same again if it comes again.
 
         Raises:
             CadpError: the request is malformed, breaks a rule, or cannot be met.
@@ -107,19 +124,28 @@ class Site:
         return self._answers[request.action](request)
 
     def _describe(self, _request: Request) -> Reply:
-        train = self._data.train
-        counts = train.class_counts()
-        declared = {name: int(count) for name, count in zip(train.schema.classes, counts, strict=True) if count}
+        train, policy = self._data.train, self._policy
         description = Description(
             site=self.name,
             library=cadp_fl.__version__,
             dataset=train.schema,
-            train=len(train),
-            test=len(self._data.test),
-            class_counts=declared,
+            unit=policy.unit,
+            records_per_unit=policy.records_per_unit,
+            labels=policy.labels,
+            train=len(self._units),
+            test=len(self._test_units),
+            class_counts=self._public_counts(),
             noise=self._noise.kind,
         )
         return Reply(description.model_dump(mode="json"))
+
+    def _public_counts(self) -> dict[str, int] | None:
+        """Return how many records of each class are contributed, by class that there are any of; None if covered."""
+        if self._policy.labels == "covered":
+            return None
+        train = self._data.train
+        counts = zip(train.schema.classes, self._units.class_counts(train), strict=True)
+        return {name: int(count) for name, count in counts if count}
 
     def _reserve(self, request: Request) -> Reply:
         asked = parse(ReserveRequest, request.settings)
@@ -127,16 +153,55 @@ class Site:
             plan = Plan.from_json(asked.plan)
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
-        check_delta(plan.delta, len(self._data.train))
-        self._ledger.reserve(plan)
+        plan = replace(plan, run=request.run)
+        units = self._units if plan.units == "train" else self._test_units
+        check_delta(plan.delta, len(units))
+        check_plan(self._policy, plan, units=len(self._units), noise=self._noise.kind)
+        self._ledger.reserve(plan, allowance(self._policy, plan))
         return Reply()
+
+    def _spend(self, request: Request, method: str, *events: Event) -> str:
+        """Write events down before they are computed, and return the id of the last."""
+        key = "/".join(part for part in (request.run, method) if part)
+        ids = [
+            self._ledger.spend(key, event, request=request.id, body=request.sha256() if request.id else "")
+            for event in events
+        ]
+        return ids[-1]
+
+    def _count(self, request: Request) -> Reply:
+        """Answer with the noised number of contributed training records of each class."""
+        asked = parse(CountRequest, request.settings)
+        self._plan(request, asked.method)
+        if asked.event.histograms != 1 or asked.event.times != 1:
+            raise ExchangeError("Classes are counted once, in one histogram. Found another event; ask for that.")
+        event_id = self._spend(request, asked.method, asked.event)
+        counts = self._units.class_counts(self._data.train)
+        noised = torch.from_numpy(counts.astype(np.float64))
+        noised += self._noise.child("counts", event_id).normal(tuple(noised.shape), asked.event.noise_std, like=noised)
+        told = dict(zip(self._data.train.schema.classes, noised.tolist(), strict=True))
+        self._outbox.mkdir(parents=True, exist_ok=True)
+        with replaced_file(self._counts_file(request, asked.method)) as file:
+            file.write_text(json.dumps(told), encoding="utf-8")
+        return Reply({"class_counts": told})
+
+    def _counts_file(self, request: Request, method: str) -> Path:
+        name = hashlib.sha256(f"{request.run}/{method}".encode()).hexdigest()[:16]
+        return self._outbox / f"counts-{name}.json"
+
+    def _known_counts(self, request: Request, method: str) -> dict[str, float] | None:
+        """Return how many records of each class there are, as far as that is public or was told with noise."""
+        public, noised = self._public_counts(), self._counts_file(request, method)
+        if public is not None:
+            return {name: float(count) for name, count in public.items()}
+        return json.loads(noised.read_text(encoding="utf-8")) if noised.is_file() else None
 
     def _train_flow(self, request: Request) -> Reply:
         asked = parse(FlowRequest, request.settings)
         train = self._data.train
         flow = self._flow(asked.flow, asked.seed, request)
         frozen = flow.frozen_names(asked.freeze)
-        self._ledger.spend(asked.method, FLOW_WEIGHTS)
+        self._spend(request, asked.method, FLOW_WEIGHTS)
         start = time.perf_counter()
         loss = train_flow(
             flow,
@@ -153,24 +218,36 @@ class Site:
         return Reply({"structure": structure_sha256(flow), **figures}, trained)
 
     def _release(self, request: Request) -> Reply:
-        """Privatize every training record, keep the release ready to be fetched, and answer with its manifest."""
+        """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
         asked = parse(ReleaseRequest, request.settings)
+        plan, schema = self._plan(request, asked.method), self._data.train.schema
         flow = self._flow(asked.flow, asked.seed, request)
-        check_release(asked.mechanism, asked.shrinkage, asked.latent_dims, flow.dims)
+        labels = "public" if asked.labels is None else "randomized"
+        check_release(
+            asked.mechanism,
+            asked.shrinkage,
+            asked.latent_dims,
+            flow.dims,
+            labels=labels,
+            attributes=len(schema.attributes),
+        )
+        if plan.labels == "covered" and asked.labels is None:
+            raise PrivacyError("A release that covers labels draws them anew. Found one that would tell the true ones.")
+        check_class_counts(self._policy, self._known_counts(request, asked.method))
         mechanism = mechanism_of(asked.mechanism, asked.event)
         if isinstance(asked.event, Unprotected) and not self._simulation:
             raise PrivacyError(
                 f"A real site releases no record unprotected. Found the mechanism '{asked.mechanism}'; choose one that "
                 "adds noise."
             )
-        settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage)
+        settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
         sha256 = flow_sha256(flow)
-        self._check_declared(asked.method, sha256)
-        claim = self._claim(asked.method)
-        event_id = self._ledger.spend(asked.method, asked.event)
+        self._check_declared(plan, sha256)
+        claim = self._claim(plan)
+        event_id = self._spend(request, asked.method, *settings.cost)
         head = ReleaseHead(
             site=self.name,
-            dataset=self._data.train.schema,
+            dataset=schema,
             mechanism=asked.mechanism,
             parameters=settings.parameters(flow.dims),
             noise=self._noise.kind,
@@ -184,9 +261,10 @@ class Site:
             settings,
             noise=self._noise.child("release", event_id),
             device=self._device,
+            units=self._units,
             part_records=asked.shard_records,
         )
-        assert cost == asked.event, "what was written down is what is drawn"
+        assert cost == settings.cost, "what was written down is what is drawn"
         folder = self._outbox / event_id
         if self._ledger.simulation:
             shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run, whose ledger is gone with it
@@ -202,27 +280,27 @@ class Site:
         data = open_bundle(release).data(asked.shard)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
 
-    def _plan(self, method: str) -> Plan:
+    def _plan(self, request: Request, method: str) -> Plan:
         for plan in self._ledger.plans():
-            if plan.method == method:
+            if (plan.run, plan.method, plan.units) == (request.run, method, "train"):
                 return plan
         raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
 
-    def _check_declared(self, method: str, flow_sha256: str) -> None:
+    def _check_declared(self, plan: Plan, flow_sha256: str) -> None:
         """Check that a plan which rests on a public flow is carried out with that very flow.
 
         Raises:
             PrivacyError: the flow is another one.
         """
-        for event in self._plan(method).events:
+        for event in plan.events:
             if isinstance(event, DeclaredPublic) and event.sha256 != flow_sha256:
                 raise PrivacyError(
                     f"A release uses the flow that was declared public, sha256 {event.sha256[:12]}... Found another "
                     f"one, {flow_sha256[:12]}...; reserve a plan for it."
                 )
 
-    def _claim(self, method: str) -> ReleaseClaim:
-        """Return what the method's plan in the ledger allows to claim.
+    def _claim(self, plan: Plan) -> ReleaseClaim:
+        """Return what a plan in the ledger allows to claim.
 
         A simulation compares methods, each as if it had been run alone. At a real site they all were: what has left
         unprotected under any plan leaves no other plan an end-to-end claim.
@@ -230,15 +308,16 @@ class Site:
         Raises:
             BudgetError: the plan has no finite epsilon.
         """
-        plan = self._plan(method)
         if not self._simulation:
-            spent = (event for other in self._ledger.plans() for event in self._ledger.spent(other.method))
+            spent = (event for other in self._ledger.plans() for event in self._ledger.spent(other.key))
             open_events = tuple(event for event in spent if isinstance(event, Unprotected))
             plan = replace(plan, events=(*plan.events, *dict.fromkeys(open_events)))
         claim = claim_of(plan)
         if math.inf in (claim.epsilon, claim.epsilon_if_flow_were_fixed):
-            raise BudgetError(f"A plan with a mechanism has a finite epsilon. '{method}' has none; reserve more noise.")
-        return ReleaseClaim.of(claim, relation_of(self._data.train.schema.attributes))
+            raise BudgetError(
+                f"A plan with a mechanism has a finite epsilon. '{plan.method}' has none; reserve more noise."
+            )
+        return ReleaseClaim.of(claim, relation_of(plan.unit, plan.labels, self._data.train.schema.attributes))
 
     def _train_classifier(self, request: Request) -> Reply:
         asked = parse(ClassifierRequest, request.settings)
@@ -248,7 +327,7 @@ class Site:
         loss: dict[str, float] = {}
         start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
-            train, event_id = self._data.train, self._ledger.spend(asked.method, training.event)
+            train, event_id = self._data.train, self._spend(request, asked.method, training.event)
             train_dp_sgd(
                 model,
                 as_input(torch.from_numpy(train.images).to(self._device)),
@@ -256,9 +335,10 @@ class Site:
                 training.event,
                 optimizer=lambda parameters: _sgd(parameters, training),
                 noise=self._noise.child("dp-sgd", event_id),
+                units=torch.from_numpy(self._units.records).to(self._device),
             )
         else:
-            self._ledger.spend(asked.method, CLASSIFIER_WEIGHTS)
+            self._spend(request, asked.method, CLASSIFIER_WEIGHTS)
             shuffler = self._shuffler(asked.seed, asked.method, "classifier", asked.round)
             loss["loss"] = self._train_epochs(model, training, shuffler)
         figures = self._simulation_only(**loss, seconds=time.perf_counter() - start)
@@ -276,7 +356,7 @@ class Site:
         asked = parse(LocalRequest, request.settings)
         self._check_exact_metrics_allowed()
         model = self._classifier(asked.classifier, asked.seed)
-        self._ledger.spend(asked.method, LOCAL_TEST_RESULTS)
+        self._spend(request, asked.method, LOCAL_TEST_RESULTS)
         self._train_epochs(model, asked.training, self._shuffler(asked.seed, asked.method, "classifier"))
         return self._evaluation_of(model)
 
@@ -303,11 +383,12 @@ class Site:
         evaluation = evaluate(log_odds(model, torch.from_numpy(test.images)).cpu().numpy(), test.labels)
         return Reply({}, {"confusion": evaluation.confusion, "histograms": evaluation.histograms})
 
-    def _account(self, _request: Request) -> Reply:
+    def _account(self, request: Request) -> Reply:
         ledger = self._ledger
         accounts = [
-            {"plan": plan.to_json(), "spent": [event.model_dump() for event in ledger.spent(plan.method)]}
+            {"plan": plan.to_json(), "spent": [event.model_dump() for event in ledger.spent(plan.key)]}
             for plan in ledger.plans()
+            if plan.run == request.run
         ]
         return Reply({"ledger": "simulation" if ledger.simulation else "durable", "accounts": accounts})
 

@@ -25,9 +25,9 @@ from cadp_fl.federated.methods.base import Method, PhaseCost
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected, epsilon_of
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import claim_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
-from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
@@ -104,7 +104,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     """
     study = load_study(config, overrides)
     sites, methods = check_study(study)
-    at_once = sites_at_once(study.sites)
+    at_once, budget = sites_at_once(study.sites), Budget.of(study.budget, study.labels)
     threads = torch.get_num_threads()
     torch.set_num_threads(study.sites.cpus_per_client)
     try:
@@ -113,9 +113,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         torch.set_num_threads(threads)
     return Estimate(
         stages=tuple(_stage(method.name, event, study.budget.delta) for method in methods for event in method.events()),
-        totals={
-            method.name: claim_of(Plan(method.name, method.events(), study.budget.delta)).epsilon for method in methods
-        },
+        totals={method.name: claim_of(budget.plan(method.name, method.events())).epsilon for method in methods},
         delta=study.budget.delta,
         phases=tuple(phases),
         sites_at_once=at_once,

@@ -17,6 +17,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.site import Site
 from cadp_fl.study.plugins import load_plugins
 
@@ -89,6 +90,7 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
         device=resolve_device("cpu" if study.sites.gpus_per_client == 0 else study.device),
         outbox=output / "sites" / name / OUTBOX,
         simulation=True,
+        policy=study.sites.policy or open_policy(study.budget.unit, study.budget.records_per_patient, study.labels),
     )
 
 

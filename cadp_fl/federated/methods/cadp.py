@@ -31,9 +31,9 @@ from cadp_fl.federated.methods.base import (
 from cadp_fl.federated.releases import fetch_releases
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, flow_sha256, load_flow, save_flow
-from cadp_fl.privacy.accounting import DeclaredPublic, Event
+from cadp_fl.privacy.accounting import DeclaredPublic, Event, RandomizedResponse
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW, claim_of, relation_of
-from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json
@@ -60,8 +60,15 @@ class CadpGivenFlow:
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
         parse(_Settings, settings, where=f"methods.{self.name}")
         self._study = study
-        release, budget = study.release, study.budget
-        self._mechanism = mechanism_type(release.mechanism).calibrated(release.clip_norm, budget.epsilon, budget.delta)
+        release, budget = study.release, Budget.of(study.budget, study.labels)
+        self._counts, self._labels = budget.count_events(), budget.label_events()
+        self._mechanism = mechanism_type(release.mechanism).calibrated(
+            release.clip_norm,
+            budget.epsilon,
+            budget.delta,
+            records_per_unit=budget.records_per_unit,
+            beside=(*self._counts, *self._labels),
+        )
         self._pretrained = load_flow(study.flow.pretrained.path) if study.flow.pretrained else None
         if self._pretrained is not None:
             _check_declaration(study, self._pretrained[1])
@@ -75,7 +82,7 @@ class CadpGivenFlow:
 
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site."""
-        return (self._flow_event(), self._mechanism.event())
+        return (self._flow_event(), *self._counts, *self._labels, self._mechanism.event())
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
@@ -105,6 +112,7 @@ class CadpGivenFlow:
             "mechanism": self._mechanism.name,
             **release.parameters(flow.dims).model_dump(),
             "correlation": release.correlation,
+            **_released_labels(released),
         }
         return trained
 
@@ -152,7 +160,7 @@ class CadpGivenFlow:
 
     def _release_settings(self, dims: int) -> ReleaseSettings:
         release = self._study.release
-        return ReleaseSettings(self._mechanism, release.latent_dims or dims, release.shrinkage)
+        return ReleaseSettings(self._mechanism, release.latent_dims or dims, release.shrinkage, *self._labels)
 
     def _releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> list[Path]:
         """Ask each site for its release, fetch it, and return the folders of all."""
@@ -167,7 +175,7 @@ class CadpGivenFlow:
 
     def _ask_for_releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> dict[str, Manifest]:
         """Let each site privatize its records, and return the manifests."""
-        settings = release_request(self.name, run.study.release, self._mechanism, flow, card)
+        settings = release_request(self.name, run.study.release, self._mechanism, flow, card, *self._labels)
         weights = get_weights(flow)
         expected = {
             "dataset": run.schema,
@@ -176,13 +184,16 @@ class CadpGivenFlow:
             "flow_sha256": flow_sha256(flow),
             "noise": run.study.noise,
         }
-        plan = Plan(self.name, self.events(), run.study.budget.delta)
-        allowed = ReleaseClaim.of(claim_of(plan), relation_of(run.schema.attributes))
+        study = run.study
+        plan = Budget.of(study.budget, study.labels).plan(self.name, self.events())
+        relation = relation_of(study.budget.unit, study.labels, run.schema.attributes)
+        allowed = ReleaseClaim.of(claim_of(plan), relation)
         manifests: dict[str, Manifest] = {}
 
         def check(site: str, reply: Reply) -> None:
             manifest = manifest_from_json(str(reply.content.get("manifest", "")))
-            for field, value in (expected | {"site": site, "records": run.sizes[site]}).items():
+            records = run.sizes[site] * study.budget.records_per_unit
+            for field, value in (expected | {"site": site, "records": records}).items():
                 if getattr(manifest, field) != value:
                     raise ExchangeError(
                         f"A release is the one that was asked for. In that of '{site}', {field} is "
@@ -236,8 +247,20 @@ class Cadp(CadpGivenFlow):
             )
 
 
+def _released_labels(released: ReleasedRecords) -> dict[str, Any]:
+    """Return how many records each site released of every class, and the classes of which no site released any."""
+    by_site = {manifest.site: manifest.released_labels for manifest in released.manifests}
+    empty = [name for name in released.schema.classes if not any(counts[name] for counts in by_site.values())]
+    return {"released_labels": by_site, "classes_without_records": empty}
+
+
 def release_request(
-    method: str, release: ReleaseConfig, mechanism: Mechanism, flow: ConditionalFlow, card: FlowCard
+    method: str,
+    release: ReleaseConfig,
+    mechanism: Mechanism,
+    flow: ConditionalFlow,
+    card: FlowCard,
+    labels: RandomizedResponse | None = None,
 ) -> ReleaseRequest:
     """Return the request to privatize every training record of a site with a flow."""
     return ReleaseRequest(
@@ -246,6 +269,7 @@ def release_request(
         seed=card.seed,
         mechanism=mechanism.name,
         event=mechanism.event(),
+        labels=labels,
         latent_dims=release.latent_dims or flow.dims,
         shrinkage=release.shrinkage,
         shard_records=release.shard_records,

@@ -20,6 +20,7 @@ from cadp_fl.federated.methods.base import (
     mean_figure,
 )
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, calibrate_noise
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import ClassifierRequest, DpSgdTraining, EpochTraining
@@ -145,9 +146,10 @@ class DpSgd(_FederatedClassifier):
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
         self._settings = parse(_DpSgdSettings, settings, where=f"methods.{self.name}")
         super().__init__(self._settings, study)
-        own, budget = self._settings, study.budget
+        own, budget = self._settings, Budget.of(study.budget, study.labels)
+        self._counts = budget.count_events()
         self._noise_std = calibrate_noise(
-            lambda noise_std: [self._event(noise_std, own.rounds * own.local_steps)],
+            lambda noise_std: [*self._counts, self._event(noise_std, own.rounds * own.local_steps)],
             budget.epsilon,
             budget.delta,
             clip_norm=own.clip_norm,
@@ -155,7 +157,7 @@ class DpSgd(_FederatedClassifier):
 
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site: the steps of all rounds together."""
-        return (self._event(self._noise_std, self._settings.rounds * self._settings.local_steps),)
+        return (*self._counts, self._event(self._noise_std, self._settings.rounds * self._settings.local_steps))
 
     def records_in_a_round(self, size: int) -> int:
         """Return how many records a site of a size computes in one round, on average."""

@@ -1,0 +1,84 @@
+"""Privacy units: which records each contributes, exactly m of them, whatever it has.
+
+A claim for patients bounds what changes when one is replaced by any other, so each contributes the same number of
+records: the first m that it has. Where it has fewer, the rest are blanks, which everything that is computed treats like
+records of its own.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cadp_fl.data.schema import Dataset
+from cadp_fl.errors import DataError
+
+__all__ = ["Units"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The privacy units of a data set.
+
+    Attributes:
+        records: int64, (units, m): index of each record that a unit contributes; -1 for a blank. The first is no blank.
+    """
+
+    records: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: Dataset, unit: Literal["record", "patient"], records_per_unit: int = 1) -> "Units":
+        """Return the units of a data set.
+
+        Args:
+            records_per_unit: m; 1 where a unit is a record.
+
+        Raises:
+            DataError: the unit is a patient, and the data set does not say whose its records are.
+        """
+        if unit == "record":
+            return cls(np.arange(len(dataset))[:, None])
+        if dataset.patients is None:
+            raise DataError(
+                f"Where the unit is a patient, records say whose they are. '{dataset.schema.name}' does not; add "
+                "patients to the data, or take budget.unit: record, which protects each record by itself."
+            )
+        _, patient = np.unique(dataset.patients, return_inverse=True)
+        order = np.argsort(patient, kind="stable")
+        starts = np.searchsorted(patient[order], np.arange(patient.max(initial=-1) + 1))
+        place = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+        records = np.full((len(starts), records_per_unit), -1, dtype=np.int64)
+        kept = place < records_per_unit
+        records[patient[order[kept]], place[kept]] = order[kept]
+        return cls(records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def records_per_unit(self) -> int:
+        """m, the number of records that a unit contributes, blanks included."""
+        return int(self.records.shape[1])
+
+    @property
+    def slots(self) -> np.ndarray:
+        """Index of every contributed record, int64 (units * m,), unit by unit; -1 for a blank."""
+        return self.records.reshape(-1)
+
+    def take(self, dataset: Dataset, places: np.ndarray) -> tuple[Dataset, np.ndarray]:
+        """Return what is contributed at some places of `slots`, and which of it is blank, bool (places,).
+
+        A blank is a black image with the label, and the attributes, of its unit's first record.
+        """
+        chosen = self.slots[places]
+        blank = chosen < 0
+        taken = dataset.select(np.where(blank, self.records[places // self.records_per_unit, 0], chosen))
+        if blank.any():
+            images = np.where(blank[:, None, None, None], np.uint8(0), taken.images)
+            taken = Dataset(taken.schema, images, taken.labels, taken.patients, taken.attributes)
+        return taken, blank
+
+    def class_counts(self, dataset: Dataset) -> np.ndarray:
+        """Return the number of contributed records of each class, blanks included, int64 (classes,)."""
+        stand_in = np.where(self.records < 0, self.records[:, :1], self.records).reshape(-1)
+        return np.bincount(dataset.labels[stand_in], minlength=len(dataset.schema.classes))

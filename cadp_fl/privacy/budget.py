@@ -1,0 +1,109 @@
+"""One budget, over all stages of a method: what is set aside for each, before anything runs.
+
+Labels and counts cost, each by itself, its share of epsilon. The main stage, a release or a classifier, gets the least
+noise with which everything composes to the budget, so that nothing of it is left over.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cadp_fl.config import BudgetConfig
+from cadp_fl.errors import ConfigError
+from cadp_fl.privacy.accounting import (
+    Event,
+    GaussianHistogram,
+    ProtectedEvent,
+    RandomizedResponse,
+    calibrate_noise,
+)
+from cadp_fl.privacy.ledger import Allowance, Labels, Plan, Unit
+
+__all__ = ["SPLIT", "Budget"]
+
+SPLIT = {"labels": 0.2, "counts": 0.05}
+"""Shares of epsilon of the stages beside a method's main one, where the study names none."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one method may spend at a site.
+
+    Attributes:
+        epsilon: of all events together, under replace-one.
+        delta: of all events together.
+        retry: set aside beside them, for events whose result a crash lost.
+        unit: what one neighbouring data set may change.
+        records_per_unit: m, the records that one unit contributes.
+        labels: whether a record's label is public by declaration, or covered by the claim.
+        split: share of epsilon of the stages beside the main one.
+    """
+
+    epsilon: float
+    delta: float
+    retry: Allowance
+    unit: Unit
+    records_per_unit: int
+    labels: Labels
+    split: dict[str, float]
+
+    @classmethod
+    def of(cls, config: BudgetConfig, labels: Labels) -> "Budget":
+        """Return the budget that a study gives each of its methods.
+
+        Raises:
+            ConfigError: the split names no stage, or leaves nothing for the main one.
+        """
+        if unknown := sorted(set(config.split) - set(SPLIT)):
+            raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
+        split = SPLIT | config.split
+        if sum(split.values()) >= 1:
+            raise ConfigError(
+                f"budget.split leaves a share to the release or the classifier. Found {split}; let them add up to less "
+                "than 1."
+            )
+        kept = 1 - config.retry_reserve
+        retry = Allowance(config.epsilon * config.retry_reserve, config.delta * config.retry_reserve)
+        return cls(
+            config.epsilon * kept,
+            config.delta * kept,
+            retry,
+            config.unit,
+            config.records_per_unit,
+            labels,
+            split,
+        )
+
+    def plan(self, method: str, events: Sequence[Event], *, run: str = "") -> Plan:
+        """Return the plan of a method with these events."""
+        return Plan(
+            method,
+            tuple(events),
+            self.delta + self.retry.delta,
+            unit=self.unit,
+            labels=self.labels,
+            retry=self.retry,
+            run=run,
+        )
+
+    def count_events(self) -> tuple[ProtectedEvent, ...]:
+        """Return what noised class counts cost; nothing where labels, and so their counts, are public."""
+        return () if self.labels == "public" else (self._counts,)
+
+    def label_events(self) -> tuple[RandomizedResponse] | tuple[()]:
+        """Return what the released labels cost; nothing where they are public."""
+        if self.labels == "public":
+            return ()
+        epsilon = min(self.split["labels"] * self.epsilon / self.records_per_unit, 20.0)
+        return (RandomizedResponse(stage="labels", epsilon=epsilon, records_per_unit=self.records_per_unit),)
+
+    @property
+    def _counts(self) -> GaussianHistogram:
+        def counts(noise_std: float) -> GaussianHistogram:
+            return GaussianHistogram(
+                stage="counts", histograms=1, noise_std=noise_std, records_per_unit=self.records_per_unit
+            )
+
+        share = max(1e-3, self.split["counts"] * self.epsilon)
+        return counts(
+            calibrate_noise(lambda std: [counts(std)], share, self.delta, clip_norm=float(self.records_per_unit))
+        )
