@@ -37,6 +37,7 @@ PUBLIC = {
         "LatentGaussian",
         "LatentLaplace",
         "PoissonGaussian",
+        "ProtectedEvent",
         "Relation",
         "ReleaseEvent",
         "Unprotected",
@@ -73,7 +74,7 @@ CALLS = {
     "cadp_fl.privacy.ledger.MemoryLedger": "store",
     "cadp_fl.privacy.noise.NoiseSource.normal": "self, shape, std, like",
     "cadp_fl.privacy.noise.NoiseSource.laplace": "self, shape, scale, like",
-    "cadp_fl.site.site.Site": "name, data, *, ledger, noise, device, outbox, simulation",
+    "cadp_fl.site.site.Site": "name, data, *, ledger, noise, device, outbox, simulation, policy",
     "cadp_fl.site.site.Site.call": "self, request",
     "cadp_fl.study.plugins.load_plugins": "plugins",
 }

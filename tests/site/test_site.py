@@ -10,7 +10,7 @@ import torch
 from cadp_fl.config import ClassifierConfig, FlowConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError
+from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError, TotalBudgetError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, epsilon_of
@@ -18,6 +18,7 @@ from cadp_fl.privacy.claims import FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.policy import open_policy
 from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.site.protocol import ACTIONS, Request
 from cadp_fl.site.requests import (
@@ -52,7 +53,7 @@ def dataset(count, seed):
     return Dataset(SCHEMA, images, generator.integers(0, 2, count))
 
 
-def site(simulation=True):
+def site(simulation=True, **allowed):
     return Site(
         "north",
         SiteData(dataset(40, 0), dataset(10, 1)),
@@ -61,6 +62,7 @@ def site(simulation=True):
         device=torch.device("cpu"),
         outbox=Path(tempfile.mkdtemp(dir=_folder)),
         simulation=simulation,
+        policy=open_policy().model_copy(update=allowed),
     )
 
 
@@ -227,14 +229,13 @@ def test_a_fixed_public_flow_makes_a_release_end_to_end_and_the_claim_says_on_wh
     assert claim.declared == claim_of(plan).declared
 
 
-def test_a_plan_without_a_finite_epsilon_makes_no_release():
+def test_a_plan_without_a_finite_epsilon_is_not_reserved():
     made = site()
     weak = LatentLaplace(stage="release", clip_norm=600.0, noise_scale=1.0)
     plan = Plan("m", (public(sha256_of(weights())), weak, EVENT), 1e-5)
-    made.call(Request("reserve", {"plan": plan.to_json()}))
-    with pytest.raises(BudgetError, match="has a finite epsilon"):
-        made.call(release())
-    assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
+    with pytest.raises(TotalBudgetError, match="would be at inf"):
+        made.call(Request("reserve", {"plan": plan.to_json()}))
+    assert made.call(Request("account")).content["accounts"] == []
 
 
 def test_a_release_takes_the_flow_that_was_declared_public_and_no_other():
