@@ -15,10 +15,10 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
     table = Table(title=f"Planned for each site, epsilon at delta {estimate.delta:g}", title_justify="left")
     for heading in ("method", "stage", "event", "replace-one", "add-or-remove"):
         table.add_column(heading, justify="right" if "-o" in heading else "left")
-    for stage in estimate.stages:
+    for method, stage in ((method, stage) for method, stages in estimate.stages.items() for stage in stages):
         unprotected = stage.epsilon is None
         table.add_row(
-            stage.method,
+            method,
             stage.stage,
             "NOT protected" if unprotected else stage.event,
             format_epsilon(stage.epsilon),

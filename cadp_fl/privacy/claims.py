@@ -13,6 +13,7 @@ from cadp_fl.privacy.accounting import (
     LatentLaplace,
     Relation,
     Unprotected,
+    epsilon_of,
 )
 from cadp_fl.privacy.ledger import Labels, Plan, Unit
 
@@ -24,11 +25,13 @@ __all__ = [
     "UNNAMED_FLOW",
     "Claim",
     "Scope",
+    "StageCost",
     "Together",
     "claim_of",
     "compose_plans",
     "format_epsilon",
     "relation_of",
+    "stage_costs",
 ]
 
 FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
@@ -153,6 +156,36 @@ def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:
     releases = any(isinstance(event, (LatentGaussian, LatentLaplace)) for event in plan.events)
     named = any(event.stage == "flow" and isinstance(event, (DeclaredPublic, Unprotected)) for event in plan.events)
     return plan.events if named or not releases else (*plan.events, UNNAMED_FLOW)
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one event of a plan costs by itself.
+
+    Attributes:
+        stage: of the method.
+        event: its kind, or what it leaves unprotected or takes to be public.
+        epsilon: under replace-one; None where it is not protected, and 0 where it is public.
+        epsilon_add_remove: the same under add-or-remove.
+    """
+
+    stage: str
+    event: str
+    epsilon: float | None
+    epsilon_add_remove: float | None
+
+
+def stage_costs(plan: Plan) -> tuple[StageCost, ...]:
+    """Return what each event of a plan would cost by itself, at the delta of all. Together they cost less."""
+    return tuple(_stage_cost(event, plan.delta - plan.retry.delta) for event in plan.events)
+
+
+def _stage_cost(event: Event, delta: float) -> StageCost:
+    if isinstance(event, Unprotected):
+        return StageCost(event.stage, event.what, None, None)
+    name = event.what if isinstance(event, DeclaredPublic) else event.kind
+    both = [epsilon_of([event], delta, relation) for relation in (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)]
+    return StageCost(event.stage, name, *both)
 
 
 @dataclass(frozen=True)

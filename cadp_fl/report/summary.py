@@ -8,7 +8,7 @@ from typing import Any
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
-from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans
+from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans, stage_costs
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.statement import (
     RESUMED,
@@ -134,6 +134,7 @@ def summary_json(results: Results) -> dict[str, Any]:
         "dataset": results.dataset,
         "relation": results.relation,
         "unit": study.budget.unit,
+        "labels": study.labels,
         "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
         "started": results.started.isoformat(timespec="seconds"),
         "resumed": [moment.isoformat(timespec="seconds") for moment in results.resumed],
@@ -223,6 +224,8 @@ def privacy_json(results: Results) -> dict[str, Any]:
         "relation": results.relation,
         "unit": study.budget.unit,
         "budget": {"epsilon": study.budget.epsilon, "delta": study.budget.delta},
+        "reading": "events: what was reserved, from which every epsilon is computed; stages: what each would cost "
+        "alone; spent: what was computed",
         "methods": methods,
         "all_methods_together": {
             "meaning": "what running every method of this study on the same records composes to, by site; the methods "
@@ -259,6 +262,8 @@ def _account(account: Account) -> dict[str, Any]:
     claim = claim_of(account.plan).to_json()
     return {
         "events": [event.model_dump() for event in account.plan.events],
+        "stages": [vars(cost) for cost in stage_costs(account.plan)],
+        "retry_reserve": vars(account.plan.retry),
         "spent": None if account.spent is None else [event.model_dump() for event in account.spent],
         **{name: value for name, value in claim.items() if name.startswith("epsilon") or name == "delta"},
     }

@@ -24,9 +24,9 @@ from cadp_fl.device import resolve_device
 from cadp_fl.federated.methods.base import Method, PhaseCost
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected, epsilon_of
+from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.budget import Budget
-from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.claims import StageCost, claim_of, stage_costs
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
@@ -34,7 +34,7 @@ from cadp_fl.release.privatize import ReleaseSettings, privatize
 from cadp_fl.study.launch import sites_at_once
 from cadp_fl.study.run import check_study
 
-__all__ = ["Estimate", "PhaseEstimate", "StageCost", "estimate_study"]
+__all__ = ["Estimate", "PhaseEstimate", "estimate_study"]
 
 PROBE_RECORDS = 256
 START_SECONDS = 15.0
@@ -45,17 +45,6 @@ EXCHANGE_SECONDS = 0.3
 
 ENGINE_BYTES = 1 << 30
 """Flower's and Ray's own processes together, without the sites and the server."""
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """What one stage of a method spends at a site. Epsilons are None where it is not protected."""
-
-    method: str
-    stage: str
-    event: str
-    epsilon: float | None
-    epsilon_add_remove: float | None
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,7 @@ class Estimate:
     """What a study will spend and take.
 
     Attributes:
-        stages: by method and stage, each by itself.
+        stages: by method, each by itself.
         totals: by method, what all its stages compose to; None without an end-to-end guarantee.
         delta: of every epsilon.
         phases: in order.
@@ -83,7 +72,7 @@ class Estimate:
         seconds: of the whole run.
     """
 
-    stages: tuple[StageCost, ...]
+    stages: dict[str, tuple[StageCost, ...]]
     totals: dict[str, float | None]
     delta: float
     phases: tuple[PhaseEstimate, ...]
@@ -111,8 +100,9 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         phases = _phases(study, methods, sites, at_once)
     finally:
         torch.set_num_threads(threads)
+    plans = {method.name: budget.plan(method.name, method.events()) for method in methods}
     return Estimate(
-        stages=tuple(_stage(method.name, event, study.budget.delta) for method in methods for event in method.events()),
+        stages={name: stage_costs(plan) for name, plan in plans.items()},
         totals={method.name: claim_of(budget.plan(method.name, method.events())).epsilon for method in methods},
         delta=study.budget.delta,
         phases=tuple(phases),
@@ -120,13 +110,6 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         memory_bytes=ENGINE_BYTES + (at_once + 1) * _peak_bytes(),
         seconds=START_SECONDS + sum(phase.seconds for phase in phases),
     )
-
-
-def _stage(method: str, event: Event, delta: float) -> StageCost:
-    if isinstance(event, Unprotected):
-        return StageCost(method, event.stage, event.what, None, None)
-    both = [epsilon_of([event], delta, relation) for relation in (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)]
-    return StageCost(method, event.stage, event.kind, *both)
 
 
 def _phases(study: StudyConfig, methods: list[Method], sites: list[SiteData], at_once: int) -> list[PhaseEstimate]:

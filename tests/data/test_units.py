@@ -1,0 +1,71 @@
+"""Every unit contributes exactly m records, whatever it has."""
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies
+
+from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.units import Units
+from cadp_fl.errors import DataError
+
+SCHEMA = Schema(name="x", shape=(1, 2, 2), classes=("a", "b", "c"))
+
+
+def dataset(patients, seed=0):
+    generator = np.random.default_rng(seed)
+    count = len(patients)
+    images = generator.integers(1, 256, (count, 1, 2, 2), dtype=np.uint8)
+    return Dataset(SCHEMA, images, generator.integers(0, 3, count), np.asarray(patients, dtype=np.int64))
+
+
+def test_a_record_is_its_own_unit():
+    units = Units.of(dataset([5, 5, 1]), "record")
+    assert units.records.tolist() == [[0], [1], [2]]
+    assert (len(units), units.records_per_unit) == (3, 1)
+
+
+@given(strategies.lists(strategies.integers(0, 6), min_size=1, max_size=40), strategies.integers(1, 5))
+def test_a_patient_contributes_m_records_of_its_own_the_first_ones(patients, m):
+    data = dataset(patients)
+    units = Units.of(data, "patient", m)
+    assert units.records.shape == (len(set(patients)), m)
+    for row in units.records:
+        own = row[row >= 0]
+        name = patients[own[0]]
+        having = [index for index, patient in enumerate(patients) if patient == name]
+        assert own.tolist() == having[:m]
+        assert (row[len(own) :] == -1).all()
+
+
+@given(strategies.lists(strategies.integers(0, 6), min_size=1, max_size=40), strategies.integers(1, 5))
+def test_replacing_a_patient_changes_its_own_places_alone(patients, m):
+    """The others keep their rows, however many records the new patient brings."""
+    data = dataset([2 * patient for patient in patients])
+    replaced = [2 * patient + 1 if patient == patients[0] else 2 * patient for patient in patients]
+    more = Dataset(
+        SCHEMA,
+        np.concatenate([data.images, data.images[:1]]),
+        np.append(data.labels, 0),
+        np.asarray([*replaced, 2 * patients[0] + 1], dtype=np.int64),
+    )
+    before, after = Units.of(data, "patient", m).records, Units.of(more, "patient", m).records
+    assert before.shape == after.shape
+    row = sorted(set(patients)).index(patients[0])
+    others = np.delete(np.arange(len(before)), row)
+    assert np.array_equal(before[others], after[others])
+
+
+def test_a_blank_is_black_and_has_the_label_of_its_units_first_record():
+    data = dataset([4, 7, 7])
+    units = Units.of(data, "patient", 2)
+    taken, blank = units.take(data, np.arange(4))
+    assert blank.tolist() == [False, True, False, False]
+    assert not taken.images[1].any()
+    assert taken.labels.tolist() == [data.labels[0], data.labels[0], data.labels[1], data.labels[2]]
+    assert units.class_counts(data).sum() == 4
+
+
+def test_patients_must_be_known():
+    data = dataset([1, 2])
+    with pytest.raises(DataError, match="add patients to the data, or take"):
+        Units.of(Dataset(SCHEMA, data.images, data.labels), "patient", 1)

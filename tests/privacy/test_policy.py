@@ -1,0 +1,148 @@
+"""A policy refuses by number, before anything is computed, and tells nothing of the records."""
+
+import pytest
+
+from cadp_fl.config import PolicyConfig, load_policy
+from cadp_fl.errors import (
+    CohortError,
+    ConfigError,
+    EvaluationError,
+    MechanismError,
+    PolicyError,
+    SeededNoiseError,
+    UnitError,
+    UnprotectedModelError,
+)
+from cadp_fl.privacy.accounting import (
+    GaussianHistogram,
+    LatentGaussian,
+    LatentLaplace,
+    PoissonGaussian,
+    RandomizedResponse,
+)
+from cadp_fl.privacy.claims import FLOW_WEIGHTS
+from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
+from cadp_fl.privacy.policy import check_class_counts, check_plan, open_policy
+
+RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=8.0)
+LABELS = RandomizedResponse(stage="labels", epsilon=0.5)
+STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
+TABLE = GaussianHistogram(stage="evaluation", histograms=3, noise_std=5.0, times=4)
+
+
+def policy(**changes):
+    careful = {"population": "north-2026", "unit": "record", "epsilon": 3.0, "delta": 1e-5}
+    return PolicyConfig(**careful | changes)
+
+
+def plan(*events, labels="covered", **changes):
+    return Plan("m", events or (LABELS, RELEASE), 1e-5, labels=labels, **changes)
+
+
+def check(policy, plan, units=1000, noise="entropy"):
+    check_plan(policy, plan, units=units, noise=noise)
+
+
+def test_the_defaults_are_careful():
+    made = policy()
+    assert (made.labels, made.unprotected, made.seeded_noise, made.review) == ("covered", False, False, True)
+    assert made.evaluation is None
+    assert made.min_units >= 100
+    assert "none" not in made.mechanisms
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "rules", "asked", "site"),
+    [
+        (SeededNoiseError, 316, {}, plan(), {"noise": "seeded"}),
+        (CohortError, 315, {"min_units": 1001}, plan(), {}),
+        (UnprotectedModelError, 313, {}, plan(FLOW_WEIGHTS, LABELS, RELEASE), {}),
+        (UnprotectedModelError, 313, {}, plan(LABELS, RELEASED_RECORDS), {}),
+        (UnitError, 314, {}, plan(unit="patient"), {}),
+        (UnitError, 314, {}, plan(labels="public"), {}),
+        (UnitError, 314, {"labels": "public"}, plan(), {}),
+        (UnitError, 314, {}, plan(RELEASE), {}),
+        (
+            UnitError,
+            314,
+            {"unit": "patient", "records_per_patient": 3},
+            plan(STEPS, TABLE, unit="patient"),
+            {},
+        ),
+        (MechanismError, 312, {"mechanisms": ("laplace",)}, plan(), {}),
+        (
+            MechanismError,
+            312,
+            {"mechanisms": ("gaussian",)},
+            plan(LABELS, LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)),
+            {},
+        ),
+        (EvaluationError, 317, {}, plan(TABLE, units="test"), {}),
+        (
+            EvaluationError,
+            317,
+            {"evaluation": {"epsilon": 1.0, "delta": 1e-5, "count": 3}},
+            plan(TABLE, units="test"),
+            {},
+        ),
+    ],
+)
+def test_a_plan_beyond_the_policy_is_refused_by_number(error, code, rules, asked, site):
+    with pytest.raises(error) as refused:
+        check(policy(**rules), asked, **site)
+    assert refused.value.code == code
+    assert isinstance(refused.value, PolicyError)
+
+
+def test_what_the_policy_allows_passes():
+    check(policy(), plan())
+    check(policy(), plan(STEPS))
+    check(policy(labels="public", unprotected=True), plan(FLOW_WEIGHTS, RELEASE, labels="public"))
+    check(policy(evaluation={"epsilon": 1.0, "delta": 1e-5, "count": 4}), plan(TABLE, units="test"))
+    check(open_policy(), plan(FLOW_WEIGHTS, RELEASED_RECORDS, labels="public"), units=1, noise="seeded")
+
+
+@pytest.mark.parametrize(
+    ("rules", "counts"),
+    [
+        ({}, {"a": 9.9, "b": 500.0}),
+        ({}, None),
+        ({"class_counts": {"a": 5, "b": 500}}, {"a": 400.0, "b": 500.0}),
+    ],
+)
+def test_a_release_needs_units_of_each_class_by_declared_or_noised_counts(rules, counts):
+    with pytest.raises(CohortError) as refused:
+        check_class_counts(policy(**rules), counts)
+    assert not any(digit in str(refused.value).replace("10 units", "") for digit in "0123456789")
+
+
+def test_enough_of_each_class_passes():
+    check_class_counts(policy(), {"a": 10.0, "b": 500.0})
+    check_class_counts(policy(class_counts={"a": 10}), None)
+    check_class_counts(policy(min_class_units=0), None)
+
+
+def test_a_policy_file_is_read_as_it_stands(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text("population: north\nunit: patient\nrecords_per_patient: 2\nepsilon: 3\ndelta: 1.0e-6\n")
+    assert load_policy(path).records_per_unit == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("population: north\nunit: record\nepsilon: 3\ndelta: 1e-5\nreveiw: false", "Did you mean 'review'"),
+        ("population: north\nunit: record\nepsilon: 3", "'delta' is required"),
+        ("population: north\nunit: patient\nepsilon: 3\ndelta: 1.0e-5", "records_per_patient is given"),
+        ("- a", "A policy is a mapping"),
+        ("a: [", "A policy is YAML"),
+    ],
+)
+def test_a_wrong_policy_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        load_policy(path)
+    with pytest.raises(ConfigError, match="Found none"):
+        load_policy(tmp_path / "missing.yaml")
