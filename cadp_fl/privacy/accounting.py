@@ -20,12 +20,12 @@ from collections.abc import Callable, Sequence
 from decimal import ROUND_FLOOR, Context
 from enum import Enum
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.common import DifferentialPrivacyParameters
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
@@ -35,6 +35,7 @@ __all__ = [
     "DeclaredPublic",
     "Event",
     "LatentGaussian",
+    "LatentGaussianGrid",
     "LatentLaplace",
     "PoissonGaussian",
     "Relation",
@@ -53,6 +54,9 @@ _ClipNorm = Annotated[float, Field(ge=1e-6, le=1e6, description="C")]
 _NoiseStd = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="sigma")]
 _NoiseScale = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="b")]
 """Ranges in which float32 neither overflows nor loses digits: beyond them an epsilon would not hold."""
+
+_FINEST_GRID, _MOST_STEPS = 2.0**20, 2.0**50
+"""Grids in a noise's standard deviation, and in a clip norm, at most: their integers and sums stay below 2^53."""
 
 
 class Relation(Enum):
@@ -76,6 +80,32 @@ class LatentGaussian(_EventModel):
     kind: Literal["latent-gaussian"] = "latent-gaussian"
     clip_norm: _ClipNorm
     noise_std: _NoiseStd
+
+
+class LatentGaussianGrid(_EventModel):
+    """One release of every record's latent: round(n + N(0, (sigma / gamma)^2 I)) gamma, n integers within C / gamma.
+
+    That is the Gaussian mechanism on n gamma, of norm at most C, rounded afterwards: it costs exactly what that does,
+    whatever the grid gamma. Records are disjoint, so the release of all of them costs what the release of one does.
+    """
+
+    kind: Literal["latent-gaussian-grid"] = "latent-gaussian-grid"
+    clip_norm: _ClipNorm
+    noise_std: _NoiseStd
+    grid: float = Field(gt=0, description="gamma, a power of two")
+
+    @model_validator(mode="after")
+    def _is_exact(self) -> Self:
+        if math.frexp(self.grid)[0] != 0.5:
+            raise ValueError(f"grid is a power of two, so that scaling by it rounds nothing. Found {self.grid:g}")
+        if not self.noise_std / _FINEST_GRID <= self.grid <= self.noise_std:
+            raise ValueError(f"grid is from noise_std / 2^20 to noise_std = {self.noise_std:g}. Found {self.grid:g}")
+        if self.clip_norm / self.grid > _MOST_STEPS:
+            raise ValueError(
+                f"clip_norm is at most 2^50 grids, so that float64 holds every integer. Found {self.clip_norm:g} on a "
+                f"grid of {self.grid:g}; add noise or clip to less"
+            )
+        return self
 
 
 class LatentLaplace(_EventModel):
@@ -117,7 +147,7 @@ class DeclaredPublic(_EventModel):
     )
 
 
-ReleaseEvent = LatentGaussian | LatentLaplace | Unprotected
+ReleaseEvent = LatentGaussian | LatentGaussianGrid | LatentLaplace | Unprotected
 Event = ReleaseEvent | PoissonGaussian | DeclaredPublic
 
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Annotated[Event, Field(discriminator="kind")], ...])
@@ -179,7 +209,9 @@ def _pure_epsilon(event: LatentLaplace, relation: Relation) -> float:
     return sensitivity / event.noise_scale
 
 
-def _privacy_loss(event: LatentGaussian | LatentLaplace | PoissonGaussian, relation: Relation, grid: float) -> Any:
+def _privacy_loss(
+    event: LatentGaussian | LatentGaussianGrid | LatentLaplace | PoissonGaussian, relation: Relation, grid: float
+) -> Any:
     """Return a privacy loss distribution that dominates an event's, rounded up to the grid.
 
     A Laplace release stands for any mechanism of its epsilon and no delta: randomized response dominates them all,
@@ -203,7 +235,7 @@ def _privacy_loss(event: LatentGaussian | LatentLaplace | PoissonGaussian, relat
 
 
 def calibrate_noise(
-    events_at: Callable[[float], Sequence[LatentGaussian | LatentLaplace | PoissonGaussian]],
+    events_at: Callable[[float], Sequence[LatentGaussian | LatentGaussianGrid | LatentLaplace | PoissonGaussian]],
     epsilon: float,
     delta: float,
     *,

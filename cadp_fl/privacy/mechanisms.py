@@ -21,12 +21,14 @@ from cadp_fl.privacy.accounting import (
 )
 from cadp_fl.privacy.clipped_normal import ClippedNormal, clipped_normal_l1, clipped_normal_l2
 from cadp_fl.privacy.clipping import clip_l1, clip_l2
+from cadp_fl.privacy.grid import GridGaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = [
     "MECHANISMS",
     "RELEASED_RECORDS",
     "GaussianMechanism",
+    "GridGaussianMechanism",
     "LaplaceMechanism",
     "Mechanism",
     "NoMechanism",
@@ -64,7 +66,7 @@ class Mechanism(Protocol):
         """Return `clip_norm`, `noise_std` and `noise_scale`, as manifests and reports print them.
 
         `noise_std` is the noise's standard deviation in each dimension, whatever its distribution. What the mechanism
-        does not have is None.
+        does not have is None. One that releases multiples of a public step adds it as `grid`.
         """
         ...
 
@@ -235,7 +237,7 @@ class NoMechanism:
         return latents
 
 
-_KINDS: tuple[type[Mechanism], ...] = (GaussianMechanism, LaplaceMechanism, NoMechanism)
+_KINDS: tuple[type[Mechanism], ...] = (GaussianMechanism, GridGaussianMechanism, LaplaceMechanism, NoMechanism)
 MECHANISMS: dict[str, type[Mechanism]] = {kind.name: kind for kind in _KINDS}
 
 
