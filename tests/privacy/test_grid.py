@@ -77,9 +77,7 @@ def test_no_record_is_longer_on_the_grid_than_the_clip_norm_and_so_no_two_furthe
 
 @example(steps=10.0, entry=0.6, dims=277, exponent=0)  # rounding to the nearest would lengthen it to 16.6 steps
 @example(steps=5.0, entry=0.9999999, dims=25, exponent=3)
-@given(
-    steps=st.floats(0.1, 2.0**30), entry=st.floats(0, 4), dims=st.integers(1, 400), exponent=st.integers(-20, 20)
-)
+@given(steps=st.floats(0.1, 2.0**30), entry=st.floats(0, 4), dims=st.integers(1, 400), exponent=st.integers(-20, 20))
 def test_truncation_lengthens_no_vector(steps, entry, dims, exponent):
     """A vector of equal entries, of any number of steps each, with one that tops it up to the sphere."""
     noise_std = math.ldexp(1.0, exponent)
@@ -91,6 +89,14 @@ def test_truncation_lengthens_no_vector(steps, entry, dims, exponent):
     topped = torch.cat([flat, torch.full((1, 1), 10 * clip_norm, dtype=torch.float64)], dim=1)
     for latents in (flat, 1e6 * flat, topped):
         assert max(squared_norms(latents, mechanism)) <= squared_radius(mechanism)
+
+
+def test_rounding_in_the_clip_itself_takes_no_record_past_it():
+    """An eighth of a step below an integer number of steps: a factor rounded up would reach that integer."""
+    mechanism = GridGaussianMechanism(2.0**16 + 7 * 2.0**-36, 2.0**-21)
+    latents = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e7 + 2.0**18
+    assert squared_radius(mechanism) == (2**49 + Fraction(7, 8)) ** 2
+    assert max(squared_norms(latents, mechanism)) <= squared_radius(mechanism)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

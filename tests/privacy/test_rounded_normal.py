@@ -114,6 +114,13 @@ def test_float64_decides_as_120_digits_do_also_where_it_is_only_just_certain(std
         assert integers[index].item() == oracle([words[index]], std)
 
 
+def test_less_than_one_word_in_a_million_is_left_to_the_slow_path():
+    """At 8191.9 steps some 0.44 in a million are expected; 12 of four million would come once in 10^6 keys."""
+    words = NoiseSource.from_seed(15)._integers(4_000_000) >> np.uint64(1)
+    tails = torch.from_numpy((words.astype(np.float64) + 0.5) * 2.0**-TAIL_BITS)
+    assert len(nearest_integers(tails, 8191.9)[1]) < 12
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("std", STDS)
 def test_words_beside_a_boundary_are_decided_as_120_digits_do_and_draw_no_more(std, sign):
