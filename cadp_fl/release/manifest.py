@@ -66,6 +66,8 @@ class ReleaseParameters(_Model):
             self.noise_std or 0, math.sqrt(2) * self.noise_scale, rel_tol=1e-6
         ):
             raise ValueError("the standard deviation of Laplace noise is sqrt(2) times its scale")
+        if self.grid is not None and self.noise_scale is not None:
+            raise ValueError("Laplace noise has no grid")
         if self.grid is not None and (math.frexp(self.grid)[0] != 0.5 or not self.grid <= (self.noise_std or 0)):
             raise ValueError("a grid is a power of two, and at most the standard deviation of its noise")
         return self

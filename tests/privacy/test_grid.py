@@ -131,6 +131,15 @@ def test_noise_is_added_to_the_integers_so_that_every_record_can_give_every_one(
     assert 4096 <= 30.0 / mechanism.grid < 8192
 
 
+def test_latents_that_share_their_integers_leave_as_the_same_bits():
+    """Where the Gaussian mechanism, with the same noise, lets their low bits through."""
+    latents = torch.full((100, 4), 0.3)
+    nudged = torch.nextafter(latents, torch.ones(()))
+    for kind, same in ((GridGaussianMechanism, True), (GaussianMechanism, False)):
+        first, second = (kind(4.0, 1.0)(each, noise=NoiseSource.from_seed(1)) for each in (latents, nudged))
+        assert torch.equal(first, second) is same
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, math.pi / 3, 2.0**-30, 1e30, math.nan])
 def test_the_low_bits_of_what_leaves_are_uniform_whatever_the_record(value):
     mechanism = GridGaussianMechanism(4.0, 1.0)
