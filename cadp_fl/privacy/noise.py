@@ -73,7 +73,7 @@ class NoiseSource:
         The inverse of the normal distribution function in float64, of a sign and of a magnitude's probability. It
         reaches 18 standard deviations. Noise that ends too soon tells two records apart for certain wherever one of
         them could not have given what is seen: at 8 standard deviations, and an epsilon of 25, that is likelier than a
-        delta of 1e-5.
+        delta of 1e-5. The low bits of floats can tell two apart as well: `rounded_normal` is the noise without them.
         """
         tail = torch.from_numpy(self._signed_tail(math.prod(shape))).to(like.device)
         normal: torch.Tensor = torch.special.ndtri(tail.abs() / 2).copysign(tail) * std
@@ -89,7 +89,7 @@ class NoiseSource:
         return (tail.abs().log().copysign(tail) * scale).reshape(shape).to(like.dtype)
 
     def rounded_normal(self, shape: tuple[int, ...], std: float, like: torch.Tensor) -> torch.Tensor:
-        """Return round(N(0, std^2)) of a shape, int64, with the device of `like`: exactly, not but for rounding errors.
+        """Return round(N(0, std^2)) of a shape, int64, with the device of `like`; its law is exact.
 
         A stream gives the same integers on every device. What float64 cannot decide, `refined_integer` does, with
         further bits from here wherever 63 are too few: so it reaches any number of standard deviations.

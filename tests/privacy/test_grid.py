@@ -140,6 +140,24 @@ def test_latents_that_share_their_integers_leave_as_the_same_bits():
         assert torch.equal(first, second) is same
 
 
+def test_in_floats_an_output_can_rule_a_record_out_for_certain_and_on_the_grid_none_does():
+    """What float32 adds to 0.99999 and lands within 1/2 of zero is a multiple of 2^-24; what it adds to 0 need not be.
+
+    The attack of Mironov (2012), on one dimension. On the grid both records give the same multiples.
+    """
+    near, far = torch.zeros(100_000, 1), torch.full((100_000, 1), 1e6)
+
+    def ruled_out(mechanism, latents, step):
+        released = mechanism(latents, noise=NoiseSource.from_seed(1)).double()
+        inner = released[released.abs() < 0.5]
+        return (inner / step != (inner / step).round()).sum().item() / len(released)
+
+    assert ruled_out(GaussianMechanism(1.0, 1.0), far, 2.0**-24) == 0
+    assert ruled_out(GaussianMechanism(1.0, 1.0), near, 2.0**-24) > 0.2
+    for latents in (near, far):
+        assert ruled_out(GridGaussianMechanism(1.0, 1.0), latents, 2.0**-12) == 0
+
+
 @pytest.mark.parametrize("value", [0.0, 0.1, math.pi / 3, 2.0**-30, 1e30, math.nan])
 def test_the_low_bits_of_what_leaves_are_uniform_whatever_the_record(value):
     mechanism = GridGaussianMechanism(4.0, 1.0)
