@@ -31,7 +31,7 @@ class GridGaussianMechanism:
     floating point does with a latent's low bits never leaves. All that follows is of those integers alone; in the
     latent's dtype they are exact where it holds them (float32 up to 2^24 steps), and else rounded, each by itself.
 
-    Time is not covered: a value in two million takes a third of a millisecond longer, where its noise is beyond 5.2
+    Time is not covered: a value in two million takes a millisecond longer, where its noise is beyond 5.2
     sigma or next to a half-integer. That depends on the noise alone.
 
     gamma is a power of two of sigma's magnitude and of nothing else; an event that asks for another is refused. The

@@ -79,26 +79,22 @@ def refined_integer(tail: int, std: float, further: Callable[[], int]) -> int:
         std: above 0, at most `MAX_STD`.
         further: returns 64 fresh uniform bits.
     """
-    bits = TAIL_BITS
-    while (decided := _integer_of(tail, bits, std)) is None:
+    context, bits = mpmath.MPContext(), TAIL_BITS  # mpmath's own is shared by all threads, and so is its precision
+    while (decided := _integer_of(tail, bits, std, context)) is None:
         tail, bits = tail << FURTHER_BITS | further(), bits + FURTHER_BITS
     return decided
 
 
-def _integer_of(tail: int, bits: int, std: float) -> int | None:
+def _integer_of(tail: int, bits: int, std: float, context: mpmath.MPContext) -> int | None:
     """Return the k with k - 1/2 < x(T) < k + 1/2 for every T in [m, m + 1] / 2^bits, or None if there is none."""
     log_half = math.log(2 * tail + 1) - (bits + 2) * math.log(2)
     guess = round(-std * float(ndtri_exp(log_half)))
-    with mpmath.workprec(bits + _GUARD_BITS):
-        lower, upper = mpmath.ldexp(tail, -bits), mpmath.ldexp(tail + 1, -bits)
-        slack = mpmath.ldexp(1, -(bits + _SLACK_BITS))
-        for k in range(max(guess - 1, 0), guess + 2):
-            below_next = lower > _tail_beyond(k + 0.5, std) * (1 + slack)
-            if below_next and (k == 0 or upper < _tail_beyond(k - 0.5, std) * (1 - slack)):
-                return k
+    context.prec = bits + _GUARD_BITS
+    lower, upper = context.ldexp(tail, -bits), context.ldexp(tail + 1, -bits)
+    slack = context.ldexp(1, -(bits + _SLACK_BITS))
+    scale = context.mpf(std) * context.sqrt(2)
+    for k in range(max(guess - 1, 0), guess + 2):
+        below_next = lower > context.erfc((k + 0.5) / scale) * (1 + slack)
+        if below_next and (k == 0 or upper < context.erfc((k - 0.5) / scale) * (1 - slack)):
+            return k
     return None
-
-
-def _tail_beyond(x: float, std: float) -> mpmath.mpf:
-    """Return P(|N(0, std^2)| > x) = erfc(x / (std sqrt 2)), at the working precision."""
-    return mpmath.erfc(mpmath.mpf(x) / (mpmath.mpf(std) * mpmath.sqrt(2)))

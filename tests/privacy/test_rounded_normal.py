@@ -176,6 +176,14 @@ def test_refinement_alone_has_the_same_law():
     assert chisquare(found, count * (beyond - np.r_[beyond[1:], 0])).pvalue > FALSE_ALARM
 
 
+def test_a_precision_set_elsewhere_in_the_process_decides_nothing():
+    straddling, _ = boundary_words(4096, 4096.3)
+    with mpmath.workprec(10):
+        decided = [refined_integer(straddling + step, 4096.3, lambda: 0) for step in (-1, 1)]
+        assert mpmath.mp.prec == 10
+    assert decided == [4097, 4096]
+
+
 def test_the_sign_is_fair_and_independent():
     drawn = NoiseSource.from_seed(14).rounded_normal((400_000,), 50.0, like=LIKE).numpy()
     other = NoiseSource.from_seed(14).child("other").rounded_normal((400_000,), 50.0, like=LIKE).numpy()
