@@ -15,7 +15,7 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, bits_per_dim, train_flow
 from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.dpsgd import train_dp_sgd
-from cadp_fl.privacy.mechanisms import GaussianMechanism, LaplaceMechanism, NoMechanism
+from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, LaplaceMechanism, NoMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
 
@@ -63,7 +63,10 @@ def test_a_flow_makes_no_tensor_without_its_inputs_device(trap):
     assert bits_per_dim(network, images, labels, 256).device == CPU
 
 
-@pytest.mark.parametrize("mechanism", [GaussianMechanism(2.0, 1.0), LaplaceMechanism(2.0, 1.0), NoMechanism()])
+@pytest.mark.parametrize(
+    "mechanism",
+    [GaussianMechanism(2.0, 1.0), GridGaussianMechanism(2.0, 1.0), LaplaceMechanism(2.0, 1.0), NoMechanism()],
+)
 def test_a_release_makes_no_tensor_without_its_inputs_device(trap, mechanism):
     settings = ReleaseSettings(mechanism, 8, "typical-set")
     parts, _ = privatize(trap[0], records(), settings, noise=NoiseSource.from_seed(0), device=CPU)
@@ -136,3 +139,12 @@ def test_on_a_gpu_a_flow_inverts_and_a_release_stays_there():
     x = torch.rand(4, 1, 8, 8, device=device)
     condition = nn.functional.one_hot(torch.arange(4, device=device) % 3, 3).float()
     assert (network.decode(network.encode(x, condition)[0], condition) - x).abs().max() < 1e-4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_rounds_noise_to_the_integers_that_a_processor_does():
+    on_cpu, on_gpu = (
+        NoiseSource.from_seed(0).rounded_normal((1_000_000,), 5000.0, like=torch.zeros(1, device=device))
+        for device in ("cpu", "cuda")
+    )
+    assert torch.equal(on_cpu, on_gpu.cpu())

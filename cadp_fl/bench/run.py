@@ -17,8 +17,8 @@ from cadp_fl.bench.aggregation import AGGREGATION
 from cadp_fl.bench.classifier import CLASSIFIER_TRAINING
 from cadp_fl.bench.contest import Benchmark, Setting, hold
 from cadp_fl.bench.flows import ENCODE_DECODE, FLOW_TRAINING, FLOW_TRAINING_SMALL
-from cadp_fl.bench.noise import NOISE
-from cadp_fl.bench.release import RELEASE
+from cadp_fl.bench.noise import NOISE, NOISE_ON_GRID
+from cadp_fl.bench.release import RELEASE, RELEASE_ON_GRID
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError
 
@@ -32,9 +32,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "flow-training-small": FLOW_TRAINING_SMALL,
     "encode-decode": ENCODE_DECODE,
     "release": RELEASE,
+    "release-on-grid": RELEASE_ON_GRID,
     "classifier-training": CLASSIFIER_TRAINING,
     "aggregation": AGGREGATION,
     "noise": NOISE,
+    "noise-on-grid": NOISE_ON_GRID,
 }
 
 Tick = Callable[[str], None]

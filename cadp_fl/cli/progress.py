@@ -134,9 +134,10 @@ def _release(release: dict[str, Any]) -> str:
     if release["noise_std"] is None:
         return f"with NO protection: neither clip nor noise, {dims}"
     scale = "" if release["noise_scale"] is None else f" (scale {release['noise_scale']:.4g})"
+    grid = "" if release.get("grid") is None else f" on a grid of {release['grid']:.4g}"
     return (
         f"by the {release['mechanism']} mechanism: clip norm {release['clip_norm']:.4g}, noise standard deviation "
-        f"{release['noise_std']:.4g}{scale}, {dims}"
+        f"{release['noise_std']:.4g}{scale}{grid}, {dims}"
     )
 
 

@@ -29,7 +29,7 @@ def privatize(
     delta: Annotated[float | None, typer.Option(help="At most 1 / (10 n). No default for a file.")] = None,
     clip_norm: Annotated[float | None, typer.Option(help="C, of a latent. No default for a file.")] = None,
     latent_dims: Annotated[int | None, typer.Option(help="Latent dimensions that carry a record (all).")] = None,
-    mechanism: Annotated[str | None, typer.Option(help="gaussian (the default) or laplace.")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="gaussian (the default), grid-gaussian or laplace.")] = None,
     shrinkage: Annotated[str | None, typer.Option(help="typical-set (the default) or posterior-mean.")] = None,
     noise: Annotated[
         str | None, typer.Option(help="entropy (a file's default), or seeded: repeatable, so it protects nothing.")

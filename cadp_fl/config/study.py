@@ -213,7 +213,11 @@ class FlowConfig(Settings):
 class ReleaseConfig(Settings):
     """The mechanism that privatizes a record in the latent space."""
 
-    mechanism: str = Field("gaussian", description="gaussian (L2 clip), laplace (L1 clip), or none: no protection")
+    mechanism: str = Field(
+        "gaussian",
+        description="gaussian (L2 clip), grid-gaussian (the same at the same cost, on a grid, so that no low bits "
+        "leave), laplace (L1 clip), or none: no protection",
+    )
     clip_norm: float = Field(
         ge=1e-6, le=1e6, description="C: a latent's norm after clipping, in the mechanism's norm; two are within 2 C"
     )

@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from decimal import ROUND_FLOOR, Context
 from enum import Enum
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.common import DifferentialPrivacyParameters
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
@@ -35,6 +35,7 @@ __all__ = [
     "Event",
     "GaussianHistogram",
     "LatentGaussian",
+    "LatentGaussianGrid",
     "LatentLaplace",
     "PoissonGaussian",
     "ProtectedEvent",
@@ -57,6 +58,9 @@ _NoiseScale = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="b"
 """Ranges in which float32 neither overflows nor loses digits: beyond them an epsilon would not hold."""
 
 _RecordsPerUnit = Annotated[int, Field(ge=1, le=1000, description="m: records that one privacy unit contributes")]
+
+_FINEST_GRID, _MOST_STEPS = 2.0**20, 2.0**50
+"""Grids in a noise's standard deviation, and in a clip norm, at most: their integers and sums stay below 2^53."""
 
 
 class Relation(Enum):
@@ -82,6 +86,34 @@ class LatentGaussian(_EventModel):
     clip_norm: _ClipNorm
     noise_std: _NoiseStd
     records_per_unit: _RecordsPerUnit = 1
+
+
+class LatentGaussianGrid(_EventModel):
+    """One release of every record's latent: round(n + N(0, (sigma / gamma)^2 I)) gamma, n integers within C / gamma.
+
+    That is the Gaussian mechanism on n gamma, of norm at most C, rounded afterwards: it costs exactly what that does,
+    whatever the grid gamma. Units are disjoint, so the release of all of them costs what that of the m records of one
+    does.
+    """
+
+    kind: Literal["latent-gaussian-grid"] = "latent-gaussian-grid"
+    clip_norm: _ClipNorm
+    noise_std: _NoiseStd
+    grid: float = Field(gt=0, description="gamma, a power of two")
+    records_per_unit: _RecordsPerUnit = 1
+
+    @model_validator(mode="after")
+    def _is_exact(self) -> Self:
+        if math.frexp(self.grid)[0] != 0.5:
+            raise ValueError(f"grid is a power of two, so that scaling by it rounds nothing. Found {self.grid:g}")
+        if not self.noise_std / _FINEST_GRID <= self.grid <= self.noise_std:
+            raise ValueError(f"grid is from noise_std / 2^20 to noise_std = {self.noise_std:g}. Found {self.grid:g}")
+        if self.clip_norm / self.grid > _MOST_STEPS:
+            raise ValueError(
+                f"clip_norm is at most 2^50 grids, so that float64 holds every integer. Found {self.clip_norm:g} on a "
+                f"grid of {self.grid:g}; add noise or clip to less"
+            )
+        return self
 
 
 class LatentLaplace(_EventModel):
@@ -154,8 +186,10 @@ class DeclaredPublic(_EventModel):
     )
 
 
-ReleaseEvent = LatentGaussian | LatentLaplace | Unprotected
-ProtectedEvent = LatentGaussian | LatentLaplace | PoissonGaussian | RandomizedResponse | GaussianHistogram
+ReleaseEvent = LatentGaussian | LatentGaussianGrid | LatentLaplace | Unprotected
+ProtectedEvent = (
+    LatentGaussian | LatentGaussianGrid | LatentLaplace | PoissonGaussian | RandomizedResponse | GaussianHistogram
+)
 Event = ProtectedEvent | Unprotected | DeclaredPublic
 
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Annotated[Event, Field(discriminator="kind")], ...])
@@ -229,7 +263,7 @@ def _pure_epsilon(event: LatentLaplace | RandomizedResponse, relation: Relation)
 def _squared_shift(event: ProtectedEvent, relation: Relation) -> float:
     """Return mu^2 = sum (L2 sensitivity / sigma)^2 of an event that is Gaussian noise on everyone; else 0."""
     replaces = relation is Relation.REPLACE_ONE
-    if isinstance(event, LatentGaussian):
+    if isinstance(event, (LatentGaussian, LatentGaussianGrid)):
         sensitivity = event.clip_norm * math.sqrt(event.records_per_unit) * (2 if replaces else 1)
         return (sensitivity / event.noise_std) ** 2
     if isinstance(event, GaussianHistogram):

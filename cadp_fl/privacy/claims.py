@@ -10,6 +10,7 @@ from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
     LatentGaussian,
+    LatentGaussianGrid,
     LatentLaplace,
     Relation,
     Unprotected,
@@ -153,7 +154,7 @@ def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:
 
     No site trains a flow under differential privacy yet, so that a noised event of the stage `flow` says nothing of it.
     """
-    releases = any(isinstance(event, (LatentGaussian, LatentLaplace)) for event in plan.events)
+    releases = any(isinstance(event, (LatentGaussian, LatentGaussianGrid, LatentLaplace)) for event in plan.events)
     named = any(event.stage == "flow" and isinstance(event, (DeclaredPublic, Unprotected)) for event in plan.events)
     return plan.events if named or not releases else (*plan.events, UNNAMED_FLOW)
 

@@ -23,12 +23,14 @@ from cadp_fl.privacy.accounting import (
 )
 from cadp_fl.privacy.clipped_normal import ClippedNormal, clipped_normal_l1, clipped_normal_l2
 from cadp_fl.privacy.clipping import clip_l1, clip_l2
+from cadp_fl.privacy.grid import GridGaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = [
     "MECHANISMS",
     "RELEASED_RECORDS",
     "GaussianMechanism",
+    "GridGaussianMechanism",
     "LaplaceMechanism",
     "Mechanism",
     "NoMechanism",
@@ -81,7 +83,8 @@ class Mechanism(Protocol):
         """Return `clip_norm`, `noise_std`, `noise_scale` and `records_per_unit`, as manifests and reports print them.
 
         `noise_std` is the noise's standard deviation in each dimension, whatever its distribution. What the mechanism
-        does not have is None, and m may be left out where it is 1.
+        does not have is None, and m may be left out where it is 1. One that releases multiples of a public step adds
+        it as `grid`.
         """
         ...
 
@@ -102,6 +105,8 @@ class Mechanism(Protocol):
 @dataclass(frozen=True)
 class GaussianMechanism:
     """M(z) = clip_2(z; C) + N(0, sigma^2 I). Replacing the record moves clip_2(z; C) by up to 2 C.
+
+    The cost is that of real numbers. The low bits of a sum of floats tell more; `GridGaussianMechanism` leaves none.
 
     Attributes:
         clip_norm: C.
@@ -311,7 +316,7 @@ class NoMechanism:
         return latents
 
 
-_KINDS: tuple[type[Mechanism], ...] = (GaussianMechanism, LaplaceMechanism, NoMechanism)
+_KINDS: tuple[type[Mechanism], ...] = (GaussianMechanism, GridGaussianMechanism, LaplaceMechanism, NoMechanism)
 MECHANISMS: dict[str, type[Mechanism]] = {kind.name: kind for kind in _KINDS}
 
 

@@ -17,6 +17,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from cadp_fl.errors import PrivacyError
+from cadp_fl.privacy.rounded_normal import TAIL_BITS, nearest_integers, refined_integer
 
 __all__ = ["NoiseSource"]
 
@@ -72,7 +73,7 @@ class NoiseSource:
         The inverse of the normal distribution function in float64, of a sign and of a magnitude's probability. It
         reaches 18 standard deviations. Noise that ends too soon tells two records apart for certain wherever one of
         them could not have given what is seen: at 8 standard deviations, and an epsilon of 25, that is likelier than a
-        delta of 1e-5.
+        delta of 1e-5. The low bits of floats can tell two apart as well: `rounded_normal` is the noise without them.
         """
         tail = torch.from_numpy(self._signed_tail(math.prod(shape))).to(like.device)
         normal: torch.Tensor = torch.special.ndtri(tail.abs() / 2).copysign(tail) * std
@@ -87,19 +88,35 @@ class NoiseSource:
         tail = torch.from_numpy(self._signed_tail(math.prod(shape))).to(like.device)
         return (tail.abs().log().copysign(tail) * scale).reshape(shape).to(like.dtype)
 
+    def rounded_normal(self, shape: tuple[int, ...], std: float, like: torch.Tensor) -> torch.Tensor:
+        """Return round(N(0, std^2)) of a shape, int64, with the device of `like`; its law is exact.
+
+        A stream gives the same integers on every device. What float64 cannot decide, `refined_integer` does, with
+        further bits from here wherever 63 are too few: so it reaches any number of standard deviations.
+
+        Raises:
+            ValueError: the standard deviation is negative, or above 2^30.
+        """
+        words = self._integers(math.prod(shape))
+        tail = _with_sign(_middle(words >> np.uint64(1)) * 2.0**-TAIL_BITS, words)
+        integers, doubtful = nearest_integers(torch.from_numpy(tail).to(like.device), std)
+        for index in doubtful.tolist():
+            word = int(words[index])
+            magnitude = refined_integer(word >> 1, std, lambda: int(self._integers(1)[0]))
+            integers[index] = magnitude if word & 1 else -magnitude
+        return integers.reshape(shape)
+
     def _signed_tail(self, count: int) -> np.ndarray:
         """Return the probability of a larger magnitude with a fair sign that is independent of it; float64 (count,).
 
         That is uniform in (0, 1], from 63 bits, and from 64 more, up to three times, wherever it is close to zero.
         """
         words = self._integers(count)
-        tail = self._fraction(words >> np.uint64(1), 63, further=3)
-        np.negative(tail, out=tail, where=(words & np.uint64(1)) == 0)
-        return tail
+        return _with_sign(self._fraction(words >> np.uint64(1), TAIL_BITS, further=3), words)
 
     def _fraction(self, words: np.ndarray, bits: int, *, further: int) -> np.ndarray:
         """Return words / 2^bits, in the middle of their step, float64; small ones with up to `further` words behind."""
-        fractions = words.astype(np.float64) + 0.5
+        fractions = _middle(words)
         small = np.flatnonzero(words < _COARSE) if further else ()
         if len(small):
             fractions[small] = words[small] + self._fraction(self._integers(len(small)), 64, further=further - 1)
@@ -115,3 +132,14 @@ class NoiseSource:
 
     def _integers(self, count: int) -> np.ndarray:
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
+
+
+def _middle(words: np.ndarray) -> np.ndarray:
+    """Return the middles of words' steps, m + 1/2, float64."""
+    return words.astype(np.float64) + 0.5
+
+
+def _with_sign(tail: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Return tail, negated in place wherever the word's last bit is 0."""
+    np.negative(tail, out=tail, where=(words & np.uint64(1)) == 0)
+    return tail

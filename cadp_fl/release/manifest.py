@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
 from cadp_fl.privacy.claims import Claim
-from cadp_fl.privacy.mechanisms import NoMechanism
+from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, NoMechanism
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
@@ -51,6 +51,9 @@ class ReleaseParameters(_Model):
     clip_norm: float | None = Field(gt=0, allow_inf_nan=False, description="C; null without a clip")
     noise_std: float | None = Field(gt=0, allow_inf_nan=False, description="standard deviation; null without noise")
     noise_scale: float | None = Field(None, gt=0, allow_inf_nan=False, description="b of Laplace noise, else null")
+    grid: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="gamma, of which noised latents are multiples; null without a grid"
+    )
     latent_dims: int = Field(ge=1)
     dims: int = Field(ge=1)
     shrinkage: str
@@ -67,6 +70,10 @@ class ReleaseParameters(_Model):
             self.noise_std or 0, math.sqrt(2) * self.noise_scale, rel_tol=1e-6
         ):
             raise ValueError("the standard deviation of Laplace noise is sqrt(2) times its scale")
+        if self.grid is not None and self.noise_scale is not None:
+            raise ValueError("Laplace noise has no grid")
+        if self.grid is not None and (math.frexp(self.grid)[0] != 0.5 or not self.grid <= (self.noise_std or 0)):
+            raise ValueError("a grid is a power of two, and at most the standard deviation of its noise")
         return self
 
     @property
@@ -138,6 +145,11 @@ class Manifest(ReleaseHead):
             raise ValueError(f"the mechanism '{NoMechanism.name}', and no other, has neither clip nor noise")
         if not self.parameters.protected and self.claim.guarantee != "none":
             raise ValueError("records released without clipping or noise carry no guarantee")
+        on_grid = self.parameters.grid is not None
+        if self.mechanism == (GaussianMechanism.name if on_grid else GridGaussianMechanism.name):
+            raise ValueError(
+                f"the mechanism '{GridGaussianMechanism.name}' tells its grid, and '{GaussianMechanism.name}' has none"
+            )
         unpacked = self.records * (math.prod(self.dataset.shape) + 8 + len(self.dataset.attributes))
         if unpacked > MAX_RELEASE_BYTES:
             raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")

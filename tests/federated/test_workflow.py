@@ -207,6 +207,20 @@ def test_a_study_with_laplace_noise_reports_its_scale_and_its_cost(run_config):
     assert "standard deviation 3.771 (scale 2.667), 16 of 64" in printed(run)
 
 
+def test_a_study_on_a_grid_reports_its_step_and_the_gaussian_cost(run_config):
+    run = Run(run_config, "release.mechanism=grid-gaussian", "methods={cadp-given-flow: {}}")
+    assert run.go() == "complete"
+    row = run.json("summary.json")["methods"]["cadp-given-flow"]
+    assert 2.9 < row["epsilon_if_flow_were_fixed"] <= 3.0
+    assert 4096 <= row["release"]["noise_std"] / row["release"]["grid"] < 8192
+    assert open_bundle(run.folder / "releases" / "north").manifest.parameters.grid == row["release"]["grid"]
+    spent = run.json("privacy.json")["methods"]["cadp-given-flow"]["sites"]["north"]["spent"]
+    assert [event["grid"] for event in spent if event["kind"] == "latent-gaussian-grid"] == [row["release"]["grid"]]
+    grid = f" on a grid of {row['release']['grid']:.4g}, 16 of 64"
+    assert grid in (run.folder / "report.html").read_text()
+    assert grid in printed(run)
+
+
 def test_a_study_without_a_mechanism_says_that_nothing_is_protected(run_config):
     run = Run(run_config, "release.mechanism=none", "methods={cadp-given-flow: {}}")
     assert run.go() == "complete"

@@ -11,6 +11,7 @@ from cadp_fl.privacy.mechanisms import (
     MECHANISMS,
     RELEASED_RECORDS,
     GaussianMechanism,
+    GridGaussianMechanism,
     LaplaceMechanism,
     NoMechanism,
     mechanism_of,
@@ -131,6 +132,7 @@ def test_without_a_mechanism_nothing_is_protected_and_the_parameters_say_so():
 
 
 GAUSSIAN = LatentGaussian(stage="release", clip_norm=1.0, noise_std=2.0)
+GRID = GridGaussianMechanism(1.0, 2.0).event()
 LAPLACE = LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)
 
 
@@ -146,6 +148,10 @@ LAPLACE = LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)
         ("none", Unprotected(stage="release", what="nothing to see")),
         ("none", RELEASED_RECORDS.model_copy(update={"stage": "flow"})),
         ("laplace", LAPLACE.model_copy(update={"stage": "flow"})),
+        ("gaussian", GRID),
+        ("grid-gaussian", GAUSSIAN),
+        ("grid-gaussian", GRID.model_copy(update={"stage": "flow"})),
+        ("grid-gaussian", GRID.model_copy(update={"grid": 2.0**-10})),
     ],
 )
 def test_an_event_of_another_mechanism_is_refused(name, event):
@@ -154,5 +160,5 @@ def test_an_event_of_another_mechanism_is_refused(name, event):
 
 
 def test_an_unknown_mechanism_is_named():
-    with pytest.raises(ConfigError, match="Choose one of: gaussian, laplace, none"):
+    with pytest.raises(ConfigError, match="Choose one of: gaussian, grid-gaussian, laplace, none"):
         mechanism_type("gauss")

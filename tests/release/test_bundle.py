@@ -307,6 +307,12 @@ def test_a_manifest_of_laplace_noise_has_its_scale_beside_its_standard_deviation
     assert manifest.parameters.noise_scale == 3.0
 
 
+def test_a_manifest_of_noise_on_a_grid_tells_its_step_and_others_have_none():
+    assert manifest_from_json(told("grid-gaussian", {"grid": 2.0**-11})).parameters.grid == 2.0**-11
+    assert manifest_from_json(told("gaussian", {})).parameters.grid is None
+    assert manifest_from_json(told("a-plugins-own", {"grid": 2.0**-11})).parameters.grid == 2.0**-11
+
+
 @pytest.mark.parametrize(
     ("mechanism", "parameters", "claim", "reason"),
     [
@@ -318,6 +324,12 @@ def test_a_manifest_of_laplace_noise_has_its_scale_beside_its_standard_deviation
         ("laplace", {"noise_scale": 3.0, "noise_std": 3.0}, None, "times its scale"),
         ("none", UNPROTECTED | {"noise_scale": 3.0}, NO_CLAIM, "times its scale"),
         ("gaussian", {"noise_std": 0.0}, None, "greater than 0"),
+        ("gaussian", {"grid": 0.5}, None, "tells its grid"),
+        ("grid-gaussian", {}, None, "tells its grid"),
+        ("grid-gaussian", {"grid": 0.3}, None, "a power of two"),
+        ("grid-gaussian", {"grid": 4.0}, None, "at most the standard deviation"),
+        ("none", UNPROTECTED | {"grid": 0.5}, NO_CLAIM, "at most the standard deviation"),
+        ("laplace", {"noise_scale": 3.0, "noise_std": 3.0 * 2**0.5, "grid": 0.5}, None, "Laplace noise has no grid"),
         ("gaussian", {}, {"guarantee": "end-to-end"}, "an epsilon if it is end-to-end"),
         ("gaussian", {}, {"guarantee": "none"}, "an epsilon_if_flow_were_fixed if it is given-flow"),
         ("gaussian", {}, {"epsilon": 1.0}, "an epsilon if it is end-to-end"),

@@ -9,7 +9,13 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize
-from cadp_fl.privacy.mechanisms import RELEASED_RECORDS, GaussianMechanism, LaplaceMechanism, NoMechanism
+from cadp_fl.privacy.mechanisms import (
+    RELEASED_RECORDS,
+    GaussianMechanism,
+    GridGaussianMechanism,
+    LaplaceMechanism,
+    NoMechanism,
+)
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 
@@ -46,7 +52,9 @@ def release(data, how, seed=0, **arguments):
 
 
 EVERY = pytest.mark.parametrize(
-    "mechanism", [GaussianMechanism(2.0, 0.5), LaplaceMechanism(2.0, 0.5), NoMechanism()], ids=lambda own: own.name
+    "mechanism",
+    [GaussianMechanism(2.0, 0.5), GridGaussianMechanism(2.0, 0.5), LaplaceMechanism(2.0, 0.5), NoMechanism()],
+    ids=lambda own: own.name,
 )
 
 
@@ -113,6 +121,15 @@ def test_a_released_latent_is_the_shrunk_noised_clip_and_fresh_prior():
     centre = encoded[:, :4] / encoded[:, :4].norm(dim=1, keepdim=True)
     assert kstest(((latents[:, :4] / how.factor - centre) / 1.0).detach().flatten().numpy(), "norm").pvalue > 1e-4
     assert kstest(latents[:, 4:].detach().flatten().numpy(), "norm").pvalue > 1e-4
+
+
+def test_on_a_grid_what_is_decoded_is_the_factor_times_integers_of_the_grid():
+    mechanism, captured, network = GridGaussianMechanism(2.0, 3.0), [], flow()
+    how, original = ReleaseSettings(mechanism, 4, "typical-set"), network.decode
+    network.decode = lambda z, condition: captured.append(z) or original(z, condition)
+    list(privatize(network, records(50), how, noise=NoiseSource.from_seed(1), device=CPU)[0])
+    steps = (torch.cat(captured)[:, :4].double() / how.factor / mechanism.grid).round()
+    assert torch.equal(torch.cat(captured)[:, :4], (steps * mechanism.grid).float() * how.factor)
 
 
 def test_without_a_mechanism_nothing_is_shrunk_and_the_cost_is_that_nothing_is_protected():

@@ -13,7 +13,7 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError, TotalBudgetError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
-from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, epsilon_of
+from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentGaussianGrid, LatentLaplace, epsilon_of
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
@@ -35,6 +35,7 @@ from cadp_fl.weights import get_weights, set_weights
 SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
 FLOW = FlowConfig(scales=[{"blocks": 1, "channels": 4}], training={"rounds": 2, "local_epochs": 1})
 EVENT = LatentGaussian(stage="release", clip_norm=2.0, noise_std=8.0)
+ON_GRID = LatentGaussianGrid(stage="release", clip_norm=2.0, noise_std=8.0, grid=2.0**-9)
 LAPLACE = LatentLaplace(stage="release", clip_norm=2.0, noise_scale=4.0)
 
 
@@ -120,6 +121,8 @@ def test_a_second_release_is_refused():
         (EVENT, "gaussian", {"clip_norm": 2.1}),
         (LAPLACE, "laplace", {"noise_scale": 3.9}),
         (EVENT, "gaussian", {"stage": "flow"}),
+        (ON_GRID, "grid-gaussian", {"noise_std": 7.9}),
+        (ON_GRID, "grid-gaussian", {"grid": 2.0**-8}),
     ],
 )
 def test_a_server_cannot_lower_the_noise(planned, mechanism, changes):
@@ -140,6 +143,21 @@ def test_a_laplace_release_says_its_scale_and_what_it_would_cost():
     assert (manifest.parameters.clip_norm, manifest.parameters.noise_scale) == (2.0, 4.0)
     assert manifest.parameters.noise_std == pytest.approx(4 * 2**0.5)
     assert manifest.claim.epsilon_if_flow_were_fixed == 1.0
+
+
+def test_a_release_on_a_grid_says_its_step_and_costs_what_the_gaussian_mechanism_does():
+    on_grid, in_floats = (
+        manifest_from_json(reserved(event).call(release(event, name)).content["manifest"])
+        for event, name in ((ON_GRID, "grid-gaussian"), (EVENT, "gaussian"))
+    )
+    assert (on_grid.mechanism, on_grid.parameters.grid, on_grid.parameters.noise_std) == ("grid-gaussian", 2.0**-9, 8.0)
+    assert on_grid.claim == in_floats.claim
+
+
+def test_a_grid_that_the_noise_does_not_give_is_refused_even_if_it_was_planned():
+    planned = ON_GRID.model_copy(update={"grid": 2.0**-8})
+    with pytest.raises(ConfigError, match="A release's event is that of its mechanism"):
+        reserved(planned).call(release(planned, "grid-gaussian"))
 
 
 def test_a_release_without_a_mechanism_says_that_nothing_is_protected():
