@@ -31,7 +31,10 @@ BYSTANDERS = 64
 """Other people's records in a crowded batch."""
 
 ORTHOGONAL_ROWS = 16
+"""Records of a batch that a clip of the batch as a matrix would take together."""
+
 MOST_CALLS = 10_000
+"""Draws of an attack on a batch, each with a call of its own."""
 
 NOT_FINITE = 1e300
 """Statistic of an output that is not finite. It counts as the right record's, so that a clip which lets the right one
