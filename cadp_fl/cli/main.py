@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 import cadp_fl
+from cadp_fl.cli.audit import audit
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
@@ -145,6 +146,7 @@ app.command(
     epilog="Example: cadp-fl train-central releases/north releases/east --output classifier.safetensors",
 )(train_central)
 app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png scans/ --json")(predict)
+app.command(epilog="Example: cadp-fl audit --mechanism gaussian --epsilon 3 --delta 1e-5 --dims 16")(audit)
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
 
 

@@ -1,0 +1,111 @@
+"""Bounds on epsilon, from the true and false positives of a test, and what an epsilon allows an attacker.
+
+What `gaussian_bound` certifies, and what not. Mechanisms under a Gaussian claim are mu-GDP: no test of left against
+right, of whatever statistic and threshold, has Phi^-1(TPR) - Phi^-1(FPR) above mu = 2 C / sigma. With the probability
+chosen, the two true rates of the test that was run lie within their Clopper-Pearson limits. So the mechanism is mu-GDP
+for no mu below mu_lo = Phi^-1(TPR_lo) - Phi^-1(FPR_hi), and epsilon(mu_lo) at delta, which grows with mu, is a lower
+bound on the epsilon of *any Gaussian trade-off that holds of the mechanism*. Above the claim, it refutes the trade-off
+that the claim was composed from. It does not show that the mechanism fails (epsilon, delta)-DP at an epsilon below the
+bound: one point of a trade-off that is not Gaussian says nothing of its other points. `pure_bound` shows that, with no
+assumption, but of a Gaussian mechanism it reaches less than 0.8 with a million draws.
+
+References:
+    Clopper, Pearson: The use of confidence or fiducial limits illustrated in the case of the binomial, Biometrika 1934.
+    Kairouz, Oh, Viswanath: The composition theorem for differential privacy, arXiv 1311.0776.
+    Dong, Roth, Su: Gaussian differential privacy, arXiv 1905.02383.
+    Nasr, Hayes, Steinke, Balle, Tramèr, Jagielski, Carlini, Terzis: Tight auditing of differentially private machine
+        learning, arXiv 2302.07956.
+    Steinke, Nasr, Jagielski: Privacy auditing with one (1) training run, arXiv 2305.08846.
+"""
+
+import math
+
+from scipy.optimize import brentq
+from scipy.special import ndtri
+from scipy.stats import beta
+
+from cadp_fl.privacy.accounting import gaussian_delta
+
+__all__ = ["canaries_needed", "clopper_pearson", "gaussian_bound", "gaussian_epsilon", "linkage_bound", "pure_bound"]
+
+
+def clopper_pearson(successes: int, trials: int, false_alarm: float) -> tuple[float, float]:
+    """Return a lower and an upper limit of a binomial rate; each fails with at most `false_alarm`."""
+    lower = beta.ppf(false_alarm, successes, trials - successes + 1) if successes else 0.0
+    upper = beta.isf(false_alarm, successes + 1, trials - successes) if successes < trials else 1.0
+    return float(lower), float(upper)
+
+
+def pure_bound(true_positives: float, false_positives: float, delta: float) -> float:
+    """Return max(0, log((TPR - delta) / FPR)): no (epsilon, delta)-DP mechanism with a smaller epsilon allows the two.
+
+    Args:
+        true_positives: TPR, at least.
+        false_positives: FPR, at most, above zero.
+        delta: of the claim.
+
+    References:
+        Kairouz, Oh, Viswanath, arXiv 1311.0776, theorem 2.1.
+    """
+    excess = true_positives - delta
+    return max(0.0, math.log(excess / false_positives)) if excess > 0 else 0.0
+
+
+def gaussian_bound(true_positives: float, false_positives: float, delta: float) -> float:
+    """Return epsilon(mu) at delta for mu = Phi^-1(TPR) - Phi^-1(FPR): no Gaussian trade-off of less allows the two.
+
+    Args:
+        true_positives: TPR, at least.
+        false_positives: FPR, at most.
+        delta: of the claim.
+
+    References:
+        Dong, Roth, Su, arXiv 1905.02383, definition 2.6; Nasr et al., arXiv 2302.07956, section 4.
+    """
+    return gaussian_epsilon(float(ndtri(true_positives) - ndtri(false_positives)), delta)
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Return the least epsilon >= 0 at which the mu-GDP trade-off is (epsilon, delta)-DP; 0 for a mu of at most 0.
+
+    It solves delta(epsilon) = delta for the Gaussian mechanism of sensitivity mu and standard deviation 1, to 1e-9 and
+    rounded down, as a lower bound is.
+
+    References:
+        Balle, Wang, arXiv 1805.06530, theorem 8.
+    """
+    if mu <= 0 or gaussian_delta(0.0, 1.0, mu) <= delta:
+        return 0.0
+    beyond = mu * mu / 2 + 40 * mu  # there delta(epsilon) is below Phi(-40)
+    root = float(brentq(lambda epsilon: gaussian_delta(epsilon, 1.0, mu) - delta, 0.0, beyond, xtol=1e-10))
+    return max(0.0, root - 1e-9)
+
+
+def canaries_needed(epsilon: float, false_alarm: float) -> int:
+    """Return the least k with (e^epsilon / (1 + e^epsilon))^k <= false_alarm: the canaries that one run has to hold.
+
+    In a single run that is epsilon-DP, each canary's coin is guessed right with at most e^epsilon / (1 + e^epsilon),
+    whatever was guessed of the others. So with fewer canaries, not even an attacker who guesses every one of them right
+    shows that epsilon is exceeded.
+
+    References:
+        Steinke, Nasr, Jagielski, arXiv 2305.08846, theorem 2.1.
+    """
+    return math.ceil(math.log(false_alarm) / -math.log1p(math.exp(-epsilon)))
+
+
+def linkage_bound(epsilon: float, delta: float, candidates: int) -> float:
+    """Return (e^epsilon + (N - 1) delta) / (e^epsilon + N - 1), at most 1.
+
+    It bounds the probability to tell which of N equally likely candidates a released record is of: the mean over i of
+    P_i(guess i), where P_i(guess i) <= e^epsilon P_j(guess i) + delta for every j. Summed over all pairs of i and j,
+    since the guesses under one j add up to at most 1, that is the bound.
+
+    Args:
+        epsilon: under replace-one.
+        delta: likewise.
+        candidates: N, at least 1.
+    """
+    others = candidates - 1  # scaled by e^-epsilon, so that a large epsilon does not overflow
+    shrunk = math.exp(-epsilon)
+    return min(1.0, (1 + others * delta * shrunk) / (1 + others * shrunk))
