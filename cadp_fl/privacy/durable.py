@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -283,7 +283,8 @@ def _check_entry(entry: Entry) -> None:
         case {"spend": {"plan": str(), "event": dict() as event, "request": str(), "body": str(), **more}}:
             events_from_json([event])
             if more:
-                retry = Allowance(**more.pop("retry"))
+                aside: Any = more.pop("retry")
+                retry = Allowance(**aside)
                 if more or not (0 <= retry.epsilon < math.inf and 0 <= retry.delta < 1):
                     raise ValueError("no retry")
         case {"answer": {"request": str(), "sha256": str()}}:
