@@ -12,6 +12,7 @@ import cadp_fl
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
+from cadp_fl.cli.site import site_app
 from cadp_fl.errors import CadpError, InputError
 
 __all__ = ["main"]
@@ -146,6 +147,7 @@ app.command(
 )(train_central)
 app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png scans/ --json")(predict)
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
+app.add_typer(site_app)
 
 
 @app.command(epilog="Example: cadp-fl bench --only flow-training --threads 2")

@@ -3,16 +3,16 @@
 It knows nothing of privacy; `cadp_fl.privacy.durable` keeps a site's ledger in one.
 
 An entry's line is the JSON object of its `entry`, `number` and `time`, with keys sorted, no spaces, and every character
-beyond ASCII escaped. Its hash is the SHA-256, in hexadecimal, of the previous entry's hash followed by the line; what
-precedes entry 0 is 64 zeros. Whoever holds an export can check all of that with a few lines of code.
+beyond ASCII escaped. Its hash is the SHA-256, in hexadecimal, of the previous entry's hash followed by the line; 64
+zeros precede entry 0.
 
 Order, and what a crash leaves: the entry is committed and synced to the database, then its number and hash are put into
 the mark, then the caller hears of it. A crash in between leaves the database ahead of the mark, by an entry that nobody
 heard of and that counts. A mark ahead of the database is a database that was rolled back, and is refused.
 
 Every call opens the database anew, reads all of it from the disk and checks every hash, the names of its table and
-triggers, and the mark: so an edit is noticed by the next call, whoever made it and however. Only the mark of what was
-parsed before is kept in memory. The clock is written down for people; nothing depends on it.
+triggers, and the mark: an edit is noticed by the next call, whoever made it and however. What is kept in memory is what
+was parsed, by its hash. The time is written down for people; nothing depends on a clock.
 """
 
 import hashlib
@@ -129,7 +129,7 @@ class Chain:
             LedgerError: the chain or its mark is missing, cannot be read, was edited, or was rolled back.
         """
         with self._explained():
-            remembered = read_mark(self.mark)  # before the database: others may add to both in between
+            remembered = self._remembered()  # before the database: others may add to both in between
             with self._connected() as database:
                 database.execute("BEGIN")
                 links = self._verified(database, remembered)
@@ -166,7 +166,7 @@ class Chain:
             database.execute("BEGIN IMMEDIATE")
             try:
                 # Marks are only written here, so that they never go backwards.
-                remembered = read_mark(self.mark)
+                remembered = self._remembered()
                 links = self._verified(database, remembered)
                 if links[-1].number > remembered.number:
                     write_mark(self.mark, _mark_of(links))
@@ -218,13 +218,16 @@ class Chain:
             raise self._damaged(f"entry {number} is no JSON object")
         return Link(number, previous, row[2], row[3], entry)
 
-    @contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
+    def _remembered(self) -> Mark:
         if not os.path.lexists(self.path):
             raise LedgerError(
                 f"A ledger is a file that was made before. Found none at '{self.path}'; check the path and the volume. "
                 "If it is lost, do not make one anew for the same population, whose budget is lost with it."
             )
+        return read_mark(self.mark)
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         for file in self._files():
             with suppress(FileNotFoundError):
                 check_plain(file)

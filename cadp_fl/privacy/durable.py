@@ -144,22 +144,33 @@ class DurableLedger:
         return self._chain.mark
 
     def links(self) -> tuple[Link, ...]:
-        """Return every entry with its hashes, once all of them are verified.
+        """Return every entry with its hashes, once all of them are verified, and the file's structure with them.
 
         Raises:
             LedgerError: the ledger cannot be trusted.
         """
         links = self._chain.read(thorough=True)
-        self._book(links)
+        self.book(links)
         return links
 
-    def book(self) -> Book:
-        """Return what the ledger amounts to now.
+    def book(self, links: Sequence[Link] | None = None) -> Book:
+        """Return what entries amount to, once each has proved to be one; by default those that are there now.
 
         Raises:
             LedgerError: the ledger cannot be trusted.
         """
-        return self._book(self._chain.read())
+        links = self._chain.read() if links is None else links
+        for link in links[1:]:
+            if link.hash not in self._checked:
+                try:
+                    _check_entry(link.entry)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise LedgerError(
+                        f"A ledger's entries are plans, events and answers. Entry {link.number} is none that this "
+                        "version knows; install the version of cadp-fl that wrote it, or find out who did."
+                    ) from error
+        self._checked = frozenset(link.hash for link in links)
+        return Book([link.entry for link in links[1:]], adds_up=True)
 
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event, if it fits below the limit together with all plans before it.
@@ -183,7 +194,7 @@ class DurableLedger:
                 f"A plan names its method in at most 40 small letters, digits and dashes, and its run in at most "
                 f"{MAX_NAME_CHARACTERS} characters. Found {plan.method[:50]!r} and {plan.run[:50]!r}; choose others."
             )
-        self._chain.append(lambda links: _readable(self._book(links).reservation(plan, limit)))
+        self._chain.append(lambda links: _readable(self.book(links).reservation(plan, limit)))
 
     def spend(self, key: str, event: Event, *, request: str = "", body: str = "") -> str:
         """Write an event down before it is computed, and return its id, `<method>-<stage>-<number of the entry>`.
@@ -200,7 +211,7 @@ class DurableLedger:
 
         def make(links: Sequence[Link]) -> Entry:
             nonlocal method
-            book = self._book(links)
+            book = self.book(links)
             method = book.plan(key).method
             return book.spending(key, event, request, body)
 
@@ -236,21 +247,7 @@ class DurableLedger:
         _check_request(request, answer)
         if not _SHA256.fullmatch(answer):
             raise ExchangeError("An answer is named by its sha256. Found something else; give 64 hexadecimal digits.")
-        self._chain.append(lambda links: self._book(links).storing(request, answer))
-
-    def _book(self, links: Sequence[Link]) -> Book:
-        """Return the rules over entries, once each has proved to be one."""
-        for link in links[1:]:
-            if link.hash not in self._checked:
-                try:
-                    _check_entry(link.entry)
-                except (KeyError, TypeError, ValueError) as error:
-                    raise LedgerError(
-                        f"A ledger's entries are plans, events and answers. Entry {link.number} is none that this "
-                        "version knows; install the version of cadp-fl that wrote it, or find out who did."
-                    ) from error
-        self._checked = frozenset(link.hash for link in links)
-        return Book([link.entry for link in links[1:]], adds_up=True)
+        self._chain.append(lambda links: self.book(links).storing(request, answer))
 
 
 def _check_request(request: str, body: str) -> None:
