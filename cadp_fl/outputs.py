@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cadp_fl.errors import InputError
 
-__all__ = ["check_new", "new_file", "new_folder", "replaced_file"]
+__all__ = ["check_new", "new_file", "new_folder", "replaced_file", "sync_folder", "write_durably"]
 
 
 def check_new(path: Path, what: str) -> None:
@@ -73,3 +73,30 @@ def new_folder(path: Path, what: str) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Put bytes in place of what is at a path, all or nothing, and return when a power cut can no longer undo it.
+
+    Raises:
+        OSError: it cannot be written there; what was there still is, unless only the last step failed.
+    """
+    with replaced_file(path, mode=mode) as temporary:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make durable which names a folder holds.
+
+    Raises:
+        OSError: the disk does not.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

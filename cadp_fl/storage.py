@@ -34,7 +34,9 @@ def save_weights(path: Path, weights: Mapping[str, np.ndarray], *, kind: str, de
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as file:
         try:
-            save_file(dict(weights), file, {"format": _format(kind), **description})
+            # In C order: of any other, safetensors stores what lies in memory behind it.
+            ordered = {name: np.asarray(array, order="C") for name, array in weights.items()}
+            save_file(ordered, file, {"format": _format(kind), **description})
         except SafetensorError as error:
             raise CadpError(
                 f"A {kind} is stored where there is room. '{path}' cannot be written: {_clause(error)}."

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from cadp_fl.config import FlowConfig
 from cadp_fl.errors import ExchangeError
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.storage import load_weights, save_weights
 from cadp_fl.weights import average, get_weights, set_weights, structure_sha256, weights_sha256
 
 
@@ -73,3 +74,11 @@ def test_hashes_see_names_shapes_and_bytes():
     ]
     assert len({weights_sha256(each) for each in [base, *others]}) == 5
     assert weights_sha256(base) == weights_sha256({"a": np.zeros((2, 2), np.float32)})
+
+
+@pytest.mark.parametrize("view", [lambda grid: grid.T, lambda grid: grid[:, ::-1], lambda grid: grid[:, 1:]])
+def test_weights_are_stored_as_they_are_however_they_lie_in_memory(tmp_path, view):
+    weights = {"weight": view(np.arange(6, dtype=np.float32).reshape(2, 3))}
+    save_weights(tmp_path / "weights.safetensors", weights, kind="test", description={})
+    loaded = load_weights(tmp_path / "weights.safetensors", weights)
+    np.testing.assert_array_equal(loaded["weight"], weights["weight"])

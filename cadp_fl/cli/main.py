@@ -13,6 +13,7 @@ from cadp_fl.cli.audit import audit
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
+from cadp_fl.cli.site import site_app
 from cadp_fl.errors import CadpError, InputError
 
 __all__ = ["main"]
@@ -148,6 +149,7 @@ app.command(
 app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png scans/ --json")(predict)
 app.command(epilog="Example: cadp-fl audit --mechanism gaussian --epsilon 3 --delta 1e-5 --dims 16")(audit)
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
+app.add_typer(site_app)
 
 
 @app.command(epilog="Example: cadp-fl bench --only flow-training --threads 2")

@@ -5,7 +5,7 @@ Methods and the workflow see this protocol alone; the Flower adapter implements 
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cadp_fl.errors import CadpError, ExchangeError, FederationError
@@ -71,6 +71,7 @@ class Federation:
         roster: node id by site; frozen once the sites have described themselves.
         missing: who did not answer, and why; one entry a site and phase.
         traffic: bytes by site.
+        run: id of the run, under which sites keep its plans, and what is asked in a round, which they answer once.
     """
 
     transport: Transport
@@ -79,6 +80,7 @@ class Federation:
     roster: Roster = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
+    run: str = ""
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -107,6 +109,7 @@ class Federation:
             FederationError: all were asked, and fewer sites than needed answered.
         """
         asked = dict(request) if isinstance(request, Mapping) else dict.fromkeys(self.sites, request)
+        asked = {site: replace(each, run=self.run, id=f"{self.run}/{phase}/{round}") for site, each in asked.items()}
         names = {self.roster[site]: site for site in asked}
         answers: dict[str, Answer] = {}
 

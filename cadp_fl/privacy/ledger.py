@@ -99,7 +99,8 @@ class Plan:
         Raises:
             KeyError, TypeError, ValueError: it is no plan.
         """
-        delta, retry = float(tree["delta"]), Allowance(**tree.get("retry", vars(_NOTHING)))
+        aside = tree.get("retry", vars(_NOTHING))
+        delta, retry = _number(tree["delta"]), Allowance(_number(aside["epsilon"]), _number(aside["delta"]))
         if not 0 < delta < 1:
             raise ValueError(f"delta is between 0 and 1. Found {delta}.")
         if not (0 <= retry.delta < delta and 0 <= retry.epsilon < math.inf):
@@ -246,10 +247,20 @@ class Book:
 
         Raises:
             BudgetError: the plan does not hold the event, or holds less of it than would be spent.
+            ExchangeError: the request was made before, with another body, or was answered.
         """
         plan = self.plan(key)
         entry: Entry = {"plan": key, "event": event.model_dump(), "request": request, "body": body}
-        if any(each["event"]["stage"] == event.stage for each in self._spends_on(request)):
+        if request and self.answered(request, body) is not None:
+            raise ExchangeError(f"A request is answered once. The answer to '{request}' is stored; send that one.")
+        before = self._spends_on(request)
+        again = [each["event"] for each in before if each["event"]["stage"] == event.stage]
+        if any(each["plan"] != key for each in before) or any(each != entry["event"] for each in again):
+            raise BudgetError(
+                f"A request is retried with the events that it was spent on. '{request}' asked for another one before; "
+                "give a new request an id of its own."
+            )
+        if again:
             return {"spend": {**entry, "retry": vars(self._retry(plan, event))}}
         if not _fits(plan, (*events_from_json([each["event"] for each in self._spends(key, retries=False)]), event)):
             raise BudgetError(
@@ -258,9 +269,20 @@ class Book:
             )
         return {"spend": entry}
 
-    def storing(self, request: str, answer: str) -> Entry:
-        """Return the entry of a stored answer."""
-        return {"answer": {"request": request, "sha256": answer}}
+    def storing(self, request: str, answer: str) -> Entry | None:
+        """Return the entry of a stored answer; None if it is written down already.
+
+        Raises:
+            ExchangeError: nothing was spent on the request, or it has another answer.
+        """
+        if not self._spends_on(request):
+            raise ExchangeError(
+                f"An answer is stored for a request that was paid for. '{request}' was not; spend first."
+            )
+        stored = [entry["answer"]["sha256"] for entry in self._entries if self._answers(entry, request)]
+        if stored and stored[-1] != answer:
+            raise ExchangeError(f"A request is answered once. '{request}' has another answer; send that one.")
+        return None if stored else {"answer": {"request": request, "sha256": answer}}
 
     def number(self, key: str, event: Event) -> int:
         """Return how many events of a stage a plan has spent, with this one."""
@@ -348,6 +370,13 @@ class MemoryLedger:
 
     def _append(self, entry: Entry) -> None:
         self._store["entries"] = [*self._store["entries"], json.dumps(entry)]
+
+
+def _number(value: Any) -> float:
+    """Return a JSON number as a float; one beyond floats, and anything else, raises ValueError."""
+    if not isinstance(value, (int, float)) or abs(value) >= 1e300:
+        raise ValueError("a number is one that a float holds")
+    return float(value)
 
 
 def _fits(plan: Plan, spent: Sequence[Event]) -> bool:

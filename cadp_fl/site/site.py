@@ -38,6 +38,7 @@ from cadp_fl.privacy.policy import allowance, check_class_counts, check_plan, op
 from cadp_fl.release.bundle import open_bundle, write_bundle
 from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
+from cadp_fl.site.answers import Answers
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import (
@@ -57,6 +58,10 @@ from cadp_fl.weights import get_weights, set_weights, structure_sha256
 __all__ = ["Site"]
 
 
+_SPENDING = ("count", "release", "train_flow", "train_classifier", "train_local", "evaluate")
+"""Actions whose answers are kept, so that none is paid for twice."""
+
+
 class Site:
     """One hospital: its records, its ledger, its entropy source.
 
@@ -69,6 +74,7 @@ class Site:
         outbox: folder of releases that are ready to be fetched.
         simulation: whether figures of training records and exact test metrics may leave.
         policy: what the site allows; a simulation's site allows all without one.
+        answers: keeps what was answered, where the ledger is durable.
 
     Raises:
         PrivacyError: a real site has no policy.
@@ -86,10 +92,12 @@ class Site:
         outbox: Path,
         simulation: bool,
         policy: PolicyConfig | None = None,
+        answers: Answers | None = None,
     ) -> None:
         if policy is None and not simulation:
             raise PrivacyError("A real site has a policy. Found none; write policy.yaml.")
         self._policy = policy or open_policy()
+        self._stored = answers
         self.name = name
         self._data = data
         self._ledger = ledger
@@ -120,7 +128,20 @@ class Site:
         """
         if request.action not in self._answers:
             raise ExchangeError(f"A site offers: {', '.join(self._answers)}. Found '{request.action}'.")
-        return self._answers[request.action](request)
+        answer = self._answers[request.action]
+        if self._stored is None or request.action not in _SPENDING:
+            return answer(request)
+        if not request.id:
+            raise ExchangeError(
+                f"A request that spends has an id, under which its answer is kept. '{request.action}' has none; give it "
+                "one."
+            )
+        known = self._ledger.answered(request.id, request.sha256())
+        if known is not None:
+            return self._stored.load(request.id, known)
+        reply = answer(request)
+        self._ledger.store(request.id, self._stored.store(request.id, reply))
+        return reply
 
     def _describe(self, _request: Request) -> Reply:
         train, policy = self._data.train, self._policy

@@ -1,0 +1,292 @@
+"""The durable ledger: what a real site spent, kept for good, for one population and one privacy unit.
+
+The order that it imposes: reserve durably, draw, store the answer durably, send. Whatever was written down counts, and
+a crash refunds nothing; whatever the caller heard of is on the disk, and a mark beside it remembers so (see
+`cadp_fl.privacy.chain`, which says what is verified, and when: everything, by every call).
+
+Assumed, and not enforced: nobody puts back the database *and* its mark from one backup, nor forges both. A steward who
+writes down the hash of the last entry elsewhere (`cadp-fl site ledger verify`) notices that too.
+"""
+
+import math
+import re
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from cadp_fl.config import Settings, parse
+from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
+from cadp_fl.privacy.accounting import Event, events_from_json
+from cadp_fl.privacy.chain import Chain, Link
+from cadp_fl.privacy.ledger import Allowance, Book, Entry, Plan, Unit
+
+__all__ = ["DurableLedger", "LedgerTerms"]
+
+MAX_NAME_CHARACTERS = 200
+_METHOD = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class LedgerTerms(Settings):
+    """Whose budget a ledger keeps. They stand in its first entry, and never change."""
+
+    format: Literal[1] = Field(1, description="of the entries")
+    ledger: str = Field(pattern=r"^[0-9a-f]{32}$", description="random id")
+    population: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="the people that the budget belongs to, by the steward's name"
+    )
+    unit: Unit = Field(description="what one neighbouring data set may change")
+    records_per_unit: int = Field(1, ge=1, le=1000, description="m: records that one unit contributes, exactly")
+
+    @model_validator(mode="after")
+    def _a_record_is_one(self) -> "LedgerTerms":
+        if self.unit == "record" and self.records_per_unit != 1:
+            raise ValueError(f"a record is one record. Found records_per_unit {self.records_per_unit}")
+        return self
+
+    @property
+    def protects(self) -> str:
+        """The terms in words, for sentences."""
+        return f"population '{self.population}', unit {self.unit}, {self.records_per_unit} record(s) a unit"
+
+
+class DurableLedger:
+    """A ledger that outlives the process. Many processes and threads may use it at once; see `Ledger`.
+
+    Made by `create`, `open` or `as_found`.
+    """
+
+    simulation = False
+
+    def __init__(self, chain: Chain, terms: LedgerTerms) -> None:
+        self.terms = terms
+        self._chain = chain
+        self._checked: frozenset[str] = frozenset()
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        *,
+        population: str,
+        unit: Unit,
+        records_per_unit: int = 1,
+        mark: Path | None = None,
+        timeout: float = 30.0,
+    ) -> "DurableLedger":
+        """Make a ledger of which nothing is spent.
+
+        Args:
+            path: of the database, on a local disk.
+            mark: of the file that remembers how far the ledger has come, `<path>.mark` by default; better on another
+                volume, one that is not restored together with the database's.
+            timeout: seconds to wait while others write.
+
+        Raises:
+            ConfigError: the terms are no terms.
+            LedgerError: there is a ledger or a mark: it is never reset.
+        """
+        named = {"population": population, "unit": unit, "records_per_unit": records_per_unit}
+        terms = parse(LedgerTerms, {**named, "ledger": secrets.token_hex(16)})
+        return cls(Chain.create(path, {"terms": terms.model_dump()}, mark=mark, timeout=timeout), terms)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        population: str,
+        unit: Unit,
+        records_per_unit: int = 1,
+        mark: Path | None = None,
+        timeout: float = 30.0,
+    ) -> "DurableLedger":
+        """Open the ledger of a population, once all of it is verified.
+
+        Raises:
+            LedgerError: it is missing, another one's, or cannot be trusted.
+        """
+        ledger = cls.as_found(path, mark=mark, timeout=timeout)
+        terms = ledger.terms
+        if (terms.population, terms.unit, terms.records_per_unit) != (population, unit, records_per_unit):
+            raise LedgerError(
+                f"A ledger is of one population and one unit. '{path}' is of {terms.protects}, and asked for is "
+                f"'{population}', {unit}, {records_per_unit}; use that population's own ledger."
+            )
+        return ledger
+
+    @classmethod
+    def as_found(cls, path: Path, *, mark: Path | None = None, timeout: float = 30.0) -> "DurableLedger":
+        """Open a ledger to look at, whosever it is, once all of it is verified.
+
+        Raises:
+            LedgerError: it is missing, or cannot be trusted.
+        """
+        chain = Chain(path, mark=mark, timeout=timeout)
+        first = chain.read(thorough=True)[0].entry
+        try:
+            terms = parse(LedgerTerms, first["terms"])
+        except (KeyError, TypeError, ConfigError) as error:
+            raise LedgerError(
+                f"A ledger's first entry says whose it is. That of '{path}' does not; install the version of cadp-fl "
+                "that wrote it."
+            ) from error
+        ledger = cls(chain, terms)
+        ledger.plans()
+        return ledger
+
+    @property
+    def mark(self) -> Path:
+        """The file that remembers how far the ledger has come."""
+        return self._chain.mark
+
+    def links(self) -> tuple[Link, ...]:
+        """Return every entry with its hashes, once all of them are verified, and the file's structure with them.
+
+        Raises:
+            LedgerError: the ledger cannot be trusted.
+        """
+        links = self._chain.read(thorough=True)
+        self.book(links)
+        return links
+
+    def book(self, links: Sequence[Link] | None = None) -> Book:
+        """Return what entries amount to, once each has proved to be one; by default those that are there now.
+
+        Raises:
+            LedgerError: the ledger cannot be trusted.
+        """
+        links = self._chain.read() if links is None else links
+        for link in links[1:]:
+            if link.hash not in self._checked:
+                try:
+                    _check_entry(link.entry)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise LedgerError(
+                        f"A ledger's entries are plans, events and answers. Entry {link.number} is none that this "
+                        "version knows; install the version of cadp-fl that wrote it, or find out who did."
+                    ) from error
+        self._checked = frozenset(link.hash for link in links)
+        return Book([link.entry for link in links[1:]], adds_up=True)
+
+    def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
+        """Set a plan aside before its first event, if it fits below the limit together with all plans before it.
+
+        Raises:
+            BudgetError: the method has a different plan already.
+            ExchangeError: the plan has no proper name.
+            LedgerError: there is no limit, or the ledger cannot be written to or trusted.
+            TotalBudgetError: the plan would go beyond the limit.
+            UnitError: the plan protects another unit than the ledger.
+        """
+        if limit is None:
+            raise LedgerError("A plan is held against the total of the site's policy. Found none; give the limit.")
+        if plan.unit != self.terms.unit:
+            raise UnitError(
+                f"A ledger has one unit. This one's is the {self.terms.unit}, and '{plan.key}' protects a {plan.unit}; "
+                "use one unit for all."
+            )
+        if not _METHOD.fullmatch(plan.method) or len(plan.run) > MAX_NAME_CHARACTERS:
+            raise ExchangeError(
+                f"A plan names its method in at most 40 small letters, digits and dashes, and its run in at most "
+                f"{MAX_NAME_CHARACTERS} characters. Found {plan.method[:50]!r} and {plan.run[:50]!r}; choose others."
+            )
+        self._chain.append(lambda links: _readable(self.book(links).reservation(plan, limit)))
+
+    def spend(self, key: str, event: Event, *, request: str = "", body: str = "") -> str:
+        """Write an event down before it is computed, and return its id, `<method>-<stage>-<number of the entry>`.
+
+        No id comes twice, so that noise which is labelled by it never repeats.
+
+        Raises:
+            BudgetError: the plan does not hold the event, or holds less of it than would be spent.
+            ExchangeError: the request was made before with another body, or was answered.
+            LedgerError: the ledger cannot be written to, or cannot be trusted.
+        """
+        _check_request(request, body)
+        method = ""
+
+        def make(links: Sequence[Link]) -> Entry:
+            nonlocal method
+            book = self.book(links)
+            method = book.plan(key).method
+            return book.spending(key, event, request, body)
+
+        link = self._chain.append(make)
+        assert link is not None, "a spending is always an entry"
+        return f"{method}-{event.stage}-{link.number}"
+
+    def plans(self) -> tuple[Plan, ...]:
+        """Return what was reserved, in order."""
+        return self.book().plans()
+
+    def spent(self, key: str) -> tuple[Event, ...]:
+        """Return what was spent of a plan, in order, retries included."""
+        return self.book().spent(key)
+
+    def answered(self, request: str, body: str) -> str | None:
+        """Return the sha256 of the answer that was stored for a request, or None.
+
+        Raises:
+            ExchangeError: the request was made before, with another body.
+            LedgerError: the ledger cannot be trusted.
+        """
+        _check_request(request, body)
+        return self.book().answered(request, body)
+
+    def store(self, request: str, answer: str) -> None:
+        """Write down that a request's answer, of this sha256, is safe on the disk; only then may it be sent.
+
+        Raises:
+            ExchangeError: nothing was spent on the request, or it has another answer.
+            LedgerError: the ledger cannot be written to, or cannot be trusted.
+        """
+        _check_request(request, answer)
+        if not _SHA256.fullmatch(answer):
+            raise ExchangeError("An answer is named by its sha256. Found something else; give 64 hexadecimal digits.")
+        self._chain.append(lambda links: self.book(links).storing(request, answer))
+
+
+def _check_request(request: str, body: str) -> None:
+    if len(request) > MAX_NAME_CHARACTERS or len(body) > MAX_NAME_CHARACTERS:
+        raise ExchangeError(
+            f"A request's id and hash have at most {MAX_NAME_CHARACTERS} characters each. Found {len(request)} and "
+            f"{len(body)}; use a shorter id."
+        )
+
+
+def _readable(entry: Entry | None) -> Entry | None:
+    """Return an entry, if it can be read again."""
+    if entry is not None:
+        try:
+            _check_entry(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ExchangeError("A plan keeps its retry reserve below its delta. This one is no such plan.") from error
+    return entry
+
+
+def _check_entry(entry: Entry) -> None:
+    """Check that an entry has the form of one.
+
+    Raises:
+        KeyError, TypeError, ValueError: it does not.
+    """
+    match entry:
+        case {"reserve": dict() as plan}:
+            Plan.from_json(plan)
+        case {"spend": {"plan": str(), "event": dict() as event, "request": str(), "body": str(), **more}}:
+            events_from_json([event])
+            if more:
+                aside: Any = more.pop("retry")
+                retry = Allowance(**aside)
+                if more or not (0 <= retry.epsilon < math.inf and 0 <= retry.delta < 1):
+                    raise ValueError("no retry")
+        case {"answer": {"request": str(), "sha256": str()}}:
+            pass
+        case _:
+            raise ValueError("no entry")
+    if len(entry) != 1:
+        raise ValueError("more than one")

@@ -1,0 +1,77 @@
+"""What a site's durable ledger amounts to, for its steward: plans, guarantees and totals, as JSON values."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cadp_fl.config import PolicyConfig
+from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected
+from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.ledger import Book, Plan
+
+__all__ = ["account_of"]
+
+
+def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | None = None) -> dict[str, Any]:
+    """Return what a ledger holds; with a policy, that of the policy's population, and the limits beside the totals.
+
+    Nothing in it was computed from records.
+
+    Raises:
+        LedgerError: the ledger is missing, another one's, or cannot be trusted.
+    """
+    if policy is None:
+        ledger = DurableLedger.as_found(path, mark=mark)
+    else:
+        records = policy.records_per_unit
+        ledger = DurableLedger.open(
+            path, mark=mark, population=policy.population, unit=policy.unit, records_per_unit=records
+        )
+    links = ledger.links()
+    book = ledger.book(links)
+    plans = [_plan_tree(plan, book) for plan in book.plans()]
+    limits = {"train": policy, "test": policy.evaluation if policy is not None else None}
+    return {
+        **ledger.terms.model_dump(),
+        "entries": len(links),
+        "head": links[-1].hash,
+        "plans": plans,
+        "totals": {
+            units: {
+                **vars(book.committed(units)),
+                "limit": None if limit is None else {"epsilon": limit.epsilon, "delta": limit.delta},
+            }
+            for units, limit in limits.items()
+        },
+        "unprotected": sorted({what for plan in plans for what in plan["unprotected"]}),
+    }
+
+
+def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
+    """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries."""
+    claim, protected = claim_of(plan), plan.protected()
+    return {
+        "plan": plan.key,
+        "method": plan.method,
+        "run": plan.run,
+        "units": plan.units,
+        "labels": plan.labels,
+        "guarantee": claim.guarantee,
+        "epsilon": protected.epsilon(),
+        "epsilon_add_remove": protected.epsilon(Relation.ADD_OR_REMOVE_ONE),
+        "delta": plan.delta,
+        "retry_reserve": vars(plan.retry),
+        "unprotected": list(claim.unprotected),
+        "declared": list(claim.declared),
+        "planned": _amounts([event for event in plan.events if not isinstance(event, Unprotected)]),
+        "spent": _amounts(book.spent(plan.key)),
+    }
+
+
+def _amounts(events: Sequence[Event]) -> dict[str, int]:
+    """Return how many steps of DP-SGD, releases, and unprotected things there are in every stage."""
+    amounts: dict[str, int] = {}
+    for event in events:
+        amounts[event.stage] = amounts.get(event.stage, 0) + (event.steps if isinstance(event, PoissonGaussian) else 1)
+    return amounts

@@ -1,0 +1,11 @@
+"""Events whose cost is exact and quick to compute, for ledgers that are filled, killed and fought over."""
+
+from cadp_fl.privacy.accounting import LatentLaplace, PoissonGaussian, Unprotected
+from cadp_fl.privacy.ledger import Allowance
+
+LAPLACE = LatentLaplace(stage="release", clip_norm=1.0, noise_scale=4.0)
+"""One release of epsilon 1/2."""
+
+STEP = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=8.0, sampling_rate=1.0, steps=1)
+WEIGHTS = Unprotected(stage="classifier", what="weights of a classifier")
+LIMIT = Allowance(2.0, 1e-5)
