@@ -35,6 +35,14 @@ def privatize(
         str | None, typer.Option(help="entropy (a file's default), or seeded: repeatable, so it protects nothing.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of seeded noise; the study's by default.", min=0)] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="public, or randomized: by randomized response, so that the claim covers them.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="record (the default) or patient: whom the claim protects.")] = None,
+    records_per_patient: Annotated[int | None, typer.Option(help="m: records that each patient contributes.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="A real site's policy.yaml; goes with --ledger.")] = None,
+    ledger: Annotated[Path | None, typer.Option(help="Its durable ledger, made by cadp-fl site ledger init.")] = None,
+    mark: Annotated[Path | None, typer.Option(help="The ledger's mark, where it is not beside it.")] = None,
     device: Device = None,
     quiet: Silent = False,
     as_json: AsJson = False,
@@ -42,19 +50,38 @@ def privatize(
     """Make one site's release without a federation, and say what it claims.
 
     Of a study, an option that is left out is the study's, and with seeded
-    noise the bundle is the federation's. Labels are public by declaration:
-    every record leaves with its true label, and no claim covers it. So are the
-    attributes of records that have some.
+    noise the bundle is the federation's. Labels are public by declaration, unless
+    they are randomized: every record leaves with its true label, and no claim
+    covers it. So are the attributes of records that have some.
 
-    NO LEDGER: this command remembers nothing. A second release of the same
-    records composes with the first (epsilons and deltas add), and nothing
-    here counts that; at a deployed site the site's agent does.
+    With --policy and --ledger, what the site does not allow is refused before
+    anything is computed, and what is spent is written down for good.
+
+    NO LEDGER: without them this command remembers nothing. A second release of
+    the same records composes with the first (epsilons and deltas add), and
+    nothing here counts that.
     """
-    from cadp_fl.phases.privatize import NO_LEDGER, make_release
+    from cadp_fl.phases.privatize import make_release
     from cadp_fl.phases.terms import ReleaseOptions
 
     options = ReleaseOptions(
-        site, name, epsilon, delta, clip_norm, latent_dims, mechanism, shrinkage, noise, seed, device
+        site,
+        name,
+        epsilon,
+        delta,
+        clip_norm,
+        latent_dims,
+        mechanism,
+        shrinkage,
+        noise,
+        seed,
+        device,
+        labels,
+        unit,
+        records_per_patient,
+        policy,
+        ledger,
+        mark,
     )
     made = make_release(flow, data, output, options)
     if as_json:
@@ -65,7 +92,7 @@ def privatize(
             f"Release: {made.folder}, {manifest.records} records, {manifest.bytes} bytes, by the {manifest.mechanism} "
             "mechanism."
         )
-        typer.echo("\n".join(line for line in (made.statement, made.caution, NO_LEDGER) if line))
+        typer.echo("\n".join(line for line in (made.statement, made.caution, made.composition) if line))
 
 
 def export(

@@ -4,8 +4,10 @@ The records are those that a simulation deals to one of its sites, or all traini
 bundle is that of the federation, byte for byte, where the noise is seeded and all else is the same.
 """
 
+import secrets
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,13 @@ from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new
 from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
 from cadp_fl.privacy.budget import Budget
-from cadp_fl.privacy.claims import PRIVATE_FLOW, claim_of
-from cadp_fl.privacy.ledger import MemoryLedger, Plan
+from cadp_fl.privacy.claims import PRIVATE_FLOW, claim_of, compose_plans, format_epsilon, plan_beside
 from cadp_fl.privacy.mechanisms import mechanism_type
-from cadp_fl.privacy.policy import open_policy
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
 from cadp_fl.report.statement import caution_on_flow, statement_of_method
 from cadp_fl.site.protocol import Request
-from cadp_fl.site.requests import ReserveRequest
+from cadp_fl.site.requests import CountRequest, ReserveRequest
 from cadp_fl.site.site import Site
 from cadp_fl.weights import get_weights
 
@@ -44,12 +44,14 @@ class MadeRelease:
         manifest: of the bundle.
         statement: the guarantee in words, if nothing else is computed from the records.
         caution: what speaks against it, or nothing.
+        composition: what all releases cost together by the durable ledger, or that there is none.
     """
 
     folder: Path
     manifest: Manifest
     statement: str
     caution: str
+    composition: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the release as plain JSON values."""
@@ -58,14 +60,15 @@ class MadeRelease:
             "manifest": self.manifest.model_dump(mode="json"),
             "statement": self.statement,
             "caution": self.caution,
-            "composition": NO_LEDGER,
+            "composition": self.composition,
         }
 
 
 def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOptions) -> MadeRelease:
-    """Privatize every training record of one site with a stored flow, and write the bundle.
+    """Privatize what one site contributes with a stored flow, and write the bundle.
 
     The method is `cadp` if the flow is declared public, and `cadp-given-flow` otherwise; the claim follows from that.
+    With a policy and a durable ledger the plan is held against both, and what is asked again is a new plan: it adds.
 
     Args:
         data: a study config (.yaml, .yml), of which `options.site` names a site, or a MedMNIST file (.npz).
@@ -79,57 +82,74 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     flow, card = load_flow(flow_file)
     terms = terms_of(data, card, options)
     release, budget = terms.release, Budget.of(terms.budget, terms.labels)
-    attributes = len(card.dataset.attributes)
     check_release(
         release.mechanism,
         release.shrinkage,
         release.latent_dims or flow.dims,
         flow.dims,
         labels=release.labels,
-        attributes=attributes,
+        attributes=len(card.dataset.attributes),
     )
     labels = budget.label_events()
+    counts = budget.count_events() if terms.policy.min_class_units and terms.policy.class_counts is None else ()
     mechanism = mechanism_type(release.mechanism).calibrated(
         release.clip_norm,
         budget.epsilon,
         budget.delta,
         records_per_unit=budget.records_per_unit,
-        beside=labels,
+        beside=(*counts, *labels),
     )
     is_public = card.trained_on == "public" and terms.public_flow
     plan = budget.plan(
         Cadp.name if is_public else CadpGivenFlow.name,
-        (declared_public(flow, card) if is_public else PRIVATE_FLOW, *labels, mechanism.event()),
+        (declared_public(flow, card) if is_public else PRIVATE_FLOW, *counts, *labels, mechanism.event()),
+        run="" if terms.ledger.simulation else secrets.token_hex(8),
     )
-    request = Request(
-        "release",
-        release_request(plan.method, release, mechanism, flow, card, *labels).model_dump(mode="json"),
-        get_weights(flow),
-    )
-    manifest = _release(terms, plan, request, output)
-    statement = statement_of_method(
-        plan.method, claim_of(plan), noise=terms.noise.kind, relation=manifest.claim.relation
-    )
-    return MadeRelease(output, manifest, statement, caution_on_flow(plan, terms.origin))
+    requests = [Request("reserve", ReserveRequest(plan=plan.to_json()).model_dump(mode="json"))]
+    requests += [
+        Request("count", CountRequest(method=plan.method, event=event).model_dump(mode="json")) for event in counts
+    ]
+    settings = release_request(plan.method, release, mechanism, flow, card, *labels)
+    requests.append(Request("release", settings.model_dump(mode="json"), get_weights(flow)))
+    manifest = _release(terms, plan.run, requests, output)
+    claim = claim_of(plan if terms.simulation else plan_beside(plan, terms.ledger))
+    statement = statement_of_method(plan.method, claim, noise=terms.noise.kind, relation=manifest.claim.relation)
+    return MadeRelease(output, manifest, statement, caution_on_flow(plan, terms.origin), _composition(terms))
 
 
-def _release(terms: Terms, plan: Plan, request: Request, output: Path) -> Manifest:
-    """Let the site reserve the plan and make the release, and move that to its folder."""
+def _composition(terms: Terms) -> str:
+    """Return what this release and all before it cost together, or that nothing counts that."""
+    if terms.ledger.simulation:
+        return NO_LEDGER
+    plans = [plan for plan in terms.ledger.plans() if plan.units == "train"]
+    together, policy = compose_plans(plans), terms.policy
+    if together.epsilon is None or together.delta is None:
+        unprotected = "; ".join(together.unprotected)
+        return f"All plans of the ledger together have no bound, since this left unprotected: {unprotected}."
+    return (
+        f"All plans of the ledger together: epsilon {format_epsilon(together.epsilon)} of the policy's "
+        f"{policy.epsilon:g} and delta {together.delta:g} of {policy.delta:g}, for population '{policy.population}'."
+    )
+
+
+def _release(terms: Terms, run: str, requests: Sequence[Request], output: Path) -> Manifest:
+    """Let the site answer the requests, of which the last is for the release, and move that to its folder."""
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as outbox:
         site = Site(
             terms.name,
             terms.data,
-            ledger=MemoryLedger(),
+            ledger=terms.ledger,
             noise=terms.noise.child("site", terms.name),
             device=terms.device,
             outbox=Path(outbox),
             simulation=terms.simulation,
-            policy=open_policy(terms.budget.unit, terms.budget.records_per_patient, terms.labels),
+            policy=terms.policy,
         )
-        try:
-            site.call(Request("reserve", ReserveRequest(plan=plan.to_json()).model_dump(mode="json")))
-        except BudgetError as error:
-            raise InputError(str(error)) from error
-        manifest = manifest_from_json(site.call(request).content["manifest"])
+        for request in requests:
+            try:
+                reply = site.call(replace(request, run=run, id=f"{run}/{request.action}" if run else ""))
+            except BudgetError as error:
+                raise InputError(str(error)) from error
+        manifest = manifest_from_json(str(reply.content["manifest"]))
         (Path(outbox) / manifest.event_id).rename(output)
     return manifest

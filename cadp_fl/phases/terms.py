@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cadp_fl.config import BudgetConfig, ReleaseConfig, load_study, parse
+from cadp_fl.config import BudgetConfig, PolicyConfig, ReleaseConfig, load_policy, load_study, parse
 from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.partition import SiteData, deal
 from cadp_fl.data.schema import Dataset
@@ -19,8 +19,10 @@ from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import InputError
 from cadp_fl.flow.storage import FlowCard, check_fits_records
-from cadp_fl.privacy.ledger import Labels
+from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.ledger import Labels, Ledger, MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.policy import open_policy
 
 __all__ = ["ReleaseOptions", "Terms", "terms_of"]
 
@@ -41,6 +43,12 @@ class ReleaseOptions:
         noise: entropy or seeded.
         seed: of seeded noise.
         device: where to compute.
+        labels: public or randomized.
+        unit: record or patient.
+        records_per_patient: m, for the unit patient.
+        policy: a real site's policy.yaml; labels and unit are then its own.
+        ledger: its durable ledger, which goes with a policy.
+        mark: file that remembers how far the ledger has come.
     """
 
     site: str | None = None
@@ -54,6 +62,12 @@ class ReleaseOptions:
     noise: str | None = None
     seed: int | None = None
     device: str | None = None
+    labels: str | None = None
+    unit: str | None = None
+    records_per_patient: int | None = None
+    policy: Path | None = None
+    ledger: Path | None = None
+    mark: Path | None = None
 
     def given(self, *names: str) -> dict[str, Any]:
         """Return those of some options that were given."""
@@ -72,6 +86,8 @@ class Terms:
         budget: of the release.
         noise: root of the site's entropy source.
         device: where to compute.
+        policy: what the site allows.
+        ledger: where the release is written down.
         simulation: whether the records are a simulation's.
         public_flow: whether the study, if there is one, lets a flow count as public.
     """
@@ -83,13 +99,15 @@ class Terms:
     budget: BudgetConfig
     noise: NoiseSource
     device: torch.device
+    policy: PolicyConfig
+    ledger: Ledger
     simulation: bool
     public_flow: bool
 
     @property
     def labels(self) -> Labels:
         """Whether a record's label is public by declaration, or covered by the claim."""
-        return "public" if self.release.labels == "public" else "covered"
+        return _labels(self.release)
 
 
 def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
@@ -106,6 +124,11 @@ def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
 
 def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     """Return a release of one of a study's sites; what is not given is the study's."""
+    if options.policy or options.ledger or options.mark:
+        raise InputError(
+            "A policy and a ledger are a real site's, and a study's sites are simulated. Found one of them; pass a "
+            "MedMNIST file as --data, or leave them out."
+        )
     study = load_study(path)
     torch.set_num_threads(study.sites.cpus_per_client)  # as in a federation: sums are added up alike
     names = study.sites.site_names
@@ -113,9 +136,10 @@ def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
         raise InputError(
             f"A study has several sites, and --site names one: {', '.join(names[:20])}. Found {options.site or 'none'}."
         )
-    given = options.given("clip_norm", "latent_dims", "mechanism", "shrinkage")
+    given = options.given("clip_norm", "latent_dims", "mechanism", "shrinkage", "labels")
     release = parse(ReleaseConfig, study.release.model_dump() | given)
-    budget = parse(BudgetConfig, study.budget.model_dump() | options.given("epsilon", "delta"))
+    asked = options.given("epsilon", "delta", "unit", "records_per_patient")
+    budget = parse(BudgetConfig, study.budget.model_dump() | asked)
     noise = _noise(options.noise or study.noise, options.seed, default_seed=study.seed)
     name = _checked_name(options.name or options.site)
     device = resolve_device(options.device or study.device)
@@ -125,7 +149,20 @@ def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     data = sites[names.index(options.site)]
     declared = study.flow.pretrained is None or study.flow.pretrained.trained_on == "public"
     origin = source.schema.name
-    return Terms(name, data, origin, release, budget, noise, device, simulation=True, public_flow=declared)
+    policy = open_policy(budget.unit, budget.records_per_patient, _labels(release))
+    return Terms(
+        name,
+        data,
+        origin,
+        release,
+        budget,
+        noise,
+        device,
+        policy,
+        MemoryLedger(),
+        simulation=True,
+        public_flow=declared,
+    )
 
 
 def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
@@ -145,9 +182,16 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
             f"A release of a file says its epsilon, delta and clip norm, which have no default. Found no {missing[0]}; "
             "pass it."
         )
-    given = options.given("clip_norm", "latent_dims", "mechanism", "shrinkage")
-    release = parse(ReleaseConfig, {"labels": "public"} | given)
-    budget = parse(BudgetConfig, options.given("epsilon", "delta"))
+    policy, ledger = _site_of(options)
+    given = options.given("clip_norm", "latent_dims", "mechanism", "shrinkage", "labels")
+    asked = options.given("epsilon", "delta", "unit", "records_per_patient")
+    labels = {}
+    if policy is not None:
+        labels = {"labels": "public" if policy.labels == "public" else "randomized"}
+        asked |= {"unit": policy.unit, "records_per_patient": policy.records_per_patient}
+    release = parse(ReleaseConfig, {"labels": "public"} | labels | given)
+    budget = parse(BudgetConfig, asked)
+    policy = policy or open_policy(budget.unit, budget.records_per_patient, _labels(release))
     noise = _noise(options.noise or "entropy", options.seed, default_seed=None)
     name, device = _checked_name(options.name or "site"), resolve_device(options.device or "auto")
     if not path.is_file():
@@ -157,7 +201,47 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     records = Dataset(card.dataset, train.images, train.labels, train.patients, train.attributes)
     data = SiteData(records, records.select(np.arange(0)))
     origin = train.schema.name
-    return Terms(name, data, origin, release, budget, noise, device, simulation=False, public_flow=True)
+    return Terms(
+        name,
+        data,
+        origin,
+        release,
+        budget,
+        noise,
+        device,
+        policy,
+        ledger,
+        simulation=False,
+        public_flow=True,
+    )
+
+
+def _site_of(options: ReleaseOptions) -> tuple[PolicyConfig | None, Ledger]:
+    """Return a real site's policy and its durable ledger; none and one in memory where neither was given.
+
+    Raises:
+        InputError: one of them was given without the other.
+        LedgerError: the ledger is missing, another population's, or cannot be trusted.
+    """
+    if options.policy is None and options.ledger is None and options.mark is None:
+        return None, MemoryLedger()
+    if options.policy is None or options.ledger is None:
+        raise InputError("A policy and a ledger go together. Found one of them; pass --policy and --ledger.")
+    policy = load_policy(options.policy)
+    if options.unit is not None or options.records_per_patient is not None:
+        raise InputError("The unit is the policy's. Found --unit or --records-per-patient beside it; leave them out.")
+    ledger = DurableLedger.open(
+        options.ledger,
+        population=policy.population,
+        unit=policy.unit,
+        records_per_unit=policy.records_per_unit,
+        mark=options.mark,
+    )
+    return policy, ledger
+
+
+def _labels(release: ReleaseConfig) -> Labels:
+    return "public" if release.labels == "public" else "covered"
 
 
 def _noise(kind: str, seed: int | None, *, default_seed: int | None) -> NoiseSource:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from cadp_fl.privacy.accounting import (
     Unprotected,
     epsilon_of,
 )
-from cadp_fl.privacy.ledger import Labels, Plan, Unit
+from cadp_fl.privacy.ledger import Labels, Ledger, Plan, Unit
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
@@ -31,6 +31,7 @@ __all__ = [
     "claim_of",
     "compose_plans",
     "format_epsilon",
+    "plan_beside",
     "relation_of",
     "stage_costs",
 ]
@@ -147,6 +148,16 @@ def claim_of(plan: Plan) -> Claim:
             f"{event.what} (sha256 {event.sha256[:12]}...)" for event in events if isinstance(event, DeclaredPublic)
         ),
     )
+
+
+def plan_beside(plan: Plan, ledger: Ledger) -> Plan:
+    """Return a plan together with all that has left unprotected under any plan of a ledger.
+
+    Of real records that is a part of every claim: what left cannot be taken back.
+    """
+    spent = [event for other in ledger.plans() if other.units == plan.units for event in ledger.spent(other.key)]
+    unprotected = dict.fromkeys(event for event in spent if isinstance(event, Unprotected))
+    return replace(plan, events=(*plan.events, *unprotected))
 
 
 def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:

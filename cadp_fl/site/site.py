@@ -29,7 +29,14 @@ from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import DeclaredPublic, Event, Unprotected, check_delta
-from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of, relation_of
+from cadp_fl.privacy.claims import (
+    CLASSIFIER_WEIGHTS,
+    FLOW_WEIGHTS,
+    LOCAL_TEST_RESULTS,
+    claim_of,
+    plan_beside,
+    relation_of,
+)
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
@@ -133,8 +140,7 @@ class Site:
             return answer(request)
         if not request.id:
             raise ExchangeError(
-                f"A request that spends has an id, under which its answer is kept. '{request.action}' has none; give it "
-                "one."
+                f"A request that spends has an id, under which its answer is kept. '{request.action}' has none; add it."
             )
         known = self._ledger.answered(request.id, request.sha256())
         if known is not None:
@@ -326,9 +332,7 @@ class Site:
         unprotected under any plan leaves no other plan an end-to-end claim.
         """
         if not self._simulation:
-            spent = (event for other in self._ledger.plans() for event in self._ledger.spent(other.key))
-            open_events = tuple(event for event in spent if isinstance(event, Unprotected))
-            plan = replace(plan, events=(*plan.events, *dict.fromkeys(open_events)))
+            plan = plan_beside(plan, self._ledger)
         return ReleaseClaim.of(claim_of(plan), relation_of(plan.unit, plan.labels, self._data.train.schema.attributes))
 
     def _train_classifier(self, request: Request) -> Reply:

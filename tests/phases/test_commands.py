@@ -41,7 +41,7 @@ def test_every_command_helps_with_an_example(run, command):
 def test_the_help_says_what_is_declared_public_and_that_no_ledger_is_kept(run):
     assert "you DECLARE THEM PUBLIC by calling it" in run("pretrain", "--help")[1]
     help_ = " ".join(run("privatize", "--help")[1].split())
-    assert "NO LEDGER: this command remembers nothing" in help_
+    assert "NO LEDGER: without them this command remembers nothing" in help_
     assert "Labels are public by declaration" in help_
 
 

@@ -1,0 +1,166 @@
+"""A site with a durable ledger answers a request once, whatever breaks, and the same again."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cadp_fl.data.partition import SiteData
+from cadp_fl.errors import BudgetError, ExchangeError, LedgerError
+from cadp_fl.privacy.accounting import GaussianHistogram
+from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.ledger import Allowance, Plan
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.policy import open_policy
+from cadp_fl.site.answers import Answers
+from cadp_fl.site.protocol import Request
+from cadp_fl.site.site import Site
+from tests.site.test_site import dataset
+
+COUNTS = GaussianHistogram(stage="counts", histograms=1, noise_std=4.0)
+
+
+def site(folder: Path) -> Site:
+    """Return the site of a folder, as a new process would make it."""
+    path = folder / "ledger.db"
+    if not path.exists():
+        DurableLedger.create(path, population="p", unit="record")
+    return Site(
+        "north",
+        SiteData(dataset(40, 0), dataset(10, 1)),
+        ledger=DurableLedger.open(path, population="p", unit="record"),
+        noise=NoiseSource.from_entropy(),
+        device=torch.device("cpu"),
+        outbox=folder / "outbox",
+        simulation=False,
+        policy=open_policy(labels="covered"),
+        answers=Answers(folder / "answers"),
+    )
+
+
+def reserve(made: Site, retry: float = 0.0) -> None:
+    plan = Plan("m", (COUNTS,), 1e-4, labels="covered", retry=Allowance(retry, 1e-5 if retry else 0.0))
+    made.call(Request("reserve", {"plan": plan.to_json()}, run="r"))
+
+
+def count(name: str = "r/count/1", **changes: object) -> Request:
+    settings = {"method": "m", "event": COUNTS.model_dump()} | changes
+    return Request("count", settings, run="r", id=name)
+
+
+def test_the_same_request_gets_the_stored_answer_also_from_a_new_process(tmp_path):
+    made = site(tmp_path)
+    reserve(made)
+    first = made.call(count()).content
+    assert made.call(count()).content == site(tmp_path).call(count()).content == first
+    assert len(site(tmp_path)._ledger.spent("r/m")) == 1
+
+
+def test_another_body_under_the_same_id_is_refused(tmp_path):
+    made = site(tmp_path)
+    reserve(made)
+    made.call(count())
+    other = COUNTS.model_copy(update={"noise_std": 5.0}).model_dump()
+    with pytest.raises(ExchangeError, match="keeps its contents under its id"):
+        made.call(count(event=other))
+
+
+def test_a_new_id_spends_anew_and_so_is_refused(tmp_path):
+    made = site(tmp_path)
+    reserve(made)
+    made.call(count())
+    with pytest.raises(BudgetError, match="must be in the plan"):
+        made.call(count("r/count/2"))
+
+
+def test_a_request_that_spends_has_an_id(tmp_path):
+    made = site(tmp_path)
+    reserve(made)
+    with pytest.raises(ExchangeError, match="has an id"):
+        made.call(count(""))
+    assert made._ledger.spent("r/m") == ()
+
+
+@pytest.mark.parametrize("retry", [0.0, 2.0])
+def test_an_answer_that_a_crash_lost_is_spent_and_a_retry_is_paid_from_the_reserve(tmp_path, retry, monkeypatch):
+    made = site(tmp_path)
+    reserve(made, retry)
+    monkeypatch.setattr(Answers, "store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made.call(count())
+    monkeypatch.undo()
+    again = site(tmp_path)
+    assert again._ledger.spent("r/m") == (COUNTS,)
+    if retry:
+        assert set(again.call(count()).content["class_counts"]) == {"a", "b", "c"}
+        assert again._ledger.spent("r/m") == (COUNTS, COUNTS)
+    else:
+        with pytest.raises(BudgetError, match="retry reserve"):
+            again.call(count())
+
+
+def test_an_answer_whose_file_is_gone_is_not_drawn_again(tmp_path):
+    made = site(tmp_path)
+    reserve(made)
+    made.call(count())
+    for path in (tmp_path / "answers").iterdir():
+        path.unlink()
+    with pytest.raises(LedgerError, match="cannot be read"):
+        made.call(count())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cadp_fl.site import site as module
+from tests.site.test_durable_site import count, reserve, site
+
+calls, fatal = 0, int(sys.argv[2])
+def tick(original):
+    def wrapped(*arguments, **keywords):
+        global calls
+        calls += 1
+        if calls == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments, **keywords)
+    return wrapped
+
+made = site(Path(sys.argv[1]))
+for name in ("reserve", "spend", "store"):
+    setattr(made._ledger, name, tick(getattr(made._ledger, name)))
+made._stored.store = tick(made._stored.store)
+module.replaced_file = tick(module.replaced_file)
+reserve(made)
+print(sorted(made.call(count()).content["class_counts"].items()), flush=True)
+"""
+
+
+def test_a_site_that_is_killed_between_any_two_steps_never_tells_two_draws(tmp_path):
+    """Kill before each durable step in turn: what was told once is told again, and what was not is spent at most."""
+    for fatal in range(1, 7):
+        folder = tmp_path / str(fatal)
+        folder.mkdir()
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED, str(folder), str(fatal)],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+        )
+        made = site(folder)
+        if ended.returncode == 0:
+            assert fatal == 6
+            assert str(sorted(made.call(count()).content["class_counts"].items())) == ended.stdout.strip()
+            return
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert ended.stdout == ""
+        reserve(made)
+        assert len(made._ledger.spent("r/m")) <= 1
+        if made._ledger.spent("r/m"):
+            with pytest.raises(BudgetError, match="retry reserve"):
+                made.call(count())
+    pytest.fail("it was killed every time")
