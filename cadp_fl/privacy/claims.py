@@ -153,10 +153,15 @@ def claim_of(plan: Plan) -> Claim:
 def plan_beside(plan: Plan, ledger: Ledger) -> Plan:
     """Return a plan together with all that has left unprotected under any plan of a ledger.
 
-    Of real records that is a part of every claim: what left cannot be taken back.
+    Of real records that is a part of every claim: what left cannot be taken back. A release leaves its flow with it.
     """
-    spent = [event for other in ledger.plans() if other.units == plan.units for event in ledger.spent(other.key)]
-    unprotected = dict.fromkeys(event for event in spent if isinstance(event, Unprotected))
+    left: list[Event] = []
+    for other in ledger.plans():
+        spent = ledger.spent(other.key) if other.units == plan.units else ()
+        left += spent
+        if any(event.stage == "release" for event in spent):
+            left += _said_and_unsaid(other)
+    unprotected = dict.fromkeys(event for event in left if isinstance(event, Unprotected))
     return replace(plan, events=(*plan.events, *unprotected))
 
 

@@ -96,10 +96,11 @@ def test_counts_that_nobody_declared_are_noised_and_paid_for_before_they_are_loo
 
 
 def test_an_unprotected_release_leaves_no_later_one_an_end_to_end_claim(scans, flow_file, tmp_path, at_site):
-    """A given-flow release declares what its flow was trained on, and spends that."""
+    """What a flow of private records reveals left with the first release."""
     make_release(flow_file("private"), scans, tmp_path / "a", at_site("labels: public\nunprotected: true\n"))
     made = make_release(flow_file("public"), scans, tmp_path / "b", at_site("labels: public\nunprotected: true\n"))
-    assert made.manifest.claim.guarantee == "end-to-end"
+    assert made.manifest.claim.guarantee == "given-flow"
+    assert "NO end-to-end guarantee" in made.statement
     assert "no bound, since this left unprotected" in made.composition
 
 
