@@ -252,16 +252,12 @@ class Chain:
         """Turn what SQLite and the system raise into one error."""
         try:
             yield
-        except (sqlite3.Error, sqlite3.Warning) as error:
-            raise self._refused(str(error)) from error
-        except OSError as error:
-            raise self._refused(error.strerror or type(error).__name__) from error
-
-    def _refused(self, why: str) -> LedgerError:
-        return LedgerError(
-            f"A ledger is written and synced before anything is computed. '{self.path}' cannot be used "
-            f"({' '.join(why.split())[:120]}); {_way_out(why.lower())}."
-        )
+        except (sqlite3.Error, sqlite3.Warning, OSError) as error:
+            why = str(getattr(error, "strerror", None) or error)
+            raise LedgerError(
+                f"A ledger is written and synced before anything is computed. '{self.path}' cannot be used "
+                f"({' '.join(why.split())[:120]}); {_way_out(why.lower())}."
+            ) from error
 
 
 def _mark_of(links: Sequence[Link]) -> Mark:
