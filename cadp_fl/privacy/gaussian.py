@@ -19,17 +19,22 @@ def gaussian_delta(epsilon: float, noise_std: float, sensitivity: float) -> floa
 
 
 def gaussian_epsilon(shift: float, delta: float) -> float:
-    """Return the epsilon at `delta` of Gaussian noise with mu = sensitivity / sigma, rounded up at the ninth digit.
+    """Return the epsilon at `delta` of Gaussian noise with mu = sensitivity / sigma, rounded up.
 
     Where mu is so large that nothing is left to protect, it is the tail bound mu^2/2 + mu sqrt(2 log(1/delta)).
     """
-    if shift == 0 or gaussian_delta(0.0, 1.0, shift) <= delta:
+
+    def excess(epsilon: float) -> float:
+        # Some 50 rounding errors of the larger of two terms, which may nearly cancel, count as delta.
+        rounding = 1e-14 * math.exp(log_ndtr(shift / 2 - epsilon / shift))
+        return gaussian_delta(epsilon, 1.0, shift) + rounding - delta
+
+    if shift == 0 or excess(0.0) <= 0:
         return 0.0
     bound = shift**2 / 2 + shift * math.sqrt(-2 * math.log(delta))
     if bound > 1e5:
         return bound
-    epsilon = float(brentq(lambda epsilon: gaussian_delta(epsilon, 1.0, shift) - delta, 0.0, bound, rtol=1e-12))
-    epsilon *= 1 + 1e-9
-    while gaussian_delta(epsilon, 1.0, shift) > delta:
-        epsilon = min(bound, epsilon * (1 + 1e-9) + 1e-300)
+    epsilon = float(brentq(excess, 0.0, bound, xtol=1e-12 * bound, rtol=1e-12))
+    while excess(epsilon) > 0:
+        epsilon = min(bound, epsilon * (1 + 1e-12) + 1e-12 * bound)
     return epsilon
