@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 import cadp_fl
+from cadp_fl.cli.account import account
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
@@ -146,6 +147,9 @@ app.command(
 )(train_central)
 app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png scans/ --json")(predict)
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
+
+
+app.add_typer(account, name="account")
 
 
 @app.command(epilog="Example: cadp-fl bench --only flow-training --threads 2")

@@ -297,7 +297,7 @@ def calibrate_laplace(epsilon: float, *, clip_norm: float, records_per_unit: int
 def _no_noise(epsilon: float, clip_norm: float) -> BudgetError:
     return BudgetError(
         f"Some noise must meet the budget. None does for epsilon {epsilon:g} and clip norm {clip_norm:g}; use an "
-        "epsilon from 0.001 to 100, or a smaller clip norm."
+        "epsilon from 0.001 to 100, a smaller clip norm, or less beside it."
     )
 
 

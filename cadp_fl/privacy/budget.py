@@ -7,14 +7,17 @@ noise with which everything composes to the budget, so that nothing of it is lef
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from cadp_fl.config import BudgetConfig
 from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
     Event,
     GaussianHistogram,
     ProtectedEvent,
     RandomizedResponse,
+    Unprotected,
     calibrate_noise,
 )
 from cadp_fl.privacy.ledger import Allowance, Labels, Plan, Unit
@@ -63,7 +66,7 @@ class Budget:
         reserve = config.retry_reserve
         return cls(
             Allowance(config.epsilon, config.delta),
-            Allowance(config.epsilon * reserve, config.delta * reserve),
+            Allowance(_product(config.epsilon, reserve), _product(config.delta, reserve)),
             config.unit,
             config.records_per_unit,
             labels,
@@ -84,14 +87,15 @@ class Budget:
         return self.total.delta - self.retry.delta
 
     def plan(self, method: str, events: Sequence[Event], *, run: str = "") -> Plan:
-        """Return the plan of a method with these events."""
+        """Return the plan of a method with these events; what leaves unprotected needs no reserve to leave again."""
+        protected = any(not isinstance(event, (Unprotected, DeclaredPublic)) for event in events)
         return Plan(
             method,
             tuple(events),
             self.total.delta,
             unit=self.unit,
             labels=self.labels,
-            retry=self.retry,
+            retry=self.retry if protected else Allowance(0.0, 0.0),
             run=run,
         )
 
@@ -117,3 +121,8 @@ class Budget:
         return counts(
             calibrate_noise(lambda std: [counts(std)], share, self.delta, clip_norm=float(self.records_per_unit))
         )
+
+
+def _product(amount: float, share: float) -> float:
+    """Return a share as it would be worked out on paper, so that a tenth of 3 is printed as 0.30."""
+    return float(Decimal(repr(amount)) * Decimal(repr(share)))
