@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 import cadp_fl
+from cadp_fl.cli.account import account
 from cadp_fl.cli.audit import audit
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
@@ -150,6 +151,7 @@ app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png sca
 app.command(epilog="Example: cadp-fl audit --mechanism gaussian --epsilon 3 --delta 1e-5 --dims 16")(audit)
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
 app.add_typer(site_app)
+app.add_typer(account, name="account")
 
 
 @app.command(epilog="Example: cadp-fl bench --only flow-training --threads 2")

@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtri
 from scipy.stats import beta
 
-from cadp_fl.privacy.accounting import gaussian_delta
+from cadp_fl.privacy.gaussian import gaussian_delta
 
 __all__ = ["canaries_needed", "clopper_pearson", "gaussian_bound", "gaussian_epsilon", "linkage_bound", "pure_bound"]
 

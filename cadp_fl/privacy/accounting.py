@@ -1,9 +1,8 @@
-"""Events, and what they compose to.
+"""What events compose to: epsilon at a delta, under a neighbouring relation.
 
-An event says what was done, as data: a noise standard deviation, a clip norm, a sampling rate; never a bare
-multiplier, since what a multiplier means depends on the neighbouring relation. Events become privacy loss
-distributions of `dp-accounting`, which are composed. Sensitivities under replace-one are worked out here: any two
-latents clipped to C are within 2 C. Only where records are sampled does `dp-accounting` double C itself.
+Events become privacy loss distributions of `dp-accounting`, which are composed; Gaussian events by themselves have a
+closed form. Sensitivities under replace-one are worked out here: any two latents clipped to C are within 2 C. Only
+where records are sampled does `dp-accounting` double C itself.
 
 References:
     Koskela, Jälkö, Honkela: Computing tight differential privacy guarantees using FFT, arXiv 1906.03049.
@@ -15,20 +14,37 @@ References:
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from decimal import ROUND_FLOOR, Context
 from enum import Enum
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
+import numpy as np
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 from dp_accounting.pld.common import DifferentialPrivacyParameters
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ValidationError
 from scipy.optimize import brentq
-from scipy.special import log_ndtr
 
 from cadp_fl.errors import BudgetError
+from cadp_fl.privacy.events import (
+    LARGEST_NOISE,
+    DeclaredPublic,
+    Event,
+    GaussianHistogram,
+    LatentGaussian,
+    LatentGaussianGrid,
+    LatentLaplace,
+    PoissonGaussian,
+    ProtectedEvent,
+    RandomizedResponse,
+    ReleaseEvent,
+    Unprotected,
+    events_from_json,
+)
+from cadp_fl.privacy.gaussian import gaussian_epsilon
 
 __all__ = [
     "DeclaredPublic",
@@ -48,160 +64,18 @@ __all__ = [
     "check_delta",
     "epsilon_of",
     "events_from_json",
-    "gaussian_delta",
 ]
-
-_LARGEST_NOISE = 1e9
-_ClipNorm = Annotated[float, Field(ge=1e-6, le=1e6, description="C")]
-_NoiseStd = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="sigma")]
-_NoiseScale = Annotated[float, Field(ge=1e-9, le=_LARGEST_NOISE, description="b")]
-"""Ranges in which float32 neither overflows nor loses digits: beyond them an epsilon would not hold."""
-
-_RecordsPerUnit = Annotated[int, Field(ge=1, le=1000, description="m: records that one privacy unit contributes")]
-
-_FINEST_GRID, _MOST_STEPS = 2.0**20, 2.0**50
-"""Grids in a noise's standard deviation, and in a clip norm, at most: their integers and sums stay below 2^53."""
 
 
 class Relation(Enum):
-    """What two neighbouring data sets may differ in."""
+    """What two neighbouring data sets may differ in.
+
+    Of what has one output for each record, a release or its labels, the outputs' number is public, and a record that is
+    removed leaves an output that no record had a part in: noise around zero, any label.
+    """
 
     REPLACE_ONE = "replace-one"
     ADD_OR_REMOVE_ONE = "add-or-remove-one"
-
-
-class _EventModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    stage: str = Field(pattern=r"^[a-z0-9]{1,30}$", description="the part of a method that spent it")
-
-
-class LatentGaussian(_EventModel):
-    """One release of every record's latent: N(clip(z; C), sigma^2 I), each record once.
-
-    Units are disjoint, so the release of all of them costs what that of the m records of one does: they are within
-    2 C sqrt(m) of any others.
-    """
-
-    kind: Literal["latent-gaussian"] = "latent-gaussian"
-    clip_norm: _ClipNorm
-    noise_std: _NoiseStd
-    records_per_unit: _RecordsPerUnit = 1
-
-
-class LatentGaussianGrid(_EventModel):
-    """One release of every record's latent: round(n + N(0, (sigma / gamma)^2 I)) gamma, n integers within C / gamma.
-
-    That is the Gaussian mechanism on n gamma, of norm at most C, rounded afterwards: it costs exactly what that does,
-    whatever the grid gamma. Units are disjoint, so the release of all of them costs what that of the m records of one
-    does.
-    """
-
-    kind: Literal["latent-gaussian-grid"] = "latent-gaussian-grid"
-    clip_norm: _ClipNorm
-    noise_std: _NoiseStd
-    grid: float = Field(gt=0, description="gamma, a power of two")
-    records_per_unit: _RecordsPerUnit = 1
-
-    @model_validator(mode="after")
-    def _is_exact(self) -> Self:
-        if math.frexp(self.grid)[0] != 0.5:
-            raise ValueError(f"grid is a power of two, so that scaling by it rounds nothing. Found {self.grid:g}")
-        if not self.noise_std / _FINEST_GRID <= self.grid <= self.noise_std:
-            raise ValueError(f"grid is from noise_std / 2^20 to noise_std = {self.noise_std:g}. Found {self.grid:g}")
-        if self.clip_norm / self.grid > _MOST_STEPS:
-            raise ValueError(
-                f"clip_norm is at most 2^50 grids, so that float64 holds every integer. Found {self.clip_norm:g} on a "
-                f"grid of {self.grid:g}; add noise or clip to less"
-            )
-        return self
-
-
-class LatentLaplace(_EventModel):
-    """One release of every record's latent: clip_1(z; C) plus Laplace noise of scale b in each dimension.
-
-    Units are disjoint, so the release of all of them costs what that of the m records of one does: 2 C m / b, with no
-    delta.
-    """
-
-    kind: Literal["latent-laplace"] = "latent-laplace"
-    clip_norm: _ClipNorm
-    noise_scale: _NoiseScale
-    records_per_unit: _RecordsPerUnit = 1
-
-
-class RandomizedResponse(_EventModel):
-    """One label of every record: the true one with probability e^epsilon / (e^epsilon + k - 1), else one of the others.
-
-    Each is epsilon differentially private, so those of the m records of a unit cost m epsilon.
-
-    References:
-        Warner: Randomized response, JASA 1965.
-        Kairouz, Oh, Viswanath: Extremal mechanisms for local differential privacy, arXiv 1407.1338.
-    """
-
-    kind: Literal["randomized-response"] = "randomized-response"
-    epsilon: float = Field(gt=0, le=20, description="of each record's label; beyond 20, a lie is rarer than 1e-8")
-    records_per_unit: _RecordsPerUnit = 1
-
-
-class GaussianHistogram(_EventModel):
-    """`times` tables of counts, each count with N(0, sigma^2) added; a record counts once in `histograms` of a table.
-
-    Replacing a record takes one from a count of each histogram and adds one to another: it moves a table by up to
-    sqrt(2 h), and replacing the m records of a unit by up to m sqrt(2 h).
-    """
-
-    kind: Literal["gaussian-histogram"] = "gaussian-histogram"
-    histograms: int = Field(ge=1, le=100_000, description="h, in which each record counts once")
-    noise_std: _NoiseStd
-    times: int = Field(1, ge=1, le=10_000)
-    records_per_unit: _RecordsPerUnit = 1
-
-
-class PoissonGaussian(_EventModel):
-    """DP-SGD: `steps` noised sums, sum clip(g_i; C) + N(0, sigma^2 I), each over a fresh Poisson sample."""
-
-    kind: Literal["poisson-gaussian"] = "poisson-gaussian"
-    clip_norm: _ClipNorm
-    noise_std: _NoiseStd
-    sampling_rate: float = Field(gt=0, le=1, description="q")
-    steps: int = Field(ge=1, le=10**7)
-
-
-class Unprotected(_EventModel):
-    """Something computed from training records that left without any protection."""
-
-    kind: Literal["unprotected"] = "unprotected"
-    what: str = Field(min_length=1, max_length=200)
-
-
-class DeclaredPublic(_EventModel):
-    """Something that no private record had a part in, by declaration. It costs nothing, and claims repeat it."""
-
-    kind: Literal["declared-public"] = "declared-public"
-    what: str = Field(max_length=200, pattern=r"^[^\p{C}]+$", description="printed with every claim that rests on it")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of its weights")
-    dataset: str = Field(
-        "", max_length=80, description="name of the records that it was trained on, where one is known"
-    )
-
-
-ReleaseEvent = LatentGaussian | LatentGaussianGrid | LatentLaplace | Unprotected
-ProtectedEvent = (
-    LatentGaussian | LatentGaussianGrid | LatentLaplace | PoissonGaussian | RandomizedResponse | GaussianHistogram
-)
-Event = ProtectedEvent | Unprotected | DeclaredPublic
-
-_EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Annotated[Event, Field(discriminator="kind")], ...])
-
-
-def events_from_json(tree: Any) -> tuple[Event, ...]:
-    """Return the events that `event.model_dump()` wrote.
-
-    Raises:
-        pydantic.ValidationError: a kind is unknown, or a parameter is out of range.
-    """
-    return _EVENTS.validate_python(tree)
 
 
 _NEIGHBOURS = {
@@ -209,11 +83,20 @@ _NEIGHBOURS = {
     Relation.ADD_OR_REMOVE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE,
 }
 
-_LARGEST_PURE_EPSILON = 500.0
-"""Beyond it exp(epsilon) nears the end of float64; beside Gaussian events it then counts as infinite."""
+_LARGEST_COMPOSED = 500.0
+"""Beyond it exp(epsilon) nears the end of float64, and distributions the end of memory: it counts as infinite."""
+
+_COARSEST = 0.1
+"""The grid that composition begins with."""
+
+_FINE, _FINE_ENOUGH = 500, 100_000
+"""Steps of a grid up to an epsilon: it is refined until there are at least so many, and not beyond so many."""
+
+_SMALLEST_SHARE = 1e-6
+"""A budget has an epsilon of 0.001 or more; that of a stage may be a small share of it."""
 
 _PRECISION = 1e-5
-"""Of a search for noise, in units of C."""
+"""Of a search for noise, relative to it."""
 
 
 def epsilon_of(
@@ -222,7 +105,9 @@ def epsilon_of(
     """Return the epsilon at `delta` of all events together; infinite if one is unprotected, 0 if there is none.
 
     Args:
-        grid: discretization of the privacy loss; coarser is faster and never smaller.
+        delta: 0 is possible for events that have none, Laplace noise and randomized response.
+        grid: discretization of the privacy loss, a power of ten; coarser is faster and never smaller. Small epsilons
+            take a finer one, in any case, and large ones a coarser one.
     """
     return _epsilon(tuple(events), delta, relation, grid)
 
@@ -235,14 +120,16 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: 
     pure = [_pure_epsilon(event, relation) for event in protected if isinstance(event, _PURE)]
     # Epsilons without a delta add up: a bound as good as the composed one, and for a single release without its grid.
     added = math.fsum(pure) if len(pure) == len(protected) else math.inf
-    if len(protected) <= 1 and added < math.inf:
+    if delta == 0 or (len(protected) <= 1 and added < math.inf):
         return added
-    if any(epsilon > _LARGEST_PURE_EPSILON for epsilon in pure):
+    shift = math.fsum(_squared_shift(event, relation) for event in protected)
+    sampled = _sampled_steps(protected)
+    if not pure and not sampled:
+        return gaussian_epsilon(math.sqrt(shift), delta)
+    mean = math.fsum([shift / 2, *(steps * _mean_loss(*event) for event, steps in sampled.items())])
+    if mean > _LARGEST_COMPOSED or any(epsilon > _LARGEST_COMPOSED for epsilon in pure):
         return added
-    composed = pld.identity(grid)
-    for loss in _privacy_losses(protected, relation, grid):
-        composed = composed.compose(loss)
-    return min(float(composed.get_epsilon_for_delta(delta)), added)
+    return min(added, _composed(pure, shift, sampled, delta, relation, grid))
 
 
 _PURE = (LatentLaplace, RandomizedResponse)
@@ -261,7 +148,13 @@ def _pure_epsilon(event: LatentLaplace | RandomizedResponse, relation: Relation)
 
 
 def _squared_shift(event: ProtectedEvent, relation: Relation) -> float:
-    """Return mu^2 = sum (L2 sensitivity / sigma)^2 of an event that is Gaussian noise on everyone; else 0."""
+    """Return mu^2 = sum (L2 sensitivity / sigma)^2 of an event that is Gaussian noise on everyone; else 0.
+
+    A unit's m latents are in m different places of a release, each moved by up to 2 C under replace-one and C under
+    add-or-remove: sqrt(m) times as far together. In a table, they may all move from one count to the same other one of
+    each histogram, h times (-m, +m): sqrt(2 h) m. No unit moves it further, since each of its records moves it by at
+    most sqrt(2 h), and those add up to m sqrt(2 h). A removed unit moves h counts by m.
+    """
     replaces = relation is Relation.REPLACE_ONE
     if isinstance(event, (LatentGaussian, LatentGaussianGrid)):
         sensitivity = event.clip_norm * math.sqrt(event.records_per_unit) * (2 if replaces else 1)
@@ -274,7 +167,56 @@ def _squared_shift(event: ProtectedEvent, relation: Relation) -> float:
     return 0.0
 
 
-def _privacy_losses(events: Sequence[ProtectedEvent], relation: Relation, grid: float) -> Iterator[Any]:
+def _sampled_steps(events: Sequence[ProtectedEvent]) -> Counter[tuple[float, float]]:
+    """Return how many steps take a sample, by sigma / C and sampling rate."""
+    steps: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        if isinstance(event, PoissonGaussian) and event.sampling_rate < 1:
+            steps[event.noise_std / event.clip_norm, event.sampling_rate] += event.steps
+    return steps
+
+
+def _mean_loss(noise: float, rate: float) -> float:
+    """Return the mean privacy loss of one sampled step under replace-one; infinite below a hundredth of C of noise.
+
+    It bounds the time and memory that a composition takes, and no epsilon.
+    """
+    if noise < 0.01:
+        return math.inf
+    x = np.linspace(-10 * noise, 1 + 10 * noise, 20_001)
+    kept, ours, theirs = (-((x - mean) ** 2) / (2 * noise**2) for mean in (0, 1, -1))
+    p, q = (np.logaddexp(np.log1p(-rate) + kept, np.log(rate) + each) for each in (ours, theirs))
+    return float((np.exp(p) * (p - q)).sum() * (x[1] - x[0]) / (noise * math.sqrt(2 * math.pi)))
+
+
+def _composed(
+    pure: Sequence[float],
+    shift: float,
+    sampled: Counter[tuple[float, float]],
+    delta: float,
+    relation: Relation,
+    grid: float,
+) -> float:
+    """Return the epsilon of privacy loss distributions composed on finer and finer grids, the smallest of them all.
+
+    Each grid holds the coarser ones' points, so none gives a larger epsilon but for the last digits. The grid follows
+    epsilon: one of 1e-4 alone would be a tenth of an epsilon of 0.001, and fill the memory for one of 500.
+    """
+    smallest, step = math.inf, _COARSEST
+    while True:
+        composed = pld.identity(step)
+        for loss in _privacy_losses(pure, shift, sampled, relation, step):
+            composed = composed.compose(loss)
+        smallest = min(smallest, float(composed.get_epsilon_for_delta(delta)))
+        is_fine = step <= grid * 1.01 and smallest >= _FINE * step
+        if is_fine or smallest >= _FINE_ENOUGH * step or step < 1e-8:
+            return smallest
+        step = round(step / 10, 12)
+
+
+def _privacy_losses(
+    pure: Sequence[float], shift: float, sampled: Counter[tuple[float, float]], relation: Relation, grid: float
+) -> Iterator[Any]:
     """Yield privacy loss distributions that dominate those of the events together, rounded up to the grid.
 
     All Gaussian events without sampling are one, exactly: their mu^2 add. A pure event stands for any mechanism of its
@@ -282,20 +224,15 @@ def _privacy_losses(events: Sequence[ProtectedEvent], relation: Relation, grid: 
     Viswanath, theorem 3.1). That of one Laplace variable would be smaller, but that it dominates a vector's is not
     proven here.
     """
-    if shift := math.fsum(_squared_shift(event, relation) for event in events):
+    if shift:
         yield pld.from_gaussian_mechanism(1 / math.sqrt(shift), value_discretization_interval=grid)
-    for event in events:
-        if isinstance(event, _PURE):
-            pure = DifferentialPrivacyParameters(_pure_epsilon(event, relation), 0.0)
-            yield pld.from_privacy_parameters(pure, grid)
-        elif isinstance(event, PoissonGaussian) and event.sampling_rate < 1:
-            step = pld.from_gaussian_mechanism(
-                event.noise_std / event.clip_norm,
-                value_discretization_interval=grid,
-                sampling_prob=event.sampling_rate,
-                neighboring_relation=_NEIGHBOURS[relation],
-            )
-            yield step.self_compose(event.steps)
+    for epsilon in pure:
+        yield pld.from_privacy_parameters(DifferentialPrivacyParameters(epsilon, 0.0), grid)
+    for (noise, rate), steps in sampled.items():
+        step = pld.from_gaussian_mechanism(
+            noise, value_discretization_interval=grid, sampling_prob=rate, neighboring_relation=_NEIGHBOURS[relation]
+        )
+        yield step.self_compose(steps)
 
 
 def calibrate_noise(
@@ -312,7 +249,7 @@ def calibrate_noise(
 
     Args:
         events_at: the events at an amount of noise: a standard deviation, or a scale.
-        clip_norm: C; the search is in units of it, to a precision of 1e-5.
+        clip_norm: C; the search is in units of it, to a relative precision of 1e-5.
         epsilon: the budget.
         delta: of the budget.
         grid: discretization of the privacy loss during the search. A tenth of the accountant's own resolution
@@ -321,11 +258,12 @@ def calibrate_noise(
     Raises:
         BudgetError: no noise meets the budget.
     """
-    if not 1e-3 <= epsilon <= 100:
+    if not _SMALLEST_SHARE <= epsilon <= 100:
         raise _no_noise(epsilon, clip_norm)
 
     def excess(multiplier: float) -> float:
-        return epsilon_of(events_at(multiplier * clip_norm), delta, grid=grid) - epsilon
+        # Capped, since the search interpolates: far from the budget its sign is all that matters.
+        return min(epsilon_of(events_at(multiplier * clip_norm), delta, grid=grid), 100 * epsilon) - epsilon
 
     try:
         lower = upper = 1.0 + 2.0 / epsilon
@@ -333,9 +271,9 @@ def calibrate_noise(
             lower, upper = upper, 2 * upper
         while excess(lower) <= 0:
             lower, upper = lower / 2, lower
-        multiplier = float(brentq(excess, lower, upper, xtol=_PRECISION))
+        multiplier = float(brentq(excess, lower, upper, xtol=_PRECISION * lower))
         while excess(multiplier) > 0:  # the root may lie on its other side; the upper end meets the budget
-            multiplier = min(multiplier + _PRECISION, upper)
+            multiplier = min(multiplier + _PRECISION * lower, upper)
     except ValidationError as error:
         raise _no_noise(epsilon, clip_norm) from error
     return multiplier * clip_norm
@@ -350,7 +288,7 @@ def calibrate_laplace(epsilon: float, *, clip_norm: float, records_per_unit: int
         BudgetError: no noise meets the budget.
     """
     sensitivity = 2 * clip_norm * records_per_unit
-    if not 1e-3 <= epsilon <= 100 or sensitivity / epsilon > _LARGEST_NOISE:
+    if not _SMALLEST_SHARE <= epsilon <= 100 or sensitivity / epsilon > LARGEST_NOISE:
         raise _no_noise(epsilon, clip_norm)
     noise_scale = sensitivity / epsilon
     while sensitivity / noise_scale > epsilon:
@@ -361,18 +299,8 @@ def calibrate_laplace(epsilon: float, *, clip_norm: float, records_per_unit: int
 def _no_noise(epsilon: float, clip_norm: float) -> BudgetError:
     return BudgetError(
         f"Some noise must meet the budget. None does for epsilon {epsilon:g} and clip norm {clip_norm:g}; use an "
-        "epsilon from 0.001 to 100, or a smaller clip norm."
+        "epsilon from 0.001 to 100, a smaller clip norm, or less beside it."
     )
-
-
-def gaussian_delta(epsilon: float, noise_std: float, sensitivity: float) -> float:
-    """Return delta(epsilon) = Phi(D/2s - es/D) - e^epsilon Phi(-D/2s - es/D) of one Gaussian release, exactly.
-
-    References:
-        Balle, Wang, arXiv 1805.06530, theorem 8.
-    """
-    half, shift = sensitivity / (2 * noise_std), epsilon * noise_std / sensitivity
-    return float(math.exp(log_ndtr(half - shift)) - math.exp(epsilon + log_ndtr(-half - shift)))
 
 
 def _rounded_down(value: float) -> str:

@@ -4,16 +4,20 @@ Labels and counts cost, each by itself, its share of epsilon. The main stage, a 
 noise with which everything composes to the budget, so that nothing of it is left over.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from cadp_fl.config import BudgetConfig
 from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
     Event,
     GaussianHistogram,
     ProtectedEvent,
     RandomizedResponse,
+    Unprotected,
     calibrate_noise,
 )
 from cadp_fl.privacy.ledger import Allowance, Labels, Plan, Unit
@@ -29,17 +33,15 @@ class Budget:
     """What one method may spend at a site.
 
     Attributes:
-        epsilon: of all events together, under replace-one.
-        delta: of all events together.
-        retry: set aside beside them, for events whose result a crash lost.
+        total: of all events together, under replace-one, and of what is set aside for retries.
+        retry: set aside for events whose result a crash lost.
         unit: what one neighbouring data set may change.
         records_per_unit: m, the records that one unit contributes.
         labels: whether a record's label is public by declaration, or covered by the claim.
         split: share of epsilon of the stages beside the main one.
     """
 
-    epsilon: float
-    delta: float
+    total: Allowance
     retry: Allowance
     unit: Unit
     records_per_unit: int
@@ -61,27 +63,39 @@ class Budget:
                 f"budget.split leaves a share to the release or the classifier. Found {split}; let them add up to less "
                 "than 1."
             )
-        kept = 1 - config.retry_reserve
-        retry = Allowance(config.epsilon * config.retry_reserve, config.delta * config.retry_reserve)
+        reserve = config.retry_reserve
         return cls(
-            config.epsilon * kept,
-            config.delta * kept,
-            retry,
+            Allowance(config.epsilon, config.delta),
+            Allowance(_product(config.epsilon, reserve), _product(config.delta, reserve)),
             config.unit,
             config.records_per_unit,
             labels,
             split,
         )
 
+    @property
+    def epsilon(self) -> float:
+        """Epsilon of all events together: with that of retries no more than the total, to the last bit."""
+        epsilon = self.total.epsilon - self.retry.epsilon
+        while epsilon + self.retry.epsilon > self.total.epsilon:
+            epsilon = math.nextafter(epsilon, 0.0)
+        return epsilon
+
+    @property
+    def delta(self) -> float:
+        """Delta of all events together, as a plan works it out."""
+        return self.total.delta - self.retry.delta
+
     def plan(self, method: str, events: Sequence[Event], *, run: str = "") -> Plan:
-        """Return the plan of a method with these events."""
+        """Return the plan of a method with these events; what leaves unprotected needs no reserve to leave again."""
+        protected = any(not isinstance(event, (Unprotected, DeclaredPublic)) for event in events)
         return Plan(
             method,
             tuple(events),
-            self.delta + self.retry.delta,
+            self.total.delta,
             unit=self.unit,
             labels=self.labels,
-            retry=self.retry,
+            retry=self.retry if protected else Allowance(0.0, 0.0),
             run=run,
         )
 
@@ -103,7 +117,12 @@ class Budget:
                 stage="counts", histograms=1, noise_std=noise_std, records_per_unit=self.records_per_unit
             )
 
-        share = max(1e-3, self.split["counts"] * self.epsilon)
+        share = self.split["counts"] * self.epsilon
         return counts(
             calibrate_noise(lambda std: [counts(std)], share, self.delta, clip_norm=float(self.records_per_unit))
         )
+
+
+def _product(amount: float, share: float) -> float:
+    """Return a share as it would be worked out on paper, so that a tenth of 3 is printed as 0.30."""
+    return float(Decimal(repr(amount)) * Decimal(repr(share)))

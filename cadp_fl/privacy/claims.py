@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any, Literal
 
 from cadp_fl.privacy.accounting import (
@@ -232,10 +232,18 @@ def compose_plans(plans: Sequence[Plan]) -> Together:
 
 
 def format_epsilon(epsilon: float | None) -> str:
-    """Return an epsilon with two decimals, rounded up: a printed figure is never below the true one."""
+    """Return an epsilon with two decimals, rounded up: a printed figure is never below the true one.
+
+    Below 0.1, and from a million, it has three significant digits.
+    """
     if epsilon is None or math.isinf(epsilon):
         return "-" if epsilon is None else "infinite"
-    return str(Decimal(repr(epsilon)).quantize(Decimal("0.01"), ROUND_CEILING))
+    exact = Decimal(repr(epsilon))
+    if 0.1 <= epsilon < 1e6 or epsilon == 0:
+        return str(exact.quantize(Decimal("0.01"), ROUND_CEILING))
+    rounded = Context(prec=3, rounding=ROUND_CEILING).plus(exact)
+    digits = 2 - rounded.adjusted()
+    return f"{rounded:.{digits}f}" if 2 < digits <= 6 else f"{rounded:.2e}"
 
 
 def _unprotected(plans: Sequence[Plan]) -> tuple[str, ...]:

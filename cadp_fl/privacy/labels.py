@@ -19,12 +19,16 @@ from cadp_fl.privacy.noise import NoiseSource
 __all__ = ["class_counts_of", "lie_probability", "randomize_labels"]
 
 _RESOLUTION = 2.0**-50
-"""Four steps of a uniform number: a lie is that much likelier than it need be, never less likely."""
+"""Four steps of a uniform number."""
 
 
 def lie_probability(epsilon: float, classes: int) -> float:
-    """Return P(y' != y) = (k - 1) / (e^epsilon + k - 1), rounded up."""
-    return (classes - 1) / (math.exp(epsilon) + classes - 1) + _RESOLUTION
+    """Return P(y' != y) = (k - 1) / (e^epsilon + k - 1), rounded up by 4 k steps of a uniform number.
+
+    A uniform number has 2^52 values, so that each of the other classes may be drawn up to two steps too rarely; the
+    truth is then that much rarer too, and no answer is e^epsilon times as likely as under another label.
+    """
+    return (classes - 1) / (math.exp(epsilon) + classes - 1) + classes * _RESOLUTION
 
 
 def randomize_labels(labels: np.ndarray, classes: int, event: RandomizedResponse, noise: NoiseSource) -> np.ndarray:

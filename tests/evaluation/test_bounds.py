@@ -13,7 +13,7 @@ from cadp_fl.evaluation.bounds import (
     linkage_bound,
     pure_bound,
 )
-from cadp_fl.privacy.accounting import gaussian_delta
+from cadp_fl.privacy.gaussian import gaussian_delta
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 
 

@@ -23,8 +23,8 @@ from cadp_fl.privacy.accounting import (
     check_delta,
     epsilon_of,
     events_from_json,
-    gaussian_delta,
 )
+from cadp_fl.privacy.gaussian import gaussian_delta
 
 DELTA = 1e-5
 

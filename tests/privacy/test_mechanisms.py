@@ -6,7 +6,8 @@ import torch
 from scipy.stats import kstest
 
 from cadp_fl.errors import ConfigError
-from cadp_fl.privacy.accounting import LatentGaussian, LatentLaplace, Unprotected, epsilon_of, gaussian_delta
+from cadp_fl.privacy.accounting import LatentGaussian, LatentLaplace, Unprotected, epsilon_of
+from cadp_fl.privacy.gaussian import gaussian_delta
 from cadp_fl.privacy.mechanisms import (
     MECHANISMS,
     RELEASED_RECORDS,

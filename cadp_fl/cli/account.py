@@ -1,0 +1,203 @@
+"""The command that answers privacy questions without a run."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cadp_fl.cli.options import AsJson, Override
+
+if TYPE_CHECKING:
+    from cadp_fl.privacy.costs import Costs
+    from cadp_fl.study.account import MethodAccount, StudyAccount
+
+__all__ = ["account", "epsilon", "noise", "plan"]
+
+account = typer.Typer(
+    no_args_is_help=True,
+    help="Answer privacy questions without a run, under replace-one and under add-or-remove.",
+)
+
+_EVENTS = (
+    "gaussian:clip-norm=C,noise-std=S; laplace:clip-norm=C,noise-scale=B; "
+    "dp-sgd:clip-norm=C,noise-std=S,sampling-rate=Q,steps=T; randomized-response:epsilon=E; histogram:noise-std=S "
+    "(histograms=1, times=1). All but dp-sgd take records-per-patient=M."
+)
+_Delta = Annotated[
+    float | None, typer.Option("--delta", help="At most 1 / (10 n). Needed wherever noise is Gaussian; no default.")
+]
+
+
+@account.command(epilog="Example: cadp-fl account plan configs/quickstart.yaml --set budget.epsilon=1")
+def plan(
+    config: Annotated[Path, typer.Argument(help="A study config (YAML).")],
+    set_: Override = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what every method of a study would spend at a site.
+
+    Event by event and composed, with the retry reserve, what all methods would
+    compose to, and what one more round or release would cost. No record is
+    read.
+    """
+    from cadp_fl.study.account import account_study
+
+    told = account_study(config, set_ or [])
+    if as_json:
+        typer.echo(json.dumps(told.to_json(), indent=2))
+    else:
+        _print_study(Console(highlight=False), told)
+
+
+@account.command(epilog="Example: cadp-fl account epsilon gaussian:clip-norm=1,noise-std=7.4612 --delta 1e-5")
+def epsilon(
+    events: Annotated[list[str], typer.Argument(help=f"One or more events of one plan: {_EVENTS}", metavar="EVENT...")],
+    delta: _Delta = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what events cost, each alone and all as one plan that was fixed in advance."""
+    from cadp_fl.privacy.costs import costs_of
+    from cadp_fl.privacy.notation import parse_event
+
+    costs = costs_of([parse_event(text) for text in events], delta)
+    if as_json:
+        typer.echo(json.dumps(costs.to_json(), indent=2))
+    else:
+        _print_costs(Console(highlight=False), costs)
+
+
+@account.command(epilog="Example: cadp-fl account noise gaussian:clip-norm=4 --epsilon 3 --delta 1e-5")
+def noise(
+    event: Annotated[str, typer.Argument(help=f"An event without its noise. With it: {_EVENTS}", metavar="EVENT")],
+    budget: Annotated[float, typer.Option("--epsilon", help="Budget, under replace-one. No default.")],
+    delta: _Delta = None,
+    beside: Annotated[
+        list[str] | None, typer.Option("--beside", help="Another event of the same plan. May be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the least noise with which an event, and all beside it, meets a budget."""
+    from cadp_fl.privacy.costs import least_noise
+    from cadp_fl.privacy.notation import parse_event, parse_noiseless
+
+    asked = parse_noiseless(event)
+    amount, costs = least_noise(asked, budget, delta, [parse_event(text) for text in beside or []])
+    if as_json:
+        typer.echo(json.dumps({asked.noise.replace("-", "_"): amount, **costs.to_json()}, indent=2))
+    else:
+        console = Console(highlight=False)
+        console.print(f"{asked.noise}: {_rounded_up(amount)}")
+        _print_costs(console, costs)
+
+
+def _rounded_up(amount: float) -> str:
+    """Return an amount of noise with six significant digits, no smaller than it is."""
+    from decimal import ROUND_CEILING, Context, Decimal
+
+    return f"{Context(prec=6, rounding=ROUND_CEILING).plus(Decimal(repr(amount))).normalize():f}"
+
+
+def _cost_table(title: str, costs: "Costs") -> Table:
+    from cadp_fl.privacy.claims import format_epsilon
+
+    table = Table(title=title, title_justify="left")
+    for heading in ("stage", "event", "replace-one", "add-or-remove"):
+        table.add_column(heading, justify="right" if "-o" in heading else "left", overflow="fold")
+    for cost in costs.events:
+        table.add_row(
+            cost.event.stage,
+            _words(cost.event.model_dump()),
+            format_epsilon(cost.alone.replace_one),
+            format_epsilon(cost.alone.add_remove),
+        )
+    return table
+
+
+def _words(event: dict[str, Any]) -> str:
+    """Return an event's kind and parameters."""
+    left_out = {"kind", "stage", "sha256", "dataset", *(name for name in ("records_per_unit",) if event.get(name) == 1)}
+    parameters = [_parameter(name, value) for name, value in event.items() if name not in left_out]
+    return f"{event['kind']}: {', '.join(parameters)}"
+
+
+def _parameter(name: str, value: Any) -> str:
+    if name == "what":
+        return str(value)
+    return f"{name.replace('_', '-')} {_rounded_up(value) if name.startswith('noise') else f'{value:g}'}"
+
+
+def _print_costs(console: Console, costs: "Costs") -> None:
+    from cadp_fl.privacy.claims import format_epsilon
+
+    title = "Epsilon of each event alone" + (f", at delta {costs.delta:g}" if costs.delta is not None else ", no delta")
+    table = _cost_table(title, costs)
+    if len(costs.events) > 1:
+        both = costs.together
+        together = format_epsilon(both.replace_one), format_epsilon(both.add_remove)
+        table.add_row("in all", "composed, as one plan that was fixed in advance", *together)
+    console.print(table)
+
+
+def _print_study(console: Console, told: "StudyAccount") -> None:
+    from cadp_fl.privacy.claims import format_epsilon
+
+    for each in told.methods:
+        _print_method(console, each)
+    together = told.together
+    if together.epsilon is None:
+        console.print(
+            f"All methods on the same records: no guarantee. Unprotected: {'; '.join(together.unprotected)}. What is "
+            f"protected adds up to epsilon {format_epsilon(told.protected_together.replace_one)}.",
+            soft_wrap=True,
+        )
+    else:
+        console.print(
+            f"All methods on the same records: epsilon {format_epsilon(together.epsilon)} (add-or-remove "
+            f"{format_epsilon(told.protected_together.add_remove)}) at delta {together.delta:g}; across plans, "
+            "epsilons and deltas add.",
+            soft_wrap=True,
+        )
+    console.print(
+        f"Relation: {told.relation}. delta is small enough for sites of up to {told.largest_cohort} {told.unit}s. "
+        "No record was read, and nothing was run.",
+        soft_wrap=True,
+    )
+
+
+def _print_method(console: Console, told: "MethodAccount") -> None:
+    from cadp_fl.privacy.claims import format_epsilon
+
+    delta, claim = told.costs.delta or 0.0, told.claim
+    table = _cost_table(f"{told.method}: epsilon of each event alone, at delta {delta:g}", told.costs)
+    if told.retry.epsilon:
+        table.add_row(
+            "retries",
+            f"set aside for results that a crash lost; adds, and so does its delta {told.retry.delta:g}",
+            format_epsilon(told.retry.epsilon),
+            format_epsilon(told.retry.epsilon),
+        )
+    figures = {
+        "end-to-end": (claim.epsilon, claim.epsilon_add_remove),
+        "given-flow": (claim.epsilon_if_flow_were_fixed, claim.epsilon_if_flow_were_fixed_add_remove),
+        "none": (None, None),
+    }[claim.guarantee]
+    words = {
+        "end-to-end": "end-to-end",
+        "given-flow": "NOT end-to-end: it would hold had the flow been fixed without these records",
+        "none": "no guarantee",
+    }[claim.guarantee]
+    table.add_row("in all", f"{words}; at delta {claim.delta:g}", *(format_epsilon(figure) for figure in figures))
+    console.print(table)
+    for more in told.one_more:
+        console.print(
+            f"  {more.what} would be a new plan, epsilon {format_epsilon(more.cost.replace_one)} (add-or-remove "
+            f"{format_epsilon(more.cost.add_remove)}) at delta {more.delta:g}; across plans epsilons and deltas add: "
+            f"{format_epsilon(more.total.replace_one)} ({format_epsilon(more.total.add_remove)}) at "
+            f"{more.total_delta:g} in all.",
+            soft_wrap=True,
+        )
+    for declared in claim.declared:
+        console.print(f"  This rests on a declaration: {declared}.", soft_wrap=True)

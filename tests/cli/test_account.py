@@ -1,0 +1,218 @@
+"""Privacy questions that are answered without a run: every number is the accountant's, and every error a sentence."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from cadp_fl.cli import main as cli
+from cadp_fl.config import load_study
+from cadp_fl.federated.methods import build_methods
+from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Relation, epsilon_of
+from cadp_fl.privacy.budget import Budget
+from cadp_fl.privacy.claims import claim_of
+
+DELTA = 1e-5
+PINNED = "gaussian:clip-norm=1,noise-std=7.4612"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run `cadp-fl account ...` and return exit status, stdout, stderr."""
+    monkeypatch.setattr("cadp_fl.cli.account.Console", lambda **named: Console(**named, width=200))
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["cadp-fl", "account", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            cli.main()
+        printed = capsys.readouterr()
+        return exited.value.code, printed.out, printed.err
+
+    return run
+
+
+def told(call, *arguments):
+    code, out, err = call(*arguments, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_the_pinned_case_costs_one(call):
+    assert told(call, "epsilon", PINNED, "--delta", "1e-5")["epsilon"] == pytest.approx(1.000, abs=2e-4)
+    noise = told(call, "noise", "gaussian:clip-norm=1", "--epsilon", "1", "--delta", "1e-5")
+    assert noise["noise_std"] == pytest.approx(7.4612, abs=2e-4)
+    assert noise["epsilon"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("event", "replace", "add_remove"),
+    [
+        ("gaussian:clip-norm=1,noise-std=3.73", 2.155, 1.000),
+        ("dp-sgd:clip-norm=1,noise-std=2,sampling-rate=0.1,steps=1", 0.460, 0.369),
+        ("laplace:clip-norm=1,noise-scale=4", 0.5, 0.25),
+        ("laplace:clip-norm=1,noise-scale=4,records-per-patient=5", 2.5, 1.25),
+        ("randomized-response:epsilon=0.7,records-per-patient=3", 2.1, 2.1),
+        ("histogram:noise-std=5.27585,records-per-patient=1", 1.000, 0.684),
+        ("histogram:noise-std=52.7585,histograms=4,times=25", 1.000, 0.684),
+    ],
+)
+def test_one_event_costs_what_was_worked_out_elsewhere(call, event, replace, add_remove):
+    answer = told(call, "epsilon", event, "--delta", "1e-5")
+    assert answer["epsilon"] == pytest.approx(replace, abs=1e-3)
+    assert answer["epsilon_add_remove"] == pytest.approx(add_remove, abs=1e-3)
+
+
+def test_events_of_one_plan_compose_below_their_sum(call):
+    answer = told(call, "epsilon", PINNED, "randomized-response:epsilon=0.3", "--delta", DELTA)
+    alone = [event["epsilon"] for event in answer["events"]]
+    assert max(alone) < answer["epsilon"] < sum(alone)
+    code, out, _ = call("epsilon", PINNED, "randomized-response:epsilon=0.3", "--delta", DELTA)
+    assert code == 0
+    assert "1.01" in out  # 1.00001, rounded up
+    assert "1.27" in out
+
+
+def test_what_has_no_delta_needs_none(call):
+    answer = told(call, "epsilon", "laplace:clip-norm=1,noise-scale=4", "randomized-response:epsilon=0.25")
+    assert (answer["epsilon"], answer["epsilon_add_remove"], answer["delta"]) == (0.75, 0.5, None)
+    noise = told(call, "noise", "laplace:clip-norm=2,records-per-patient=3", "--epsilon", "1.5")
+    assert noise["noise_scale"] == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(
+    "event", ["dp-sgd:clip-norm=3,sampling-rate=0.1,steps=50", "histogram:histograms=3", "laplace:clip-norm=1"]
+)
+def test_the_least_noise_meets_the_budget_with_what_is_beside_it(call, event):
+    arguments = ("--epsilon", "2", "--delta", "1e-5", "--beside", "randomized-response:epsilon=0.4")
+    answer = told(call, "noise", event, *arguments)
+    assert 0.98 * 2 <= answer["epsilon"] <= 2
+    name = next(name for name in answer if name.startswith("noise_"))
+    code, out, _ = call("noise", event, *arguments)
+    assert code == 0
+    printed = float(out.split("\n")[0].split(": ")[1])
+    assert answer[name] <= printed <= answer[name] * (1 + 1e-5)
+
+
+def test_a_study_is_accounted_from_its_config_alone(call, quickstart, monkeypatch):
+    def touched(*arguments):
+        raise AssertionError("accounting read a record")
+
+    monkeypatch.setattr("cadp_fl.data.sources.load_source", touched)
+    answer = told(call, "plan", quickstart, "--set", "budget.retry_reserve=0.1")
+    study = load_study(quickstart, ["budget.retry_reserve=0.1"])
+    budget = Budget.of(study.budget, study.labels)
+    for method in build_methods(study):
+        account, claim = answer["methods"][method.name], claim_of(budget.plan(method.name, method.events()))
+        assert [event["stage"] for event in account["events"]] == [event.stage for event in method.events()]
+        for key in ("guarantee", "epsilon", "epsilon_add_remove", "epsilon_if_flow_were_fixed", "delta"):
+            assert account[key] == getattr(claim, key)
+    assert 2.9 < answer["methods"]["dp-sgd"]["epsilon"] <= 3.0
+    assert answer["methods"]["dp-sgd"]["retry_reserve"] == pytest.approx({"epsilon": 0.3, "delta": 1e-6})
+    assert answer["methods"]["fedavg"]["retry_reserve"] == {"epsilon": 0.0, "delta": 0.0}
+    assert answer["all_methods_together"]["epsilon"] is None
+    assert 5.9 < answer["all_methods_together"]["protected"]["epsilon"] <= 6.0
+    assert answer["largest_cohort"] == 10_000
+
+
+def test_one_more_round_or_release_is_a_new_plan_that_adds(call, quickstart):
+    methods = told(call, "plan", quickstart)["methods"]
+    (again,) = methods["dp-sgd"]["one_more"]
+    steps = PoissonGaussian.model_validate(
+        {name: value for name, value in methods["dp-sgd"]["events"][0].items() if "epsilon" not in name} | {"steps": 2}
+    )
+    assert "2 steps" in again["what"]
+    assert again["epsilon"] == epsilon_of([steps], DELTA)
+    assert again["epsilon_add_remove"] == epsilon_of([steps], DELTA, Relation.ADD_OR_REMOVE_ONE)
+    assert again["total"]["epsilon"] == methods["dp-sgd"]["epsilon"] + again["epsilon"]
+    assert again["total"]["delta"] == 2 * DELTA
+    (again,) = methods["cadp-given-flow"]["one_more"]
+    release = {name: value for name, value in methods["cadp-given-flow"]["events"][1].items() if "epsilon" not in name}
+    assert again["epsilon"] == epsilon_of([LatentGaussian.model_validate(release)], DELTA)
+    assert again["total"]["epsilon"] == pytest.approx(2 * again["epsilon"])
+    assert methods["fedavg"]["one_more"] == []
+
+
+def test_methods_that_protect_add_up(call, quickstart):
+    answer = told(call, "plan", quickstart, "--set", "methods={dp-sgd: {rounds: 3}}")
+    together = answer["all_methods_together"]
+    assert together["epsilon"] == together["protected"]["epsilon"] == answer["methods"]["dp-sgd"]["epsilon"]
+    code, out, _ = call("plan", quickstart, "--set", "methods={dp-sgd: {rounds: 3}}", "--set", "budget.epsilon=0.001")
+    assert code == 0
+    assert "All methods on the same records: epsilon 0.00100 (" in out
+
+
+def test_a_released_label_is_drawn_again_with_a_release(call, quickstart):
+    code, out, _ = call("plan", quickstart, "--set", "release.labels=randomized", "--set", "budget.retry_reserve=0.1")
+    assert code == 0
+    for sentence in (
+        "one more release, its labels drawn again would be a new plan",
+        "across plans epsilons and deltas add",
+        "NOT end-to-end",
+        "0.30 │",
+        "Relation: replace one record. delta is small enough for sites of up to 10000 records.",
+    ):
+        assert sentence in out
+
+
+def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart, monkeypatch):
+    monkeypatch.delenv("CADP_FL_DATA", raising=False)
+    told(call, "plan", quickstart.parent / "pneumonia.yaml")
+    told(call, "plan", quickstart, "--set", "data.path=/nowhere.npz", "--set", "data.source=medmnist")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["epsilon", PINNED], "give --delta, at most 1 / (10 n)"),
+        (["epsilon", PINNED, "--delta", "1"], "delta is between 0 and 1"),
+        (["epsilon", PINNED, "--delta", "nan"], "delta is between 0 and 1"),
+        (["epsilon", "gauss:clip-norm=1"], "Unknown event 'gauss'. Choose one of: gaussian, laplace, dp-sgd"),
+        (["epsilon", "gaussian:clip-norm=1"], "lacks noise-std; add it"),
+        (["epsilon", "gaussian:clip-norm"], "Found 'clip-norm'"),
+        (["epsilon", "gaussian:clip-norm=1,clip-norm=2"], "give each once"),
+        (["epsilon", "dp-sgd:records-per-patient=3"], "has no parameter 'records-per-patient'. It has: clip-norm"),
+        (
+            ["epsilon", "gaussian:clip-norm=1,noise-std=0", "--delta", "1e-5"],
+            "greater than or equal to 0.000000001. Found",
+        ),
+        (["epsilon", "gaussian:clip-norm=one,noise-std=1", "--delta", "1e-5"], "Found 'one'"),
+        (["noise", PINNED, "--epsilon", "1", "--delta", "1e-5"], "The noise is what is asked for"),
+        (["noise", "randomized-response:epsilon=1", "--epsilon", "1"], "its epsilon is what it costs"),
+        (["noise", "gaussian:clip-norm=1", "--epsilon", "1"], "give --delta"),
+        (["noise", "gaussian:clip-norm=1", "--epsilon", "0", "--delta", "1e-5"], "use an epsilon from 0.001 to 100"),
+        (["noise", "laplace:clip-norm=1", "--epsilon", "nan"], "use an epsilon from 0.001 to 100"),
+        (
+            ["noise", "laplace:clip-norm=1", "--epsilon", "1", "--beside", "randomized-response:epsilon=1"],
+            "or less beside it",
+        ),
+        (["plan", "nowhere.yaml"], "Found none at"),
+    ],
+)
+def test_a_wrong_question_is_one_sentence(call, arguments, sentence):
+    code, _, err = call(*arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("cadp-fl: ")
+    assert sentence in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["methods=[cadp]", "flow.pretrained={path: none.safetensors, trained_on: public, freeze: [all]}"], "none"),
+        (["budget.epsilon=0.0001"], "'budget.epsilon'"),
+        (["methods=[capd]"], "Unknown method 'capd'"),
+        (["release.mechanism=laplacian"], "Unknown mechanism"),
+        (["budget.split={labels: 0.9, counts: 0.2}"], "leaves a share"),
+    ],
+)
+def test_a_study_that_cannot_be_accounted_says_why(call, quickstart, overrides, sentence):
+    code, _, err = call("plan", quickstart, *(part for each in overrides for part in ("--set", each)))
+    assert (code, err.count("\n")) == (2, 1)
+    assert sentence in err
+
+
+def test_every_question_has_an_example(call):
+    for question in ("plan", "epsilon", "noise"):
+        code, out, _ = call(question, "--help")
+        assert code == 0
+        assert f"Example: cadp-fl account {question}" in " ".join(out.split())

@@ -1,0 +1,89 @@
+"""Laws of calibration: whatever a study asks for, its plans spend no more than the budget, and next to all of it."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cadp_fl.config import BudgetConfig
+from cadp_fl.privacy.accounting import DeclaredPublic, PoissonGaussian, Relation, calibrate_noise, epsilon_of
+from cadp_fl.privacy.budget import Budget
+from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.mechanisms import mechanism_type
+
+PUBLIC = DeclaredPublic(stage="flow", what="the flow", sha256="0" * 64)
+
+
+@st.composite
+def budgets(draw):
+    """Draw what a study may spend, and what it says of labels."""
+    unit = draw(st.sampled_from(["record", "patient"]))
+    split = {"labels": draw(st.floats(0.01, 0.5)), "counts": draw(st.floats(0.01, 0.4))}
+    config = BudgetConfig(
+        epsilon=math.exp(draw(st.floats(math.log(0.05), math.log(20)))),
+        delta=10 ** draw(st.floats(-8, -3)),
+        unit=unit,
+        records_per_patient=draw(st.integers(1, 10)) if unit == "patient" else None,
+        split=draw(st.sampled_from([{}, split])),
+        retry_reserve=draw(st.sampled_from([0.0, 0.1]) | st.floats(0, 0.9)),
+    )
+    return config, Budget.of(config, draw(st.sampled_from(["public", "covered"])))
+
+
+@st.composite
+def stages(draw):
+    """Draw a method's main stage: given its budget, all of its events, calibrated."""
+    clip_norm, kind = draw(st.floats(1e-3, 1e3)), draw(st.sampled_from(["gaussian", "laplace", "dp-sgd"]))
+    rate, steps = draw(st.floats(0.01, 1.0)), draw(st.integers(1, 300))
+
+    def release(budget):
+        beside = (*budget.count_events(), *budget.label_events())
+        mechanism = mechanism_type(kind).calibrated(
+            clip_norm, budget.epsilon, budget.delta, records_per_unit=budget.records_per_unit, beside=beside
+        )
+        return PUBLIC, *beside, mechanism.event()
+
+    def dp_sgd(budget):
+        beside = budget.count_events()
+
+        def events(std):
+            return [*beside, PoissonGaussian(
+                stage="classifier", clip_norm=clip_norm, noise_std=std, sampling_rate=rate, steps=steps
+            )]  # fmt: skip
+
+        return tuple(events(calibrate_noise(events, budget.epsilon, budget.delta, clip_norm=clip_norm)))
+
+    return dp_sgd if kind == "dp-sgd" else release
+
+
+def check_that_a_plan_spends_its_budget(drawn, stage):
+    """Every figure is at most the budget's, to the last bit, and at least 0.98 of it."""
+    config, budget = drawn
+    events = stage(budget)
+    plan = budget.plan("m", events)
+    searched = epsilon_of(events, budget.delta, grid=1e-3)
+    assert 0.98 * budget.epsilon <= searched <= budget.epsilon
+    spent = epsilon_of(events, budget.delta)
+    assert 0.98 * budget.epsilon <= spent <= searched
+    claim = claim_of(plan)
+    assert claim.epsilon == plan.epsilon() == spent + plan.retry.epsilon
+    assert 0.98 * config.epsilon <= claim.epsilon <= config.epsilon
+    assert claim.delta == plan.delta == config.delta
+    assert budget.delta + plan.retry.delta == pytest.approx(config.delta, rel=1e-12)
+    assert plan.retry.epsilon == pytest.approx(config.retry_reserve * config.epsilon)
+    assert plan.epsilon(Relation.ADD_OR_REMOVE_ONE) <= claim.epsilon
+    assert (plan.unit, plan.labels) == (config.unit, budget.labels)
+
+
+@settings(max_examples=50)
+@given(drawn=budgets(), stage=stages())
+def test_a_plan_spends_no_more_than_its_budget_and_next_to_all_of_it(drawn, stage):
+    check_that_a_plan_spends_its_budget(drawn, stage)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(drawn=budgets(), stage=stages())
+def test_a_thousand_plans_spend_no_more_than_their_budgets(drawn, stage):
+    check_that_a_plan_spends_its_budget(drawn, stage)
