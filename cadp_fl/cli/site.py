@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,8 +11,9 @@ from rich.text import Text
 
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError, LedgerError
+from cadp_fl.privacy.claims import format_epsilon
 
-__all__ = ["export", "init", "show", "site_app", "verify"]
+__all__ = ["approve", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
 
 site_app = typer.Typer(
     name="site", help="Run a real site: one hospital, its records and its budget.", no_args_is_help=True
@@ -23,6 +24,15 @@ ledger_app = typer.Typer(
     no_args_is_help=True,
 )
 site_app.add_typer(ledger_app)
+review_app = typer.Typer(
+    name="review",
+    help="Releases that wait for the steward: no record leaves before one is approved.",
+    no_args_is_help=True,
+)
+site_app.add_typer(review_app)
+
+Outbox = Annotated[Path, typer.Argument(help="The folder of the site's releases.", metavar="OUTBOX")]
+Event = Annotated[str, typer.Argument(help="The release's event id.", metavar="EVENT")]
 
 Ledger = Annotated[Path, typer.Argument(help="The ledger's database.", metavar="LEDGER")]
 Mark = Annotated[
@@ -215,3 +225,49 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
             )
     for what in tree["unprotected"]:
         console.print(Text(f"Not protected under these plans: {ascii(what)[1:-1]}."), soft_wrap=True)
+
+
+@review_app.command("list", epilog="Example: cadp-fl site review list outbox")
+def waiting(outbox: Outbox, as_json: AsJson = False) -> None:
+    """List the releases that were made, what each claims, and what was decided."""
+    from cadp_fl.site.review import Review
+
+    staged = Review(outbox).staged()
+    if as_json:
+        tree = [{"decision": each.decision, "manifest": each.manifest.model_dump(mode="json")} for each in staged]
+        typer.echo(json.dumps(tree, indent=2))
+        return
+    for each in staged:
+        manifest, claim = each.manifest, each.manifest.claim
+        epsilon = claim.epsilon_if_flow_were_fixed if claim.guarantee == "given-flow" else claim.epsilon
+        typer.echo(
+            f"{manifest.event_id}: {each.decision or 'waits'}. {manifest.records} records by the {manifest.mechanism} "
+            f"mechanism; guarantee {claim.guarantee}, epsilon {format_epsilon(epsilon)} at delta {claim.delta:g}, "
+            f"'{claim.relation}'."
+        )
+    if not staged:
+        typer.echo("No release was made.")
+
+
+@review_app.command(epilog="Example: cadp-fl site review approve outbox cadp-release-7")
+def approve(outbox: Outbox, event: Event, quiet: Silent = False) -> None:
+    """Let the records of a release be fetched. This cannot be taken back."""
+    _decide(outbox, event, "approved", quiet=quiet)
+
+
+@review_app.command(epilog="Example: cadp-fl site review deny outbox cadp-release-7")
+def deny(outbox: Outbox, event: Event, quiet: Silent = False) -> None:
+    """Keep the records of a release for good. What it cost stays spent.
+
+    The server sees that they do not come. A release that is made in its place
+    is a new event, and is paid for again.
+    """
+    _decide(outbox, event, "denied", quiet=quiet)
+
+
+def _decide(outbox: Path, event: str, decision: Literal["approved", "denied"], *, quiet: bool) -> None:
+    from cadp_fl.site.review import Review
+
+    manifest = Review(outbox).decide(event, decision)
+    if not quiet:
+        typer.echo(f"{manifest.event_id}: {decision}, {manifest.records} records.")

@@ -60,6 +60,7 @@ from cadp_fl.site.requests import (
     ReleaseRequest,
     ReserveRequest,
 )
+from cadp_fl.site.review import Review
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
 
 __all__ = ["Site"]
@@ -303,7 +304,10 @@ class Site:
         release = self._outbox / asked.event_id
         if not release.is_dir():
             raise ExchangeError(f"A shard is fetched from a release that was made. Found none of '{asked.event_id}'.")
-        data = open_bundle(release).data(asked.shard)
+        bundle = open_bundle(release)
+        if self._policy.review:
+            Review(self._outbox).check(bundle.manifest)
+        data = bundle.data(asked.shard)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
 
     def _plan(self, request: Request, method: str) -> Plan:

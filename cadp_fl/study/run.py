@@ -118,6 +118,11 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     """
     load_plugins(study.plugins)
     resolve_device(study.device)
+    if study.sites.policy is not None and study.sites.policy.review:
+        raise ConfigError(
+            "A release waits for a steward where the policy asks for review, and a simulation has none. Found "
+            "sites.policy.review: true, the default; set it to false."
+        )
     check_partition(study.sites.partition)
     check_classifier(study.classifier)
     source = load_source(study.data)

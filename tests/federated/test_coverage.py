@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cadp_fl.errors import FederationError
+from cadp_fl.errors import ConfigError, FederationError
 from cadp_fl.privacy.accounting import GaussianHistogram, RandomizedResponse, events_from_json
 from cadp_fl.privacy.claims import claim_of
 from cadp_fl.privacy.ledger import Plan
@@ -210,3 +210,9 @@ def test_a_policy_that_allows_the_study_lets_it_run(run_config):
     policy = POLICY + ", unprotected: true, min_class_units: 0}"
     run = Run(run_config, f"sites.policy={policy}", "methods={cadp-given-flow: {}}")
     assert run.go() == "complete"
+
+
+def test_a_simulation_has_no_steward(run_config):
+    run = Run(run_config, f"sites.policy={POLICY.replace('review: false', 'review: true')}}}")
+    with pytest.raises(ConfigError, match="waits for a steward"):
+        check_study(run.study)
