@@ -1,0 +1,81 @@
+"""The numbers on the privacy page are computed, not remembered."""
+
+import math
+import re
+
+import pytest
+import torch
+
+from cadp_fl.errors import CadpError, PolicyError
+from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Relation, epsilon_of
+from cadp_fl.privacy.claims import relation_of
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+BOTH = (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)
+
+
+def release(noise_std, m=1):
+    return LatentGaussian(stage="release", clip_norm=1.0, noise_std=noise_std, records_per_unit=m)
+
+
+def steps(rate, noise_std, count):
+    return PoissonGaussian(
+        stage="classifier", clip_norm=1.0, noise_std=noise_std, sampling_rate=rate, steps=count
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (release(7.4612), ("1.000", "0.469")),
+        (steps(0.1, 2.0, 1), (".460", ".369")),
+        (steps(0.064, 1.1, 500), ("14.25", "8.31")),
+    ],
+)
+def test_the_epsilons_of_the_page_are_the_accountants(event, told):
+    for relation, text in zip(BOTH, told, strict=True):
+        assert text in PAGE
+        assert epsilon_of([event], 1e-5, relation) == pytest.approx(float(text), rel=0.01)
+
+
+@pytest.mark.parametrize(("m", "told"), [(5, "2.44"), (10, "3.62")])
+def test_the_cost_of_a_patient_is_the_accountants(m, told):
+    assert f"{told} " in PAGE
+    assert epsilon_of([release(7.4612, m)], 1e-5) == pytest.approx(float(told), abs=0.006)
+
+
+def test_the_classical_formula_adds_too_little_noise_above_8_4():
+    def excess(epsilon):
+        return epsilon_of([release(2 * math.sqrt(2 * math.log(1.25e5)) / epsilon)], 1e-5) - epsilon
+
+    assert "above 8.4" in PAGE
+    assert excess(8.3) < 0 < excess(8.5)
+
+
+@pytest.mark.parametrize(("batch", "told"), [(1, 187), (2, 127), (128, 5.4)])
+def test_a_clip_by_column_sums_leaves_these_norms(batch, told):
+    generator = torch.Generator().manual_seed(0)
+    norms = []
+    for _ in range(50):
+        z = torch.randn(batch, 784, generator=generator)
+        norms.append((z / torch.linalg.matrix_norm(z, ord=1)).abs().sum(dim=1).max())
+    assert f"{told}" in PAGE
+    assert torch.stack(norms).mean() == pytest.approx(told, rel=0.05)
+
+
+def test_the_relations_of_the_page_are_those_that_are_printed():
+    for unit in ("record", "patient"):
+        for labels, name in (("public", "public"), ("covered", "randomized")):
+            assert f"| {unit} | {name} | {relation_of(unit, labels)} |" in PAGE
+
+
+def test_every_refusal_of_a_policy_has_its_number_on_the_page():
+    codes = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", PAGE, re.MULTILINE) for code in row.split(",")}
+    pending, numbered = [CadpError], set()
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        if issubclass(kind, PolicyError) and kind is not PolicyError:
+            numbered.add(kind.code)
+    assert numbered == codes - {301, 302}
