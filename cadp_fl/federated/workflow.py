@@ -188,13 +188,13 @@ class _Conductor:
 
     def _count_classes(self, method: str, schema: Schema) -> None:
         """Ask for noised class counts, where the method's plan has some."""
-        counts: dict[str, dict[str, float]] = {}
+        counts: dict[str, dict[str, int]] = {}
 
         def check(site: str, reply: Reply) -> None:
             told = reply.content.get("class_counts")
             if not isinstance(told, dict) or set(told) != set(schema.classes):
                 raise ExchangeError(f"Noised counts name every class. Those of '{site}' do not.")
-            counts[site] = {name: float(told[name]) for name in schema.classes}
+            counts[site] = {name: int(told[name]) for name in schema.classes}
 
         for event in (event for event in self._plans[method].events if isinstance(event, GaussianHistogram)):
             settings = CountRequest(method=method, event=event)

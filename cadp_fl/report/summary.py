@@ -100,7 +100,7 @@ class Results:
     resumed: tuple[datetime, ...] = ()
     figures: dict[str, MethodFigures] = field(default_factory=dict)
     accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
-    noised_counts: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    noised_counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     traffic: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     software: dict[str, str] = field(default_factory=dict)

@@ -184,6 +184,8 @@ class Site:
         units = self._units if plan.units == "train" else self._test_units
         check_delta(plan.delta, len(units))
         check_plan(self._policy, plan, units=len(self._units), noise=self._noise.kind)
+        if not self._ledger.simulation:
+            check_delta(self._policy.delta, len(self._units))
         self._ledger.reserve(plan, allowance(self._policy, plan))
         return Reply()
 
@@ -197,15 +199,18 @@ class Site:
         return ids[-1]
 
     def _count(self, request: Request) -> Reply:
-        """Answer with the noised number of contributed training records of each class."""
+        """Answer with the noised number of contributed training records of each class.
+
+        Counts are integers and so is rounded noise: what is told is a rounded Gaussian mechanism, without low bits.
+        """
         asked = parse(CountRequest, request.settings)
         self._plan(request, asked.method)
         if asked.event.histograms != 1 or asked.event.times != 1:
             raise ExchangeError("Classes are counted once, in one histogram. Found another event; ask for that.")
         event_id = self._spend(request, asked.method, asked.event)
-        counts = self._units.class_counts(self._data.train)
-        noised = torch.from_numpy(counts.astype(np.float64))
-        noised += self._noise.child("counts", event_id).normal(tuple(noised.shape), asked.event.noise_std, like=noised)
+        counts = torch.from_numpy(self._units.class_counts(self._data.train))
+        noise = self._noise.child("counts", event_id)
+        noised = counts + noise.rounded_normal(tuple(counts.shape), asked.event.noise_std, like=counts)
         told = dict(zip(self._data.train.schema.classes, noised.tolist(), strict=True))
         self._outbox.mkdir(parents=True, exist_ok=True)
         with replaced_file(self._counts_file(request, asked.method)) as file:
@@ -216,11 +221,11 @@ class Site:
         name = hashlib.sha256(f"{request.run}/{method}".encode()).hexdigest()[:16]
         return self._outbox / f"counts-{name}.json"
 
-    def _known_counts(self, request: Request, method: str) -> dict[str, float] | None:
+    def _known_counts(self, request: Request, method: str) -> Mapping[str, float] | None:
         """Return how many records of each class there are, as far as that is public or was told with noise."""
         public, noised = self._public_counts(), self._counts_file(request, method)
         if public is not None:
-            return {name: float(count) for name, count in public.items()}
+            return public
         return json.loads(noised.read_text(encoding="utf-8")) if noised.is_file() else None
 
     def _train_flow(self, request: Request) -> Reply:

@@ -127,7 +127,7 @@ def test_no_exact_class_count_and_no_true_label_crosses(covered):
     for counts in told.values():
         assert len(counts) == 2  # one for each method that is protected, each with noise of its own
         assert counts[0] != counts[1]
-        assert not any(float(count).is_integer() for each in counts for count in each.values())
+        assert all(isinstance(count, int) for each in counts for count in each.values())
     for site in covered.json("summary.json")["sites"]:
         assert site["class_counts"] is site["classes"] is None
         assert set(site["noised_class_counts"]) == set("0123456789")

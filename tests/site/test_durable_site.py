@@ -37,7 +37,7 @@ def site(folder: Path) -> Site:
         device=torch.device("cpu"),
         outbox=folder / "outbox",
         simulation=False,
-        policy=open_policy(labels="covered"),
+        policy=open_policy(labels="covered").model_copy(update={"delta": 1e-3}),
         answers=Answers(folder / "answers"),
     )
 

@@ -10,10 +10,26 @@ import torch
 from cadp_fl.config import ClassifierConfig, FlowConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, PrivacyError, TotalBudgetError
+from cadp_fl.errors import (
+    BudgetError,
+    CadpError,
+    ConfigError,
+    ExchangeError,
+    PrivacyError,
+    TotalBudgetError,
+    UnitError,
+)
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
-from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentGaussianGrid, LatentLaplace, epsilon_of
+from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
+    GaussianHistogram,
+    LatentGaussian,
+    LatentGaussianGrid,
+    LatentLaplace,
+    RandomizedResponse,
+    epsilon_of,
+)
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
@@ -378,3 +394,39 @@ def test_every_error_of_a_site_has_a_number():
         assert type(CadpError.named(kind.code)) is kind
         pending.extend(kind.__subclasses__())
     assert CadpError.named(999).meaning == CadpError.meaning
+
+
+def test_told_counts_are_the_counts_with_rounded_gaussian_noise_of_the_events_deviation():
+    """300 draws of three classes: mean and deviation within 5 standard errors."""
+    event = GaussianHistogram(stage="counts", histograms=1, noise_std=4.0)
+    told = []
+    for number in range(300):
+        made = site(labels="covered")
+        made._noise = NoiseSource.from_seed(number)
+        made.call(Request("reserve", {"plan": Plan("m", (event,), 1e-5, labels="covered").to_json()}))
+        request = Request("count", {"method": "m", "event": event.model_dump()})
+        told.append(list(made.call(request).content["class_counts"].values()))
+        with pytest.raises(BudgetError, match="holds no such event"):
+            made.call(request)
+    noise = np.asarray(told) - dataset(40, 0).class_counts()
+    assert np.abs(noise.mean(axis=0)).max() < 5 * 4 / 300**0.5
+    assert noise.std() == pytest.approx(4.0, abs=5 * 4 / 1800**0.5)
+
+
+def test_a_site_that_covers_labels_tells_no_count_and_lets_no_true_label_go():
+    made = site(labels="covered")
+    assert made.call(Request("describe")).content["class_counts"] is None
+    with pytest.raises(UnitError, match="labels covered"):
+        made.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, EVENT), 1e-5).to_json()}))
+    labels = RandomizedResponse(stage="labels", epsilon=1.0)
+    plan = Plan("m", (FLOW_WEIGHTS, labels, EVENT), 1e-5, labels="covered")
+    made.call(Request("reserve", {"plan": plan.to_json()}))
+    with pytest.raises(PrivacyError, match="would tell the true ones"):
+        made.call(release())
+    other = labels.model_copy(update={"epsilon": 2.0})
+    with pytest.raises(BudgetError, match="holds no such event"):
+        made.call(release(labels=other.model_dump()))
+    manifest = manifest_from_json(made.call(release(labels=labels.model_dump())).content["manifest"])
+    assert (manifest.claim.relation, manifest.parameters.label_epsilon) == ("replace one record", 1.0)
+    (entry,) = made.call(Request("account")).content["accounts"]
+    assert [event["stage"] for event in entry["spent"]] == ["labels", "release"]
