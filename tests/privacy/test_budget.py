@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cadp_fl.config import BudgetConfig
 from cadp_fl.privacy.accounting import DeclaredPublic, PoissonGaussian, Relation, calibrate_noise, epsilon_of
 from cadp_fl.privacy.budget import Budget
-from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, claim_of
 from cadp_fl.privacy.mechanisms import mechanism_type
 
 PUBLIC = DeclaredPublic(stage="flow", what="the flow", sha256="0" * 64)
@@ -87,3 +87,30 @@ def test_a_plan_spends_no_more_than_its_budget_and_next_to_all_of_it(drawn, stag
 @given(drawn=budgets(), stage=stages())
 def test_a_thousand_plans_spend_no_more_than_their_budgets(drawn, stage):
     check_that_a_plan_spends_its_budget(drawn, stage)
+
+
+@pytest.mark.parametrize("m", [1, 5, 10])
+def test_labels_and_counts_cost_their_shares_whatever_a_patient_has(m):
+    config = BudgetConfig(
+        epsilon=4.0, delta=1e-5, unit="patient", records_per_patient=m, split={"labels": 0.3}, retry_reserve=0.25
+    )
+    budget = Budget.of(config, "covered")
+    assert epsilon_of(budget.label_events(), budget.delta) == pytest.approx(0.3 * 3.0)
+    assert 0.98 * 0.05 * 3.0 <= epsilon_of(budget.count_events(), budget.delta) <= 0.05 * 3.0
+    public = Budget.of(config, "public")
+    assert public.label_events() == public.count_events() == ()
+
+
+def test_what_leaves_unprotected_reserves_nothing_to_leave_again():
+    budget = Budget.of(BudgetConfig(epsilon=4.0, delta=1e-5, retry_reserve=0.25), "public")
+    assert budget.plan("m", (PUBLIC, FLOW_WEIGHTS)).epsilon() == math.inf
+    assert budget.plan("m", (PUBLIC, FLOW_WEIGHTS)).protected().epsilon() == 0
+
+
+@settings(max_examples=300)
+@given(epsilon=st.floats(1e-3, 100), delta=st.floats(1e-12, 0.1), reserve=st.floats(0, 0.9))
+def test_a_reserve_lifts_no_budget_by_a_single_bit(epsilon, delta, reserve):
+    budget = Budget.of(BudgetConfig(epsilon=epsilon, delta=delta, retry_reserve=reserve), "public")
+    assert budget.epsilon + budget.retry.epsilon <= epsilon
+    assert budget.epsilon == pytest.approx((1 - reserve) * epsilon)
+    assert 0 < budget.delta <= delta

@@ -228,3 +228,14 @@ def test_the_closed_form_is_the_least_epsilon_that_holds(mu, delta):
         assert gaussian_delta(epsilon, 1.0, mu) <= delta < gaussian_delta(epsilon * (1 - 1e-4), 1.0, mu)
     else:
         assert mu**2 / 2 < epsilon < mu**2 / 2 + 7 * mu
+
+
+@pytest.mark.parametrize("mu", [1.1e-9, 3e-9, 1e-6, 1e-3, 0.3, 5.0])
+@pytest.mark.parametrize("delta", [1e-12, 1e-10, 3.3e-10, 1e-5])
+def test_the_closed_form_holds_in_fifty_digits(mu, delta):
+    mpmath = pytest.importorskip("mpmath")
+    epsilon = gaussian_epsilon(mu, delta)
+    with mpmath.workdps(50):
+        half, shift = mpmath.mpf(mu) / 2, mpmath.mpf(epsilon) / mpmath.mpf(mu)
+        exact = mpmath.ncdf(half - shift) - mpmath.exp(mpmath.mpf(epsilon)) * mpmath.ncdf(-half - shift)
+        assert exact <= delta
