@@ -18,6 +18,7 @@ from cadp_fl.privacy.ledger import Labels, Plan, Unit
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
+    "EXACT_TEST_RESULTS",
     "FLOW_WEIGHTS",
     "LOCAL_TEST_RESULTS",
     "PRIVATE_FLOW",
@@ -40,6 +41,8 @@ CLASSIFIER_WEIGHTS = Unprotected(
 LOCAL_TEST_RESULTS = Unprotected(
     stage="classifier", what="test results of a classifier trained without differential privacy"
 )
+EXACT_TEST_RESULTS = Unprotected(stage="evaluation", what="exact test results")
+"""Computed from test units, so it stands in a plan of theirs."""
 
 
 def relation_of(unit: Unit, labels: Labels, attributes: Collection[str] = ()) -> str:

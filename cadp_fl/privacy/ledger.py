@@ -199,7 +199,7 @@ class Book:
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to; what is unprotected has no number."""
-        plans = [plan.protected() for plan in self.plans() if plan.units == units]
+        plans = [plan for plan in (each.protected() for each in self.plans() if each.units == units) if plan.events]
         return Allowance(math.fsum(plan.epsilon() for plan in plans), math.fsum(plan.delta for plan in plans))
 
     def answered(self, request: str, body: str) -> str | None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,6 +21,7 @@ from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
 from cadp_fl.device import resolve_device
+from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods.base import Method, PhaseCost
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
@@ -28,6 +29,7 @@ from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprote
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import claim_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
@@ -49,13 +51,20 @@ ENGINE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage of a method spends at a site. Epsilons are None where it is not protected."""
+    """What one stage of a method spends at a site. Epsilons are None where it is not protected.
+
+    Attributes:
+        delta: of the epsilons.
+        units: whose records it is computed from: those of training units, or of test units.
+    """
 
     method: str
     stage: str
     event: str
     epsilon: float | None
     epsilon_add_remove: float | None
+    delta: float
+    units: Literal["train", "test"] = "train"
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,8 @@ class Estimate:
 
     Attributes:
         stages: by method and stage, each by itself.
-        totals: by method, what all its stages compose to; None without an end-to-end guarantee.
-        delta: of every epsilon.
+        totals: by method, what all its stages on training units compose to; None without an end-to-end guarantee.
+        delta: of every total.
         phases: in order.
         sites_at_once: number of sites that compute at the same time.
         memory_bytes: of all processes together.
@@ -105,6 +114,9 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     study = load_study(config, overrides)
     sites, methods = check_study(study)
     at_once, budget = sites_at_once(study.sites), Budget.of(study.budget, study.labels)
+    plans = {method.name: budget.plan(method.name, method.events()) for method in methods}
+    classes = len(sites[0].train.schema.classes)
+    tests = {method.name: evaluation_plan(study, method.name, classes) for method in methods}
     threads = torch.get_num_threads()
     torch.set_num_threads(study.sites.cpus_per_client)
     try:
@@ -112,8 +124,13 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     finally:
         torch.set_num_threads(threads)
     return Estimate(
-        stages=tuple(_stage(method.name, event, study.budget.delta) for method in methods for event in method.events()),
-        totals={method.name: claim_of(budget.plan(method.name, method.events())).epsilon for method in methods},
+        stages=tuple(
+            _stage(plan, event)
+            for method in methods
+            for plan in (plans[method.name], tests[method.name])
+            for event in plan.events
+        ),
+        totals={name: claim_of(plan).epsilon for name, plan in plans.items()},
         delta=study.budget.delta,
         phases=tuple(phases),
         sites_at_once=at_once,
@@ -122,11 +139,14 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     )
 
 
-def _stage(method: str, event: Event, delta: float) -> StageCost:
+def _stage(plan: Plan, event: Event) -> StageCost:
     if isinstance(event, Unprotected):
-        return StageCost(method, event.stage, event.what, None, None)
-    both = [epsilon_of([event], delta, relation) for relation in (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)]
-    return StageCost(method, event.stage, event.kind, *both)
+        return StageCost(plan.method, event.stage, event.what, None, None, plan.delta, plan.units)
+    delta = plan.delta - plan.retry.delta
+    replace_one, add_remove = (
+        epsilon_of([event], delta, relation) for relation in (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)
+    )
+    return StageCost(plan.method, event.stage, event.kind, replace_one, add_remove, delta, plan.units)
 
 
 def _phases(study: StudyConfig, methods: list[Method], sites: list[SiteData], at_once: int) -> list[PhaseEstimate]:
