@@ -5,7 +5,7 @@ equally wide in asinh(s / 0.01): 0.0003 wide around zero and 3 % of the score fa
 learned next to nothing, or whose logits exploded under noise, still has its ranking.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from cadp_fl.errors import ExchangeError
 
-__all__ = ["BINS", "Evaluation", "Metrics", "ScoreBins", "count", "evaluate", "figures_of", "metrics_of", "pool"]
+__all__ = ["BINS", "Evaluation", "Metrics", "ScoreBins", "count", "evaluate", "metrics_of", "pool"]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Metrics:
     Attributes:
         undefined: reason by figure.
         noised: whether they were made of noised counts, so that none of them is exact.
-        accuracy_standard_error: of the accuracy, noise included; None where the counts are exact.
+        standard_errors: of each figure, by its name, that of the noise included; none where the counts are exact.
     """
 
     accuracy: float | None
@@ -85,7 +85,7 @@ class Metrics:
     macro_f1: float | None
     undefined: dict[str, str]
     noised: bool = False
-    accuracy_standard_error: float | None = None
+    standard_errors: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def without(cls, reason: str) -> "Metrics":
@@ -96,7 +96,7 @@ class Metrics:
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values.
 
-        `undefined` only where there is something to explain, `noised` and the standard error only with noised counts.
+        `undefined` only where there is something to explain, `noised` and standard errors only with noised counts.
         """
         figures: dict[str, Any] = {
             "accuracy": self.accuracy,
@@ -104,7 +104,7 @@ class Metrics:
             "auroc": self.auroc,
             "macro_f1": self.macro_f1,
         }
-        noise = {"noised": True, "accuracy_standard_error": self.accuracy_standard_error} if self.noised else {}
+        noise = {"noised": True, "standard_errors": self.standard_errors} if self.noised else {}
         return figures | noise | ({"undefined": self.undefined} if self.undefined else {})
 
 
@@ -153,17 +153,7 @@ def metrics_of(evaluation: Evaluation, classes: tuple[str, ...]) -> Metrics:
     Balanced accuracy and macro F1 are means over the classes that have test records. AUROC needs, for every class
     that it averages, test records of the class and of others.
     """
-    return figures_of(evaluation.confusion.astype(np.float64), evaluation.histograms, classes)
-
-
-def figures_of(confusion: np.ndarray, histograms: np.ndarray, classes: tuple[str, ...]) -> Metrics:
-    """Return the figures of counts that are not negative, and need not be whole.
-
-    Args:
-        confusion: float64 (classes, classes), true classes in rows.
-        histograms: (scored classes, 2, bins), of all classes, or of the second of two.
-        classes: their names.
-    """
+    confusion = evaluation.confusion.astype(np.float64)
     total = confusion.sum()
     if total == 0:
         return Metrics.without("no test record")
@@ -171,7 +161,7 @@ def figures_of(confusion: np.ndarray, histograms: np.ndarray, classes: tuple[str
     held = true > 0
     recall = correct[held] / true[held]
     f1 = 2 * correct[held] / (true[held] + predicted[held])
-    auroc, reason = _auroc(histograms, held, classes)
+    auroc, reason = _auroc(evaluation.histograms, held, classes)
     return Metrics(
         accuracy=float(correct.sum() / total),
         balanced_accuracy=float(recall.mean()),
@@ -183,18 +173,15 @@ def figures_of(confusion: np.ndarray, histograms: np.ndarray, classes: tuple[str
 
 def _auroc(histograms: np.ndarray, held: np.ndarray, classes: tuple[str, ...]) -> tuple[float | None, str | None]:
     missing = [name for name, has in zip(classes, held, strict=True) if not has]
-    scored = histograms[-1:] if len(classes) == 2 else histograms
     if missing:
         return None, f"no test record of class {', '.join(missing)}"
-    if (scored.sum(axis=2) == 0).any():  # noised counts of scores need not agree with those of predictions
-        return None, "no score of some class"
-    return float(np.mean([_binned_auroc(*each) for each in scored])), None
+    chosen = [1] if len(classes) == 2 else range(len(classes))
+    return float(np.mean([_binned_auroc(*histograms[label]) for label in chosen])), None
 
 
 def _binned_auroc(own: np.ndarray, others: np.ndarray) -> float:
     """Return the area under the ROC curve of binned scores; records in one bin are tied."""
-    bins = len(own)
-    scores = np.tile(np.arange(bins), 2)
+    scores = np.tile(np.arange(BINS), 2)
     return float(
-        roc_auc_score(np.repeat([1, 0], bins), scores, sample_weight=np.concatenate([own, others]).astype(np.float64))
+        roc_auc_score(np.repeat([1, 0], BINS), scores, sample_weight=np.concatenate([own, others]).astype(np.float64))
     )

@@ -49,7 +49,7 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
 
     Raises:
         InputError: the folder holds a run already, or none that can be resumed; it stays as it is.
-        CadpError: the study cannot go on. If sites had described themselves by then, the summary says `incomplete`
+        CadpError: the study cannot go on. If its sites had been found to fit it by then, the summary says `incomplete`
             and why.
     """
     methods = build_methods(study)
@@ -121,15 +121,10 @@ class _Conductor:
             FederationError: too few sites are left, or they do not fit together.
         """
         study, results = self._study, self._results
-        schema, results.sites = _describe(study, self._federation)
-        results.dataset, results.attributes = schema.name, schema.attributes
-        sizes = {site: entry.train for site, entry in results.sites.items()}
-        check_delta(study.budget.delta, max(sizes.values()))
-        if study.evaluation.delta is not None:
-            check_delta(study.evaluation.delta, max(1, *(entry.test for entry in results.sites.values())))
-        tests = {method.name: evaluation_plan(study, method.name, len(schema.classes)) for method in self._methods}
-        self._checkpoint.hold_test_plans(tests)
-        self._plans |= {plan.key: plan for plan in tests.values()}
+        schema, sites = _describe(study, self._federation)
+        self._plans |= self._plan_evaluations(schema, sites)
+        results.sites, results.dataset, results.attributes = sites, schema.name, schema.attributes
+        sizes = {site: entry.train for site, entry in sites.items()}
         self._spent_before = {key: self._checkpoint.spent(key) for key in self._plans}
         for key, plan in self._plans.items():
             ended, spent = self._checkpoint.figures(plan.method) is not None, self._spent_before[key]
@@ -191,6 +186,21 @@ class _Conductor:
                 self._finish(phase, method.name)
         self._checkpoint.end_method(method.name, figures)
         return figures
+
+    def _plan_evaluations(self, schema: Schema, sites: Mapping[str, SiteEntry]) -> dict[str, Plan]:
+        """Return every method's plan on test units, now that their classes are known, by key.
+
+        Raises:
+            BudgetError: a delta is too large for the number of units of a site.
+            InputError: the run began with other plans.
+        """
+        study = self._study
+        check_delta(study.budget.delta, max(entry.train for entry in sites.values()))
+        if study.evaluation.delta is not None:
+            check_delta(study.evaluation.delta, max(1, *(entry.test for entry in sites.values())))
+        plans = {method.name: evaluation_plan(study, method.name, len(schema.classes)) for method in self._methods}
+        self._checkpoint.hold_test_plans(plans)
+        return {plan.key: plan for plan in plans.values()}
 
     def _plans_of(self, method: str) -> dict[str, Plan]:
         """Return a method's plans by key: that on training units, and that on test units."""
