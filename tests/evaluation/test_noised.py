@@ -152,6 +152,16 @@ def test_the_noise_of_an_accuracy_has_the_variance_that_is_derived():
     assert np.mean(found) == pytest.approx(metrics_of(evaluate(log_odds, labels), ("a", "b")).accuracy, abs=1e-3)
 
 
+@pytest.mark.parametrize("noise_std", [1e-3, 8.0, 40.0])
+def test_the_standard_error_of_an_accuracy_is_that_of_draw_and_noise_together(noise_std):
+    """a (1 - a) / n + (K - 1) s^2 / n^2, told of one table; the first term is estimated, so within its own noise."""
+    log_odds, labels = scores(2000, 3)
+    found = noised_metrics_of(noised(log_odds, labels, noise_std, np.random.default_rng(3)), tuple("abc"))
+    drawn = found.accuracy * (1 - found.accuracy) / 2000
+    expected = math.sqrt(drawn + 2 * noise_std**2 / 2000**2)
+    assert found.standard_errors["accuracy"] == pytest.approx(expected, rel=0.05)
+
+
 def test_pooling_sites_adds_counts_and_variances():
     generator = np.random.default_rng(0)
     parts = [noised(*scores(100, 3, seed), std, generator) for seed, std in ((0, 2.0), (1, 3.0))]

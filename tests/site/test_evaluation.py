@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from cadp_fl.classifier.training import log_odds
 from cadp_fl.config import ClassifierConfig, EvaluationPolicy, PolicyConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, EvaluationError, PolicyError, TotalBudgetError, UnitError
-from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event
+from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event, table_of
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS
 from cadp_fl.privacy.ledger import Book, MemoryLedger, Plan
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.site.evaluation import told_with_noise
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import EpochTraining, EvaluateRequest, LocalRequest
 from cadp_fl.site.site import Site
@@ -278,9 +281,17 @@ def test_a_test_patient_contributes_its_first_records_alone():
         reserve(made, plan(EVENT, unit="patient"))
     with pytest.raises(UnitError, match="protects what the policy does"):
         reserve(made, plan(event))
-    arrays = reserve(made, plan(event, unit="patient")).call(evaluate(event)).arrays
-    told = arrays["histograms"].sum(axis=(1, 2)).mean()
-    assert told == pytest.approx(2 + 1 + 2, abs=5 * event.noise_std * (NOISED_BINS.number * 2 / 3) ** 0.5)
+    reserve(made, plan(event, unit="patient")).call(evaluate(event))
+    with pytest.raises(BudgetError):
+        made.call(evaluate(event))
+    little, test = event.model_copy(update={"noise_std": 1e-3}), dataset(TESTED, 1, patients)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    units = Units.of(test, "patient", 2)
+    arrays = told_with_noise(model, test, units, little, noise=NoiseSource.from_seed(0))
+    first = test.select(np.array([0, 1, 20, 21, 22]))  # of the second patient there is one, and a blank is none
+    expected = table_of(log_odds(model, torch.from_numpy(first.images)).numpy(), first.labels)
+    for name, counts in zip(("confusion", "histograms"), expected, strict=True):
+        assert np.array_equal(np.round(arrays[name]), counts)
 
 
 def test_a_site_without_test_records_tells_noise():
