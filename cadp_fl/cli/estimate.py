@@ -16,11 +16,12 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
     for heading in ("method", "stage", "event", "replace-one", "add-or-remove"):
         table.add_column(heading, justify="right" if "-o" in heading else "left")
     for method, stage in ((method, stage) for method, stages in estimate.stages.items() for stage in stages):
-        unprotected = stage.epsilon is None
+        on_test, told = stage.units == "test", f"{stage.event}, delta {stage.delta:g}"
+        unprotected = "exact, as a simulation may" if on_test else "NOT protected"
         table.add_row(
             method,
-            stage.stage,
-            "NOT protected" if unprotected else stage.event,
+            "test units" if on_test else stage.stage,
+            unprotected if stage.epsilon is None else told if on_test else stage.event,
             format_epsilon(stage.epsilon),
             format_epsilon(stage.epsilon_add_remove),
         )

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cadp_fl.federated.recorder import Watcher, describe_step
 from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.report.page import format_figure
 
 __all__ = ["progress_to", "results_table"]
 
@@ -104,12 +105,15 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
         console.print(f"INCOMPLETE: {summary.get('failure', 'sites are missing')}", style="bold red", markup=False)
         for gap in summary["missing"]:
             console.print(f"  {gap['site']} in {gap['phase']}: {gap['reason']}", markup=False, soft_wrap=True)
-    title = f"{summary['name']}: tested on real records of {len(summary['sites'])} sites"
+    is_noised = any(row.get("noised", False) for row in summary["methods"].values())
+    title = f"{summary['name']}: tested on real records of {len(summary['sites'])} sites" + (
+        ", with noise (\N{PLUS-MINUS SIGN} standard error)" if is_noised else ""
+    )
     table = Table(title=title, title_justify="left")
     for heading in ("method", "accuracy", "balanced", "AUROC", "epsilon", "guarantee"):
         table.add_column(heading, justify="left" if heading in ("method", "guarantee") else "right")
     for name, row in summary["methods"].items():
-        figures = [_share(row[key]) for key in ("accuracy", "balanced_accuracy", "auroc")]
+        figures = [format_figure(row, key) for key in ("accuracy", "balanced_accuracy", "auroc")]
         table.add_row(name, *figures, format_epsilon(row["epsilon"]), _guarantee(row))
     if summary["methods"]:
         console.print(table)
@@ -139,10 +143,6 @@ def _release(release: dict[str, Any]) -> str:
         f"by the {release['mechanism']} mechanism: clip norm {release['clip_norm']:.4g}, noise standard deviation "
         f"{release['noise_std']:.4g}{scale}{grid}, {dims}"
     )
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _guarantee(row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ class EvaluationPolicy(Settings):
     exact: bool = Field(False, description="whether exact counts may leave; each reveals a little of every test record")
     epsilon: float = Field(ge=1e-3, le=100, description="total of all noised evaluations, under replace-one")
     delta: _Delta = Field(description="total of all noised evaluations, at most 1 / (10 n) for n test units")
-    count: Count = Field(50, description="evaluations in all, exact or noised")
+    count: Count = Field(50, description="evaluations in all, exact or noised: one of each method, if noised")
 
 
 class PolicyConfig(Settings):

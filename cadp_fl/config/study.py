@@ -286,15 +286,17 @@ class BudgetConfig(Settings):
 class EvaluationConfig(Settings):
     """Evaluation on the sites' held-out records, which no model is trained on; they have a budget of their own."""
 
-    every: Count = Field(2, description="rounds between two evaluations of a federated baseline")
+    every: Count = Field(2, description="rounds between two evaluations of a federated baseline, if they are exact")
     metrics: Literal["exact", "noised"] = Field(
-        "exact", description="exact: as only a simulation, or a site whose policy says so, tells; noised: at a budget"
+        "exact",
+        description="exact: as only a simulation, or a site whose policy says so, tells; noised: each method's "
+        "classifier is evaluated once, when it is final, since each evaluation spends",
     )
     epsilon: float | None = Field(
-        None, ge=1e-3, le=100, description="of all evaluations of a method, for noised metrics"
+        None, ge=1e-3, le=100, description="of the one noised evaluation of each method, for test units"
     )
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="of all evaluations of a method, at most 1 / (10 n) for n test units at a site"
+        None, description="of the one noised evaluation of each method, at most 1 / (10 n) for n test units at a site"
     )
 
     @model_validator(mode="after")

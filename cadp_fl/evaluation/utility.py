@@ -5,7 +5,7 @@ equally wide in asinh(s / 0.01): 0.0003 wide around zero and 3 % of the score fa
 learned next to nothing, or whose logits exploded under noise, still has its ranking.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,34 @@ from sklearn.metrics import roc_auc_score
 
 from cadp_fl.errors import ExchangeError
 
-__all__ = ["BINS", "Evaluation", "Metrics", "evaluate", "metrics_of", "pool"]
+__all__ = ["BINS", "Evaluation", "Metrics", "ScoreBins", "count", "evaluate", "metrics_of", "pool"]
+
+
+@dataclass(frozen=True)
+class ScoreBins:
+    """Public bins of scores, equally wide in asinh(s / linear) between -limit and limit; the outer ones hold the rest.
+
+    Attributes:
+        number: of bins.
+        limit: score at which the outer bins end.
+        linear: score below which bins are about equally wide in the score itself.
+    """
+
+    number: int
+    limit: float
+    linear: float
+
+    def of(self, scores: np.ndarray) -> np.ndarray:
+        """Return the bin of each score, int64; scores are no NaN."""
+        inside = np.clip(scores, -self.limit, self.limit)
+        positions = (np.arcsinh(inside / self.linear) / np.arcsinh(self.limit / self.linear) + 1) / 2
+        bins: np.ndarray = (positions * self.number).astype(np.int64).clip(0, self.number - 1)
+        return bins
+
 
 BINS = 1000
-LIMIT = 1e4
-LINEAR = 0.01
+_EXACT_BINS = ScoreBins(BINS, 1e4, 0.01)
+_LOWEST = -1e300
 
 
 @dataclass(frozen=True)
@@ -48,23 +71,41 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Figures of one classifier on some test records; None where a figure is undefined, with the reason."""
+    """Figures of one classifier on some test records; None where a figure is undefined, with the reason.
+
+    Attributes:
+        undefined: reason by figure.
+        noised: whether they were made of noised counts, so that none of them is exact.
+        standard_errors: of each figure, by its name, that of the noise included; none where the counts are exact.
+    """
 
     accuracy: float | None
     balanced_accuracy: float | None
     auroc: float | None
     macro_f1: float | None
     undefined: dict[str, str]
+    noised: bool = False
+    standard_errors: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def without(cls, reason: str) -> "Metrics":
+        """Return no figure at all, for a reason."""
+        names = ("accuracy", "balanced_accuracy", "auroc", "macro_f1")
+        return cls(None, None, None, None, dict.fromkeys(names, reason))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values; `undefined` only where there is something to explain."""
+        """Return the figures as plain JSON values.
+
+        `undefined` only where there is something to explain, `noised` and standard errors only with noised counts.
+        """
         figures: dict[str, Any] = {
             "accuracy": self.accuracy,
             "balanced_accuracy": self.balanced_accuracy,
             "auroc": self.auroc,
             "macro_f1": self.macro_f1,
         }
-        return figures | ({"undefined": self.undefined} if self.undefined else {})
+        noise = {"noised": True, "standard_errors": self.standard_errors} if self.noised else {}
+        return figures | noise | ({"undefined": self.undefined} if self.undefined else {})
 
 
 def evaluate(log_odds: np.ndarray, labels: np.ndarray) -> Evaluation:
@@ -75,17 +116,27 @@ def evaluate(log_odds: np.ndarray, labels: np.ndarray) -> Evaluation:
             lowest score.
         labels: int64, (records,).
     """
-    scores = np.clip(np.nan_to_num(log_odds, nan=-np.inf, neginf=-LIMIT, posinf=LIMIT), -LIMIT, LIMIT)
+    return Evaluation(*count(log_odds, labels, _EXACT_BINS))
+
+
+def count(log_odds: np.ndarray, labels: np.ndarray, scores_in: ScoreBins) -> tuple[np.ndarray, np.ndarray]:
+    """Return how often each class was predicted for each, and how often each score fell into each bin.
+
+    Every record counts once among the confusion counts, and once among the scores of each class.
+
+    Returns:
+        int64 (classes, classes), true classes in rows; and int64 (classes, 2, bins), over [own records, all others].
+    """
+    scores = np.nan_to_num(log_odds, nan=_LOWEST, neginf=_LOWEST, posinf=-_LOWEST)
     classes = scores.shape[1]
     confusion = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(confusion, (labels, scores.argmax(axis=1)), 1)
-    positions = (np.arcsinh(scores / LINEAR) / np.arcsinh(LIMIT / LINEAR) + 1) / 2
-    bins = (positions * BINS).astype(np.int64).clip(0, BINS - 1)
-    histograms = np.zeros((classes, 2, BINS), dtype=np.int64)
+    bins = scores_in.of(scores)
+    histograms = np.zeros((classes, 2, scores_in.number), dtype=np.int64)
     for label in range(classes):
         others = (labels != label).astype(np.int64)
         np.add.at(histograms[label], (others, bins[:, label]), 1)
-    return Evaluation(confusion, histograms)
+    return confusion, histograms
 
 
 def pool(evaluations: list[Evaluation]) -> Evaluation:
@@ -105,8 +156,7 @@ def metrics_of(evaluation: Evaluation, classes: tuple[str, ...]) -> Metrics:
     confusion = evaluation.confusion.astype(np.float64)
     total = confusion.sum()
     if total == 0:
-        names = ("accuracy", "balanced_accuracy", "auroc", "macro_f1")
-        return Metrics(None, None, None, None, dict.fromkeys(names, "no test record"))
+        return Metrics.without("no test record")
     correct, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     held = true > 0
     recall = correct[held] / true[held]

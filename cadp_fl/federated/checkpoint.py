@@ -28,11 +28,12 @@ CHECKPOINT = "checkpoint.json"
 class _State(BaseModel):
     model_config = ConfigDict(extra="forbid")
     started: datetime
-    plans: dict[str, dict[str, Any]] = Field(description="what each method reserves, by its name")
+    plans: dict[str, dict[str, Any]] = Field(description="what each method reserves of training units, by its name")
+    test_plans: dict[str, dict[str, Any]] = Field({}, description="what it reserves of test units, once that is known")
     resumed: list[datetime] = Field([], description="when the run was taken up again")
     finished: list[str] = Field([], description="phases, in order")
     figures: dict[str, dict[str, Any]] = Field({}, description="of every method that ended")
-    spent: dict[str, dict[str, list[dict[str, Any]]]] = Field({}, description="events by method and site")
+    spent: dict[str, dict[str, list[dict[str, Any]]]] = Field({}, description="events by plan and site")
     missing: list[dict[str, str]] = []
     traffic: dict[str, tuple[int, int]] = {}
     seconds: dict[str, float] = {}
@@ -75,14 +76,20 @@ class Checkpoint:
             raise InputError(
                 f"A run is resumed from its {CHECKPOINT}. '{folder}' has none that can be read; start a new run."
             ) from error
-        ours = _trees(plans)
-        if changed := [name for name in {**ours, **state.plans} if ours.get(name) != state.plans.get(name)]:
-            raise InputError(
-                f"A run is resumed with the plans that it began with. That of '{changed[0]}' is another one now: the "
-                "stored flow, a plugin or the library changed; put it back, or start a new run."
-            )
+        _check_same(_trees(plans), state.plans)
         state.resumed.append(datetime.now(UTC))
         return cls(folder, state)
+
+    def hold_test_plans(self, plans: Mapping[str, Plan]) -> None:
+        """Write down what each method reserves of test units, or check that it is what was written down before.
+
+        Raises:
+            InputError: the run began with other plans.
+        """
+        if self._state.test_plans:
+            _check_same(_trees(plans), self._state.test_plans)
+        self._state.test_plans = _trees(plans)
+        self._write()
 
     @property
     def started(self) -> datetime:
@@ -127,25 +134,29 @@ class Checkpoint:
         per_site = {site: Metrics(**figures) for site, figures in tree["per_site"].items()}
         return MethodFigures(tree["classifier"], pooled, per_site, tree["release"])
 
-    def spent(self, method: str) -> dict[str, tuple[Event, ...]]:
-        """Return what each site had spent on the finished phases of a method."""
-        return {site: events_from_json(events) for site, events in self._state.spent.get(method, {}).items()}
+    def spent(self, key: str) -> dict[str, tuple[Event, ...]]:
+        """Return what each site had spent of a plan in the finished phases of its method."""
+        return {site: events_from_json(events) for site, events in self._state.spent.get(key, {}).items()}
 
     def finish(
         self,
         phase: str,
         *,
-        method: str,
-        spent: dict[str, tuple[Event, ...]],
+        spent: Mapping[str, Mapping[str, tuple[Event, ...]]],
         missing: list[dict[str, str]],
         traffic: dict[str, tuple[int, int]],
         seconds: dict[str, float],
         metrics_bytes: int,
     ) -> None:
-        """Write down that a phase is finished, and all that is known by now."""
+        """Write down that a phase is finished, and all that is known by now.
+
+        Args:
+            spent: by key of the phase's plans, and site.
+        """
         state = self._state
         state.finished.append(phase)
-        state.spent[method] = {site: [event.model_dump() for event in events] for site, events in spent.items()}
+        for key, by_site in spent.items():
+            state.spent[key] = {site: [event.model_dump() for event in events] for site, events in by_site.items()}
         state.missing, state.traffic, state.seconds = missing, traffic, seconds
         state.metrics_bytes = metrics_bytes
         self._write()
@@ -158,6 +169,14 @@ class Checkpoint:
     def _write(self) -> None:
         with replaced_file(self._path) as file:
             file.write_text(self._state.model_dump_json(indent=2), encoding="utf-8")
+
+
+def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    if changed := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
+        raise InputError(
+            f"A run is resumed with the plans that it began with. That of '{changed[0]}' is another one now: the "
+            "stored flow, a plugin or the library changed; put it back, or start a new run."
+        )
 
 
 def _trees(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ExchangeError, FederationError, InputError
 from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
+from cadp_fl.federated.evaluation import evaluation_plan, event_of
 from cadp_fl.federated.federation import Federation, Missing, Transport
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, StudyRun
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import GaussianHistogram, check_delta, events_from_json
+from cadp_fl.privacy.accounting import Event, GaussianHistogram, check_delta, events_from_json
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.page import write_report
@@ -47,7 +49,7 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
 
     Raises:
         InputError: the folder holds a run already, or none that can be resumed; it stays as it is.
-        CadpError: the study cannot go on. If sites had described themselves by then, the summary says `incomplete`
+        CadpError: the study cannot go on. If its sites had been found to fit it by then, the summary says `incomplete`
             and why.
     """
     methods = build_methods(study)
@@ -104,12 +106,13 @@ class _Conductor:
         results: Results,
         checkpoint: Checkpoint,
     ) -> None:
-        self._study, self._methods, self._plans, self._federation = study, methods, plans, federation
+        self._study, self._methods, self._federation = study, methods, federation
+        self._plans = {plan.key: plan for plan in plans.values()}  # of test units too, once their classes are known
         self._folder, self._results, self._checkpoint = folder, results, checkpoint
-        self._reserved: dict[str, set[str]] = {method.name: set() for method in methods}
+        self._reserved: dict[str, set[str]] = {}
         # As an interrupted attempt left them; the checkpoint itself goes on.
         self._missing_before, self._traffic_before = checkpoint.missing, checkpoint.traffic
-        self._spent_before = {method.name: checkpoint.spent(method.name) for method in methods}
+        self._spent_before: dict[str, dict[str, tuple[Event, ...]]] = {}
 
     def run(self) -> None:
         """Describe, reserve, every method that has not ended, account.
@@ -118,17 +121,19 @@ class _Conductor:
             FederationError: too few sites are left, or they do not fit together.
         """
         study, results = self._study, self._results
-        schema, results.sites = _describe(study, self._federation)
-        results.dataset, results.attributes = schema.name, schema.attributes
-        sizes = {site: entry.train for site, entry in results.sites.items()}
-        check_delta(study.budget.delta, max(sizes.values()))
-        for name, plan in self._plans.items():
-            ended, spent = self._checkpoint.figures(name) is not None, self._spent_before[name]
-            results.accounts[name] = {
-                site: Account(plan, spent.get(site) if ended else None) for site in self._federation.sites
-            }
-            if not ended:
-                self._reserve(name)
+        schema, sites = _describe(study, self._federation)
+        self._plans |= self._plan_evaluations(schema, sites)
+        results.sites, results.dataset, results.attributes = sites, schema.name, schema.attributes
+        sizes = {site: entry.train for site, entry in sites.items()}
+        self._spent_before = {key: self._checkpoint.spent(key) for key in self._plans}
+        for key, plan in self._plans.items():
+            ended, spent = self._checkpoint.figures(plan.method) is not None, self._spent_before[key]
+            self._accounts(plan).update(
+                {site: Account(plan, spent.get(site) if ended else None) for site in self._federation.sites}
+            )
+        for method in self._methods:
+            if self._checkpoint.figures(method.name) is None:
+                self._reserve(method.name)
         self._federation.recorder.round("reserve", 1, 1)
         try:
             for method in self._methods:
@@ -154,11 +159,16 @@ class _Conductor:
     def _run(self, method: Method, schema: Schema, sizes: dict[str, int]) -> MethodFigures:
         self._reserve(method.name)  # again, for a site that missed it and is back
         self._count_classes(method.name, schema)
-        releasing = [name for name, plan in self._plans.items() if any(each.stage == "release" for each in plan.events)]
+        releasing = [
+            plan.method for plan in self._plans.values() if any(each.stage == "release" for each in plan.events)
+        ]
         run = StudyRun(
             self._study,
+            method.name,
             schema,
             sizes,
+            {site: entry.test for site, entry in self._results.sites.items()},
+            event_of(self._study, len(schema.classes)),
             self._federation,
             self._folder,
             resolve_device(self._study.device),
@@ -177,14 +187,40 @@ class _Conductor:
         self._checkpoint.end_method(method.name, figures)
         return figures
 
+    def _plan_evaluations(self, schema: Schema, sites: Mapping[str, SiteEntry]) -> dict[str, Plan]:
+        """Return every method's plan on test units, now that their classes are known, by key.
+
+        Raises:
+            BudgetError: a delta is too large for the number of units of a site.
+            InputError: the run began with other plans.
+        """
+        study = self._study
+        check_delta(study.budget.delta, max(entry.train for entry in sites.values()))
+        if study.evaluation.delta is not None:
+            check_delta(study.evaluation.delta, max(1, *(entry.test for entry in sites.values())))
+        plans = {method.name: evaluation_plan(study, method.name, len(schema.classes)) for method in self._methods}
+        self._checkpoint.hold_test_plans(plans)
+        return {plan.key: plan for plan in plans.values()}
+
+    def _plans_of(self, method: str) -> dict[str, Plan]:
+        """Return a method's plans by key: that on training units, and that on test units."""
+        return {key: plan for key, plan in self._plans.items() if plan.method == method}
+
+    def _accounts(self, plan: Plan) -> dict[str, Account]:
+        """Return the accounts of a plan, by site."""
+        results = self._results
+        return (results.accounts if plan.units == "train" else results.test_accounts).setdefault(plan.method, {})
+
     def _reserve(self, method: str) -> None:
-        """Let every site that has not done so set the method's whole plan aside."""
-        federation, done = self._federation, self._reserved[method]
-        settings = ReserveRequest(plan=self._plans[method].to_json()).model_dump(mode="json")
-        request = Request("reserve", settings)
-        left = {site: request for site in federation.sites if site not in done}
-        if left:
-            done |= set(federation.ask(request if not done else left, phase="reserve"))
+        """Let every site that has not done so set the method's plans aside, whole."""
+        federation = self._federation
+        for key, plan in self._plans_of(method).items():
+            done = self._reserved.setdefault(key, set())
+            settings = ReserveRequest(plan=plan.to_json()).model_dump(mode="json")
+            request = Request("reserve", settings)
+            left = {site: request for site in federation.sites if site not in done}
+            if left:
+                done |= set(federation.ask(request if not done else left, phase="reserve"))
 
     def _count_classes(self, method: str, schema: Schema) -> None:
         """Ask for noised class counts, where the method's plan has some."""
@@ -207,11 +243,13 @@ class _Conductor:
         """Write down that a phase is finished, with what the sites spent on it."""
         self._account()
         self.tell()
-        accounts = self._results.accounts[method]
+        spent = {
+            key: {site: account.spent for site, account in self._accounts(plan).items() if account.spent is not None}
+            for key, plan in self._plans_of(method).items()
+        }
         self._checkpoint.finish(
             phase,
-            method=method,
-            spent={site: account.spent for site, account in accounts.items() if account.spent is not None},
+            spent=spent,
             missing=self._results.missing,
             traffic=self._results.traffic,
             seconds=self._results.seconds,
@@ -219,29 +257,29 @@ class _Conductor:
         )
 
     def _account(self) -> None:
-        """Ask every site what its ledger holds. A method's plan there must be the one that was reserved."""
-        results = self._results
+        """Ask every site what its ledger holds. Each plan there must be one that was reserved, and none be missing."""
 
         def check(site: str, reply: Reply) -> None:
             try:
                 told = [
-                    (Plan.from_json(tree["plan"]), events_from_json(tree["spent"]))
+                    (replace(Plan.from_json(tree["plan"]), run=""), events_from_json(tree["spent"]))
                     for tree in reply.content["accounts"]
                 ]
             except (KeyError, TypeError, ValueError) as error:
                 raise ExchangeError(f"An account lists plans and events. That of '{site}' does not.") from error
-            reserved = {name: self._plans[name] for name, sites in self._reserved.items() if site in sites}
-            if len(told) != len(reserved) or {plan.method: plan for plan, _ in told} != reserved:
+            reserved = {key: self._plans[key] for key, sites in self._reserved.items() if site in sites}
+            if len(told) != len(reserved) or {plan.key: plan for plan, _ in told} != reserved:
                 raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
             for plan, spent in told:
-                before = self._spent_before[plan.method].get(site, ())
-                results.accounts[plan.method][site] = Account(plan, (*before, *spent))
+                before = self._spent_before[plan.key].get(site, ())
+                self._accounts(plan)[site] = Account(plan, (*before, *spent))
 
         replies = self._federation.ask(Request("account"), phase="account", check=check)
-        for name, accounts in results.accounts.items():
+        for plan in self._plans.values():
+            accounts = self._accounts(plan)
             for site in set(accounts) - set(replies):
-                if name not in results.figures:  # what a method had spent when it ended is known for good
-                    accounts[site] = Account(self._plans[name])
+                if plan.method not in self._results.figures:  # what it had spent when it ended is known for good
+                    accounts[site] = Account(plan)
 
 
 def _describe(study: StudyConfig, federation: Federation) -> tuple[Schema, dict[str, SiteEntry]]:

@@ -20,6 +20,7 @@ from cadp_fl.privacy.ledger import Labels, Ledger, Plan, Unit
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
+    "EXACT_TEST_RESULTS",
     "FLOW_WEIGHTS",
     "LOCAL_TEST_RESULTS",
     "PRIVATE_FLOW",
@@ -45,6 +46,8 @@ CLASSIFIER_WEIGHTS = Unprotected(
 LOCAL_TEST_RESULTS = Unprotected(
     stage="classifier", what="test results of a classifier trained without differential privacy"
 )
+EXACT_TEST_RESULTS = Unprotected(stage="evaluation", what="exact test results")
+"""Computed from test units, so it stands in a plan of theirs."""
 
 
 def relation_of(unit: Unit, labels: Labels, attributes: Collection[str] = ()) -> str:
@@ -184,25 +187,30 @@ class StageCost:
         event: its kind, or what it leaves unprotected or takes to be public.
         epsilon: under replace-one; None where it is not protected, and 0 where it is public.
         epsilon_add_remove: the same under add-or-remove.
+        delta: of both.
+        units: whose records it is computed from: training units, or test units.
     """
 
     stage: str
     event: str
     epsilon: float | None
     epsilon_add_remove: float | None
+    delta: float
+    units: Literal["train", "test"]
 
 
 def stage_costs(plan: Plan) -> tuple[StageCost, ...]:
     """Return what each event of a plan would cost by itself, at the delta of all. Together they cost less."""
-    return tuple(_stage_cost(event, plan.delta - plan.retry.delta) for event in plan.events)
+    return tuple(_stage_cost(plan, event) for event in plan.events)
 
 
-def _stage_cost(event: Event, delta: float) -> StageCost:
+def _stage_cost(plan: Plan, event: Event) -> StageCost:
+    delta = plan.delta - plan.retry.delta
     if isinstance(event, Unprotected):
-        return StageCost(event.stage, event.what, None, None)
+        return StageCost(event.stage, event.what, None, None, delta, plan.units)
     name = event.what if isinstance(event, DeclaredPublic) else event.kind
     both = [epsilon_of([event], delta, relation) for relation in (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)]
-    return StageCost(event.stage, name, *both)
+    return StageCost(event.stage, name, both[0], both[1], delta, plan.units)
 
 
 @dataclass(frozen=True)

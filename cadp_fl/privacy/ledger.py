@@ -200,7 +200,7 @@ class Book:
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to; what is unprotected has no number."""
-        plans = [plan.protected() for plan in self.plans() if plan.units == units]
+        plans = [plan for plan in (each.protected() for each in self.plans() if each.units == units) if plan.events]
         return Allowance(math.fsum(plan.epsilon() for plan in plans), math.fsum(plan.delta for plan in plans))
 
     def answered(self, request: str, body: str) -> str | None:
@@ -253,9 +253,12 @@ class Book:
         entry: Entry = {"plan": key, "event": event.model_dump(), "request": request, "body": body}
         if request and self.answered(request, body) is not None:
             raise ExchangeError(f"A request is answered once. The answer to '{request}' is stored; send that one.")
-        before = self._spends_on(request)
-        again = [each["event"] for each in before if each["event"]["stage"] == event.stage]
-        if any(each["plan"] != key for each in before) or any(each != entry["event"] for each in again):
+        again = [
+            each["event"]
+            for each in self._spends_on(request)
+            if each["plan"] == key and each["event"]["stage"] == event.stage
+        ]
+        if any(each != entry["event"] for each in again):
             raise BudgetError(
                 f"A request is retried with the events that it was spent on. '{request}' asked for another one before; "
                 "give a new request an id of its own."

@@ -6,7 +6,7 @@ classes are declared ones or noised.
 
 from collections.abc import Mapping
 
-from cadp_fl.config import PolicyConfig
+from cadp_fl.config import EvaluationPolicy, PolicyConfig
 from cadp_fl.errors import (
     CohortError,
     EvaluationError,
@@ -16,10 +16,11 @@ from cadp_fl.errors import (
     UnprotectedModelError,
 )
 from cadp_fl.privacy.accounting import Event, GaussianHistogram, RandomizedResponse, ReleaseEvent, Unprotected
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
 from cadp_fl.privacy.ledger import Allowance, Labels, Plan, Unit
 from cadp_fl.privacy.mechanisms import MECHANISMS
 
-__all__ = ["allowance", "check_class_counts", "check_plan", "open_policy"]
+__all__ = ["allowance", "check_class_counts", "check_exact_evaluation", "check_number", "check_plan", "open_policy"]
 
 
 def open_policy(
@@ -39,6 +40,7 @@ def open_policy(
         min_class_units=0,
         seeded_noise=True,
         review=False,
+        evaluation=EvaluationPolicy(exact=True, epsilon=100.0, delta=0.5, count=1_000_000),
     )
 
 
@@ -46,7 +48,9 @@ def allowance(policy: PolicyConfig, plan: Plan) -> Allowance | None:
     """Return what all plans on the units of a plan may cost together; None where evaluations are exact."""
     if plan.units == "train":
         return Allowance(policy.epsilon, policy.delta)
-    return None if policy.evaluation is None else Allowance(policy.evaluation.epsilon, policy.evaluation.delta)
+    is_exact = not plan.protected().events
+    rules = policy.evaluation
+    return None if rules is None or is_exact else Allowance(rules.epsilon, rules.delta)
 
 
 def check_plan(policy: PolicyConfig, plan: Plan, *, units: int, noise: str) -> None:
@@ -134,12 +138,48 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
             )
 
 
-def _check_evaluations(policy: PolicyConfig, plan: Plan) -> None:
-    rules = policy.evaluation
-    if rules is None:
-        raise EvaluationError("Nothing is told of test records (policy: evaluation). Found a plan that does.")
-    times = sum(event.times for event in plan.events if isinstance(event, GaussianHistogram))
-    if times > rules.count:
-        raise EvaluationError(f"A site is evaluated at {rules.count} times (policy: evaluation.count). Found {times}.")
-    if any(isinstance(event, Unprotected) for event in plan.events) and not rules.exact:
+def check_exact_evaluation(policy: PolicyConfig) -> None:
+    """Check that a policy lets exact test results leave.
+
+    Raises:
+        EvaluationError: it does not.
+    """
+    if not _evaluation_rules(policy).exact:
         raise EvaluationError("Test results leave with noise (policy: evaluation.exact). Found exact ones.")
+
+
+def check_number(policy: PolicyConfig, evaluations: int) -> None:
+    """Check that a policy allows a number of evaluations, of all plans together.
+
+    Raises:
+        EvaluationError: it does not.
+    """
+    count = _evaluation_rules(policy).count
+    if evaluations > count:
+        raise EvaluationError(
+            f"A site is evaluated at most {count} times (policy: evaluation.count). This would be number {evaluations}."
+        )
+
+
+def _evaluation_rules(policy: PolicyConfig) -> EvaluationPolicy:
+    if policy.evaluation is None:
+        raise EvaluationError("Nothing is told of test records (policy: evaluation). Found a request that does.")
+    return policy.evaluation
+
+
+def _check_evaluations(policy: PolicyConfig, plan: Plan) -> None:
+    _evaluation_rules(policy)
+    if plan.unit != policy.unit:
+        raise UnitError(
+            f"A plan protects what the policy does: one {policy.unit}. Found one {plan.unit}; set budget.unit."
+        )
+    for event in plan.events:
+        if event == EXACT_TEST_RESULTS:
+            check_exact_evaluation(policy)
+        elif not isinstance(event, GaussianHistogram) or event.stage != EXACT_TEST_RESULTS.stage:
+            raise EvaluationError(
+                f"Test units are for evaluations. A plan spends '{event.kind}' of them in stage '{event.stage}'; "
+                "reserve it for training units."
+            )
+        else:
+            _check_event(policy, event)

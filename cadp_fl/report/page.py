@@ -13,7 +13,7 @@ from cadp_fl.privacy.claims import format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.figures import curves, image_grid
 
-__all__ = ["format_bytes", "write_report"]
+__all__ = ["format_bytes", "format_figure", "write_report"]
 
 COLUMNS = 8
 MAX_ROWS = 12
@@ -32,7 +32,11 @@ def write_report(folder: Path) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cadp_fl.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"share": _share, "epsilon": format_epsilon, "size": format_bytes}
+    environment.filters |= {
+        "figure": format_figure,
+        "epsilon": format_epsilon,
+        "size": format_bytes,
+    }
     pictures = _pictures(folder, bundles)
     page = environment.get_template("report.html").render(
         summary=summary,
@@ -121,6 +125,12 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
+
+
+def format_figure(figures: dict[str, Any], name: str) -> str:
+    """Return a figure with three digits, and its standard error if it was made of noised counts."""
+    error = figures.get("standard_errors", {}).get(name)
+    return _share(figures[name]) + ("" if error is None else f" \N{PLUS-MINUS SIGN} {error:.3f}")
 
 
 def format_bytes(count: float) -> str:

@@ -4,10 +4,18 @@ from collections.abc import Mapping
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.privacy.accounting import DeclaredPublic
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, format_epsilon
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, format_epsilon, relation_of
 from cadp_fl.privacy.ledger import Plan
 
-__all__ = ["RESUMED", "assumptions", "caution_on_flow", "not_covered", "statement_of_method", "statement_of_study"]
+__all__ = [
+    "RESUMED",
+    "assumptions",
+    "caution_on_flow",
+    "not_covered",
+    "statement_of_method",
+    "statement_of_study",
+    "statement_on_test_units",
+]
 
 
 def assumptions(scope: Scope) -> list[str]:
@@ -118,6 +126,33 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
     )
 
 
+def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str) -> str:
+    """Return what may be claimed for the units that classifiers are tested on; they are no training units.
+
+    Args:
+        claim: on the evaluation of one method, of the site where it costs the most; None where no method ran.
+        scope: of the study's claims.
+        noise: where it comes from.
+    """
+    apart = (
+        f"No test {scope.unit} is a training {scope.unit}, so this is apart from every claim on training {scope.unit}s"
+    )
+    if claim is None:
+        return f"Nothing was told of test {scope.unit}s. {apart}."
+    if claim.epsilon is None:
+        return (
+            f"Test {scope.unit}s: {' and '.join(claim.unprotected)} left the sites, as only a simulation may let them, "
+            f"or a site whose policy says so; no epsilon covers them. {apart}."
+        )
+    holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
+    return (
+        f"Test {scope.unit}s: of each method's classifier, when it was final, noised confusion counts and score "
+        f"histograms were told once. For two sets of a site's test {scope.unit}s that differ by "
+        f"'{relation_of(scope.unit, 'covered')}', that {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
+        f"differentially private for each method; what all of them add up to stands in privacy.json. {apart}."
+    )
+
+
 def caution_on_flow(plan: Plan, origin: str) -> str:
     """Return what speaks against a plan's declaration of a public flow, or nothing.
 
@@ -139,8 +174,16 @@ RESUMED = (
 )
 
 
-def statement_of_study(study: StudyConfig, scope: Scope, methods: Mapping[str, str], *, resumed: bool) -> str:
-    """Return the paragraph on a whole study, that a data protection officer can paste."""
+def statement_of_study(
+    study: StudyConfig, scope: Scope, methods: Mapping[str, str], *, resumed: bool, test_units: str = ""
+) -> str:
+    """Return the paragraph on a whole study, that a data protection officer can paste.
+
+    Args:
+        methods: statement of each.
+        resumed: whether the run was interrupted and went on.
+        test_units: statement on them.
+    """
     source = (
         "The privacy noise of this run was derived from a seed, so that the run can be repeated. Whoever knows the "
         "seed can remove the noise: nothing released here is protected."
@@ -163,6 +206,7 @@ def statement_of_study(study: StudyConfig, scope: Scope, methods: Mapping[str, s
             *methods.values(),
             "Each statement holds if only that method had been run; all methods of this study together compose to what "
             "privacy.json says.",
+            *([test_units] if test_units else []),
             "Assumptions:",
             *assumptions(scope),
             "Not covered:",

@@ -8,7 +8,7 @@ from typing import Any
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
-from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans, stage_costs
+from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans, relation_of, stage_costs
 from cadp_fl.privacy.ledger import Plan
 from cadp_fl.report.statement import (
     RESUMED,
@@ -17,6 +17,7 @@ from cadp_fl.report.statement import (
     not_covered,
     statement_of_method,
     statement_of_study,
+    statement_on_test_units,
 )
 
 __all__ = ["SCHEMA_VERSION", "Account", "MethodFigures", "Results", "SiteEntry", "privacy_json", "summary_json"]
@@ -83,7 +84,8 @@ class Results:
         missing: site, phase and reason of each answer that did not come.
         failure: why the run stopped early, if it did.
         figures: by method.
-        accounts: by method, then site.
+        accounts: of training units, by method, then site.
+        test_accounts: of test units, by method, then site.
         noised_counts: noised number of training records by method, site and class, where labels are covered.
         traffic: bytes of tensors that left a site and reached it, by site.
         seconds: wall time by phase.
@@ -100,6 +102,7 @@ class Results:
     resumed: tuple[datetime, ...] = ()
     figures: dict[str, MethodFigures] = field(default_factory=dict)
     accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
+    test_accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
     noised_counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     traffic: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -177,6 +180,7 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
         **worst.to_json(),
         "relation": results.relation,
         "against": "server",
+        "test": _test(results, name),
         "classifier": figures.classifier,
         **({"caution": caution} if (caution := _caution(results, name)) else {}),
         **({"release": dict(figures.release)} if figures.release else {}),
@@ -184,6 +188,20 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
             site: metrics.to_json() | ({"epsilon": claims[site].epsilon} if site in claims else {})
             for site, metrics in sorted(figures.per_site.items())
         },
+    }
+
+
+def _test(results: Results, name: str) -> dict[str, Any]:
+    """Return what evaluating a method's classifier cost the test units of the site where it cost the most."""
+    accounts = results.test_accounts.get(name, {}).values()
+    claim = _worst([claim_of(account.plan) for account in accounts]) if accounts else None
+    is_noised = claim is not None and claim.epsilon is not None
+    return {
+        "metrics": results.study.evaluation.metrics,
+        "epsilon": claim.epsilon if claim else None,
+        "epsilon_add_remove": claim.epsilon_add_remove if claim else None,
+        "delta": claim.delta if claim and is_noised else None,
+        "evaluations": max((len(account.spent) for account in accounts if account.spent is not None), default=None),
     }
 
 
@@ -213,10 +231,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
             "statement": f"{said} {caution}".strip(),
             "sites": {site: _account(account) for site, account in sorted(accounts.items())},
         }
-    together = {}
-    for site in sorted(results.sites):
-        plans = [accounts[site].plan for accounts in results.accounts.values() if site in accounts]
-        together[site] = compose_plans(plans).to_json()
+    test_units = _test_units(results)
     return {
         "schema_version": SCHEMA_VERSION,
         "simulation": True,
@@ -230,15 +245,10 @@ def privacy_json(results: Results) -> dict[str, Any]:
         "all_methods_together": {
             "meaning": "what running every method of this study on the same records composes to, by site; the methods "
             "are compared here, each with a ledger of its own",
-            "sites": together,
+            "sites": _together(results, results.accounts),
         },
         **({"resumed": _resumed(results)} if results.resumed else {}),
-        "test_units": {
-            "simulation_only": True,
-            "metrics": "exact",
-            "meaning": "confusion counts and score histograms of the test records are exact, which only a simulation "
-            "may do; no epsilon covers them",
-        },
+        "test_units": test_units,
         **_public_attributes(results),
         "assumptions": assumptions(results.scope),
         "not_covered": not_covered(results.scope),
@@ -247,8 +257,39 @@ def privacy_json(results: Results) -> dict[str, Any]:
             results.scope,
             {name: entry["statement"] for name, entry in methods.items()},
             resumed=bool(results.resumed),
+            test_units=test_units["statement"],
         ),
     }
+
+
+def _test_units(results: Results) -> dict[str, Any]:
+    """Return the line of the test units: what was told of them, by method and site, and what all of it adds up to."""
+    accounts, metrics = results.test_accounts, results.study.evaluation.metrics
+    claims = [claim_of(account.plan) for by_site in accounts.values() for account in by_site.values()]
+    worst = _worst(claims) if claims else None
+    return {
+        "metrics": metrics,
+        "simulation_only": metrics == "exact",
+        "relation": relation_of(results.study.budget.unit, "covered"),
+        "against": "server",
+        "methods": {
+            name: {"sites": {site: _account(account) for site, account in sorted(by_site.items())}}
+            for name, by_site in accounts.items()
+        },
+        "all_methods_together": {
+            "meaning": "what evaluating every method of this study on the same test units composes to, by site",
+            "sites": _together(results, accounts),
+        },
+        "statement": statement_on_test_units(worst, results.scope, noise=results.study.noise),
+    }
+
+
+def _together(results: Results, accounts: Mapping[str, Mapping[str, Account]]) -> dict[str, Any]:
+    """Return what all methods compose to, by site."""
+    plans = {
+        site: [by_site[site].plan for by_site in accounts.values() if site in by_site] for site in sorted(results.sites)
+    }
+    return {site: compose_plans(own).to_json() for site, own in plans.items()}
 
 
 def _resumed(results: Results) -> dict[str, Any]:

@@ -106,10 +106,13 @@ class LocalRequest(Settings):
     classifier: ClassifierConfig
     seed: int
     training: EpochTraining
+    evaluation: GaussianHistogram | None = Field(None, description="what the evaluation costs; none where it is exact")
 
 
 class EvaluateRequest(Settings):
     """Evaluate the classifier in the request's arrays on the test records."""
 
+    method: MethodName
     classifier: ClassifierConfig
     seed: int
+    event: GaussianHistogram | None = Field(None, description="what the evaluation costs; none where it is exact")

@@ -11,26 +11,26 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 import cadp_fl
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.classifier.training import as_input, log_odds, train_epochs
+from cadp_fl.classifier.training import as_input, train_epochs
 from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, ExchangeError, PrivacyError
-from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import DeclaredPublic, Event, Unprotected, check_delta
+from cadp_fl.privacy.accounting import DeclaredPublic, Event, GaussianHistogram, Unprotected, check_delta
 from cadp_fl.privacy.claims import (
     CLASSIFIER_WEIGHTS,
+    EXACT_TEST_RESULTS,
     FLOW_WEIGHTS,
     LOCAL_TEST_RESULTS,
     claim_of,
@@ -38,15 +38,24 @@ from cadp_fl.privacy.claims import (
     relation_of,
 )
 from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger, Plan
 from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.privacy.policy import allowance, check_class_counts, check_plan, open_policy
+from cadp_fl.privacy.policy import (
+    allowance,
+    check_class_counts,
+    check_exact_evaluation,
+    check_number,
+    check_plan,
+    open_policy,
+)
 from cadp_fl.release.bundle import open_bundle, write_bundle
 from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.description import Description
+from cadp_fl.site.evaluation import check_table, exact_counts, number_of_evaluations, told_with_noise
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import (
     ClassifierRequest,
@@ -80,7 +89,7 @@ class Site:
         noise: the site's entropy source; every event draws from a child of its own.
         device: where to compute.
         outbox: folder of releases that are ready to be fetched.
-        simulation: whether figures of training records and exact test metrics may leave.
+        simulation: whether figures of training records may leave, and exact test results whatever the policy.
         policy: what the site allows; a simulation's site allows all without one.
         answers: keeps what was answered, where the ledger is durable.
 
@@ -182,16 +191,22 @@ class Site:
             raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
         plan = replace(plan, run=request.run)
         units = self._units if plan.units == "train" else self._test_units
-        check_delta(plan.delta, len(units))
-        check_plan(self._policy, plan, units=len(self._units), noise=self._noise.kind)
+        is_exact = plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)
+        if not is_exact:
+            check_delta(plan.delta, max(1, len(units)))
+        if not (is_exact and self._simulation):
+            check_plan(self._policy, plan, units=len(self._units), noise=self._noise.kind)
+        if plan.units == "test" and not is_exact:
+            others = [each for each in self._test_plans() if each.key != plan.key]
+            check_number(self._policy, number_of_evaluations(self._ledger, [*others, plan]))
         if not self._ledger.simulation:
             check_delta(self._policy.delta, len(self._units))
         self._ledger.reserve(plan, allowance(self._policy, plan))
         return Reply()
 
-    def _spend(self, request: Request, method: str, *events: Event) -> str:
+    def _spend(self, request: Request, method: str, *events: Event, units: Literal["train", "test"] = "train") -> str:
         """Write events down before they are computed, and return the id of the last."""
-        key = "/".join(part for part in (request.run, method) if part)
+        key = self._plan(request, method, units).key
         ids = [
             self._ledger.spend(key, event, request=request.id, body=request.sha256() if request.id else "")
             for event in events
@@ -208,10 +223,9 @@ class Site:
         if asked.event.histograms != 1 or asked.event.times != 1:
             raise ExchangeError("Classes are counted once, in one histogram. Found another event; ask for that.")
         event_id = self._spend(request, asked.method, asked.event)
-        counts = torch.from_numpy(self._units.class_counts(self._data.train))
-        noise = self._noise.child("counts", event_id)
-        noised = counts + noise.rounded_normal(tuple(counts.shape), asked.event.noise_std, like=counts)
-        told = dict(zip(self._data.train.schema.classes, noised.tolist(), strict=True))
+        counts = self._units.class_counts(self._data.train)
+        noised = noised_counts(counts, asked.event, noise=self._noise.child("counts", event_id))
+        told = dict(zip(self._data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
         self._outbox.mkdir(parents=True, exist_ok=True)
         with replaced_file(self._counts_file(request, asked.method)) as file:
             file.write_text(json.dumps(told), encoding="utf-8")
@@ -315,9 +329,9 @@ class Site:
         data = bundle.data(asked.shard)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
 
-    def _plan(self, request: Request, method: str) -> Plan:
+    def _plan(self, request: Request, method: str, units: Literal["train", "test"] = "train") -> Plan:
         for plan in self._ledger.plans():
-            if (plan.run, plan.method, plan.units) == (request.run, method, "train"):
+            if (plan.run, plan.method, plan.units) == (request.run, method, units):
                 return plan
         raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
 
@@ -371,23 +385,38 @@ class Site:
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
-        self._check_exact_metrics_allowed()
+        self._check_evaluation(asked.event)
         model = self._classifier(asked.classifier, asked.seed)
         set_weights(model, request.arrays)
-        return self._evaluation_of(model)
+        event_id = self._spend(request, asked.method, asked.event or EXACT_TEST_RESULTS, units="test")
+        return self._evaluation_of(model, asked.event, event_id)
 
     def _train_local(self, request: Request) -> Reply:
         """Train a new classifier on the site's own records, and answer with its test results; it stays here."""
         asked = parse(LocalRequest, request.settings)
-        self._check_exact_metrics_allowed()
+        self._check_evaluation(asked.evaluation)
         model = self._classifier(asked.classifier, asked.seed)
-        self._spend(request, asked.method, LOCAL_TEST_RESULTS)
+        self._spend(request, asked.method, LOCAL_TEST_RESULTS)  # a function of training records, noised or not
+        event_id = self._spend(request, asked.method, asked.evaluation or EXACT_TEST_RESULTS, units="test")
         self._train_epochs(model, asked.training, self._shuffler(asked.seed, asked.method, "classifier"))
-        return self._evaluation_of(model)
+        return self._evaluation_of(model, asked.evaluation, event_id)
 
-    def _check_exact_metrics_allowed(self) -> None:
-        if not self._simulation:
-            raise BudgetError("Exact metrics leave a site only in a simulation. This site is not one.")
+    def _check_evaluation(self, event: GaussianHistogram | None) -> None:
+        """Check that an evaluation may leave: the table that an event pays for; or, without one, an exact one.
+
+        Raises:
+            EvaluationError: the policy allows no exact one, or none more; a simulation tells as many as it likes.
+            BudgetError: the event pays for another table.
+        """
+        if event is not None:
+            check_table(event, len(self._data.test.schema.classes))
+        elif not self._simulation:
+            check_exact_evaluation(self._policy)
+            check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
+
+    def _test_plans(self) -> list[Plan]:
+        """Return what was reserved for test units, as far as it adds up: in a simulation nothing does."""
+        return [] if self._simulation else [plan for plan in self._ledger.plans() if plan.units == "test"]
 
     def _train_epochs(self, model: torch.nn.Module, training: EpochTraining, shuffler: torch.Generator) -> float:
         """Train in place on the training records without privacy, and return the mean loss."""
@@ -402,11 +431,16 @@ class Site:
             generator=shuffler,
         )
 
-    def _evaluation_of(self, model: torch.nn.Module) -> Reply:
-        """Return the confusion counts and score histograms of a classifier on the test records, exactly."""
+    def _evaluation_of(self, model: torch.nn.Module, event: GaussianHistogram | None, event_id: str) -> Reply:
+        """Answer with a classifier's confusion counts and score histograms: exact ones, or with the noise of an event.
+
+        What is exact is of all test records; what is noised, of those that each test unit contributes.
+        """
         test = self._data.test
-        evaluation = evaluate(log_odds(model, torch.from_numpy(test.images)).cpu().numpy(), test.labels)
-        return Reply({}, {"confusion": evaluation.confusion, "histograms": evaluation.histograms})
+        if event is None:
+            return Reply({}, exact_counts(model, test))
+        noise = self._noise.child("evaluation", event_id)
+        return Reply({}, told_with_noise(model, test, self._test_units, event, noise=noise))
 
     def _account(self, request: Request) -> Reply:
         ledger = self._ledger

@@ -21,6 +21,7 @@ from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
 from cadp_fl.device import resolve_device
+from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods.base import Method, PhaseCost
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
@@ -63,9 +64,9 @@ class Estimate:
     """What a study will spend and take.
 
     Attributes:
-        stages: by method, each by itself.
-        totals: by method, what all its stages compose to; None without an end-to-end guarantee.
-        delta: of every epsilon.
+        stages: by method, each by itself, on training units and then on test units.
+        totals: by method, what all its stages on training units compose to; None without an end-to-end guarantee.
+        delta: of every total.
         phases: in order.
         sites_at_once: number of sites that compute at the same time.
         memory_bytes: of all processes together.
@@ -94,16 +95,18 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     study = load_study(config, overrides)
     sites, methods = check_study(study)
     at_once, budget = sites_at_once(study.sites), Budget.of(study.budget, study.labels)
+    plans = {method.name: budget.plan(method.name, method.events()) for method in methods}
+    classes = len(sites[0].train.schema.classes)
+    tests = {method.name: evaluation_plan(study, method.name, classes) for method in methods}
     threads = torch.get_num_threads()
     torch.set_num_threads(study.sites.cpus_per_client)
     try:
         phases = _phases(study, methods, sites, at_once)
     finally:
         torch.set_num_threads(threads)
-    plans = {method.name: budget.plan(method.name, method.events()) for method in methods}
     return Estimate(
-        stages={name: stage_costs(plan) for name, plan in plans.items()},
-        totals={method.name: claim_of(budget.plan(method.name, method.events())).epsilon for method in methods},
+        stages={name: (*stage_costs(plan), *stage_costs(tests[name])) for name, plan in plans.items()},
+        totals={name: claim_of(plan).epsilon for name, plan in plans.items()},
         delta=study.budget.delta,
         phases=tuple(phases),
         sites_at_once=at_once,

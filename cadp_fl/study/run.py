@@ -11,6 +11,7 @@ from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import StudyConfig, dump_study, load_study
 from cadp_fl.data.partition import SiteData, check_partition, deal
 from cadp_fl.data.sources import load_source
+from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, ConfigError, InputError
 from cadp_fl.federated.methods import build_methods
@@ -134,6 +135,9 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
     try:
         check_delta(study.budget.delta, max(len(site.train) for site in sites))
+        if study.evaluation.delta is not None:
+            unit, m = study.budget.unit, study.budget.records_per_unit
+            check_delta(study.evaluation.delta, max(1, *(len(Units.of(site.test, unit, m)) for site in sites)))
         return sites, build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error

@@ -749,7 +749,7 @@ def test_sites_spend_before_they_compute_and_refuse_what_was_not_reserved(run_co
     run.grid.push_messages([request])
     error = run.grid.replies[-1].content["cadp-error"]
     assert error["code"] == 301
-    assert "holds no such event or less of it" in error["text"]
+    assert "paid for by the plan's retry reserve" in error["text"]
 
 
 def test_a_real_site_sends_an_errors_number_alone(run_config, tiny):

@@ -30,7 +30,7 @@ from cadp_fl.privacy.accounting import (
     RandomizedResponse,
     epsilon_of,
 )
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger, Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.noise import NoiseSource
@@ -39,7 +39,6 @@ from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.site.protocol import ACTIONS, Request
 from cadp_fl.site.requests import (
     EpochTraining,
-    EvaluateRequest,
     FetchRequest,
     FlowRequest,
     LocalRequest,
@@ -321,21 +320,14 @@ def local(method="m"):
     return Request("train_local", settings.model_dump(mode="json"))
 
 
-def test_exact_metrics_leave_a_simulation_alone():
-    settings = EvaluateRequest(classifier=ClassifierConfig(model="linear"), seed=0).model_dump(mode="json")
-    made = reserved(LOCAL_TEST_RESULTS, simulation=False)
-    for request in (Request("evaluate", settings), local()):
-        with pytest.raises(BudgetError, match="only in a simulation"):
-            made.call(request)
-    assert [entry["spent"] for entry in made.call(Request("account")).content["accounts"]] == [[]]
-
-
 def test_a_site_that_trains_alone_tells_its_test_results_and_writes_them_down_as_unprotected():
     made = reserved(LOCAL_TEST_RESULTS)
+    made.call(Request("reserve", {"plan": Plan("m", (EXACT_TEST_RESULTS,), 1e-5, units="test").to_json()}))
     reply = made.call(local())
     assert (set(reply.arrays), dict(reply.content)) == ({"confusion", "histograms"}, {})
     assert reply.arrays["confusion"].sum() == 10
-    (entry,) = made.call(Request("account")).content["accounts"]
+    entry, tested = made.call(Request("account")).content["accounts"]
+    assert tested["spent"] == [EXACT_TEST_RESULTS.model_dump()]
     assert entry["spent"] == [LOCAL_TEST_RESULTS.model_dump()]
     assert claim_of(Plan.from_json(entry["plan"])).guarantee == "none"
     with pytest.raises(BudgetError, match="holds no such event"):

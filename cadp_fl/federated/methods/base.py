@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,9 +13,10 @@ from cadp_fl.classifier.models import build_classifier
 from cadp_fl.config import ClassifierConfig, StudyConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
+from cadp_fl.evaluation.noised import NoisedEvaluation, noised_metrics_of, pool_noised
 from cadp_fl.evaluation.utility import Evaluation, Metrics, metrics_of, pool
 from cadp_fl.federated.federation import Federation
-from cadp_fl.privacy.accounting import Event
+from cadp_fl.privacy.accounting import Event, GaussianHistogram
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import EvaluateRequest
 from cadp_fl.weights import check_arrays, get_weights, structure_sha256
@@ -38,8 +40,11 @@ class StudyRun:
 
     Attributes:
         study: the config.
+        method: name of the method that runs.
         schema: the public schema that all sites share.
         sizes: n_k, declared number of training records by site.
+        test_sizes: declared number of test units by site.
+        evaluation: what the one evaluation of the method's final classifier costs; None where all are exact.
         federation: asks the sites.
         folder: the run folder.
         device: where the server computes.
@@ -49,14 +54,27 @@ class StudyRun:
     """
 
     study: StudyConfig
+    method: str
     schema: Schema
     sizes: dict[str, int]
+    test_sizes: dict[str, int]
+    evaluation: GaussianHistogram | None
     federation: Federation
     folder: Path
     device: torch.device
     releasing: Collection[str]
     is_finished: Callable[[str], bool]
     finish: Callable[[str], None]
+
+    def evaluates(self, number: int, of: int, *, every: int = 1) -> bool:
+        """Tell whether a classifier is evaluated after a round: after every few of them, or the last alone with noise.
+
+        Args:
+            number: of the round, from 1.
+            of: number of rounds.
+            every: rounds between two exact evaluations.
+        """
+        return number == of or (self.evaluation is None and number % every == 0)
 
     def release_folder(self, method: str) -> Path:
         """Return the folder of a method's releases: `releases/` for the study's first, `releases-<method>/` beside it.
@@ -156,8 +174,11 @@ class Method(Protocol):
 def evaluate_at_sites(
     run: StudyRun, model: nn.Module, classifier: ClassifierConfig, *, phase: str, round: int, of: int
 ) -> tuple[Metrics, dict[str, Metrics]]:
-    """Return a classifier's figures on the sites' test records: pooled, and by site."""
-    settings = EvaluateRequest(classifier=classifier, seed=run.study.seed)
+    """Return a classifier's figures on the sites' test records: pooled, and by site.
+
+    With noise a site answers once for each method: evaluate its final classifier (`StudyRun.evaluates`).
+    """
+    settings = EvaluateRequest(method=run.method, classifier=classifier, seed=run.study.seed, event=run.evaluation)
     request = Request("evaluate", settings.model_dump(mode="json"), get_weights(model))
     return ask_for_evaluations(run, request, phase=phase, round=round, of=of)
 
@@ -166,22 +187,40 @@ def ask_for_evaluations(
     run: StudyRun, request: Request, *, phase: str, round: int = 1, of: int = 1
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """Return the figures of what sites answer to a request for an evaluation: pooled, and by site."""
-    evaluations: dict[str, Evaluation] = {}
-    classes = run.schema.classes
+    tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    classes = len(run.schema.classes)
 
     def check(site: str, reply: Reply) -> None:
         if set(reply.arrays) != {"confusion", "histograms"}:
             raise ExchangeError(f"An evaluation holds confusion and histograms. Found {sorted(reply.arrays)}.")
-        evaluation = Evaluation(reply.arrays["confusion"], reply.arrays["histograms"])
-        if len(evaluation.confusion) != len(classes):
-            raise ExchangeError(f"An evaluation has {len(classes)} classes. Found {len(evaluation.confusion)}.")
-        evaluations[site] = evaluation
+        confusion, histograms = reply.arrays["confusion"], reply.arrays["histograms"]
+        if confusion.shape[:1] != (classes,):
+            raise ExchangeError(f"An evaluation has {classes} classes. Found counts of shape {confusion.shape}.")
+        _figures(run, {site: (confusion, histograms)})
+        tables[site] = confusion, histograms
 
     replies = run.federation.ask(request, phase=phase, round=round, of=of, check=check)
-    pooled = metrics_of(pool([evaluations[site] for site in replies]), classes)
+    pooled = _figures(run, {site: tables[site] for site in replies})
     figures = {name: value for name, value in pooled.to_json().items() if isinstance(value, float)}
     run.federation.recorder.round(phase, round, of, **figures)
-    return pooled, {site: metrics_of(evaluations[site], classes) for site in replies}
+    return pooled, {site: _figures(run, {site: tables[site]}) for site in replies}
+
+
+def _figures(run: StudyRun, tables: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Metrics:
+    """Return the figures of some sites' confusion counts and score histograms together.
+
+    Raises:
+        ExchangeError: they are not what was asked for.
+    """
+    classes = run.schema.classes
+    if run.evaluation is None:
+        return metrics_of(pool([Evaluation(*table) for table in tables.values()]), classes)
+    variance, is_public = run.evaluation.noise_std**2, run.study.budget.unit == "record"
+    told = [
+        NoisedEvaluation(*table, variance, run.test_sizes[site] if is_public else None)
+        for site, table in tables.items()
+    ]
+    return noised_metrics_of(pool_noised(told), classes)
 
 
 def bytes_of(module: nn.Module) -> int:

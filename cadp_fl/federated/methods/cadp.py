@@ -213,7 +213,7 @@ class CadpGivenFlow:
         return {site: manifests[site] for site in replies}
 
     def _train_classifier(self, run: StudyRun, released: ReleasedRecords) -> Trained:
-        """Train on privatized records alone, and evaluate at the sites at every checkpoint."""
+        """Train on privatized records alone, and evaluate at the sites: at every checkpoint, or once with noise."""
         config, phase = run.study.classifier, f"{self.name}/central"
         model = run.classifier(config)
         losses = train_class_balanced(
@@ -226,9 +226,10 @@ class CadpGivenFlow:
         )
         for number, loss in enumerate(losses, start=1):
             run.federation.recorder.round(phase, number, CHECKPOINTS, loss=loss)
-            pooled, per_site = evaluate_at_sites(
-                run, model, config, phase=f"{self.name}/evaluate", round=number, of=CHECKPOINTS
-            )
+            if run.evaluates(number, CHECKPOINTS):
+                pooled, per_site = evaluate_at_sites(
+                    run, model, config, phase=f"{self.name}/evaluate", round=number, of=CHECKPOINTS
+                )
         return Trained(model, config, pooled, per_site)
 
 

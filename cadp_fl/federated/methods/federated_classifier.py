@@ -98,7 +98,7 @@ class _FederatedClassifier(ABC):
             replies = run.federation.ask(request, phase=phase, round=number, of=rounds, check=check)
             set_weights(model, average({site: reply.arrays for site, reply in replies.items()}, run.sizes))
             run.federation.recorder.round(phase, number, rounds, **mean_figure(replies, run.sizes, "loss"))
-            if number == rounds or number % every == 0:
+            if run.evaluates(number, rounds, every=every):
                 pooled, per_site = evaluate_at_sites(
                     run, model, self._classifier, phase=f"{self.name}/evaluate", round=number, of=rounds
                 )

@@ -60,7 +60,11 @@ class Local:
             epochs=own.epochs, batch_size=own.batch_size, learning_rate=own.learning_rate, momentum=own.momentum
         )
         settings = LocalRequest(
-            method=self.name, classifier=self._classifier, seed=run.study.seed, training=training
+            method=self.name,
+            classifier=self._classifier,
+            seed=run.study.seed,
+            training=training,
+            evaluation=run.evaluation,
         ).model_dump(mode="json")
         pooled, per_site = ask_for_evaluations(run, Request("train_local", settings), phase=f"{self.name}/train")
         return Trained(None, self._classifier, pooled, per_site)
