@@ -114,7 +114,8 @@ def test_no_exact_count_crosses_and_each_method_is_evaluated_once(noised):
             assert array.dtype != "int64"
             if name in ("confusion", "histograms"):
                 counts = array.numpy()
-                assert (counts == np.round(counts)).mean() < 0.1
+                assert (counts == np.round(counts)).all()
+                assert (counts < 0).any(), "as only noise can make a count"
 
 
 def test_a_plan_on_test_units_is_reserved_before_anything_is_trained(noised):
@@ -195,7 +196,7 @@ def test_a_retry_reserve_is_a_share_of_the_evaluations_budget_too(tiny):
 
 
 POLICY = {
-    "population": "people", "unit": "record", "epsilon": 10.0, "delta": 1e-3, "labels": "public", "min_class_units": 0,
+    "population": "people", "unit": "record", "epsilon": 10.0, "delta": 1.6e-4, "labels": "public", "min_class_units": 0,
 }  # fmt: skip
 
 

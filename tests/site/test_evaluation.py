@@ -46,7 +46,7 @@ def dataset(count, seed, patients=None):
 
 def policy(evaluation=RULES, **changes):
     told = {
-        "population": "people", "unit": "record", "epsilon": 10.0, "delta": 1e-2, "labels": "public",
+        "population": "people", "unit": "record", "epsilon": 10.0, "delta": 2.5e-3, "labels": "public",
         "unprotected": True, "min_units": 1, "min_class_units": 0,
     }  # fmt: skip
     return PolicyConfig(**(told | changes), evaluation=evaluation)
@@ -102,7 +102,7 @@ def test_a_noised_evaluation_is_a_table_of_floats_that_was_paid_for():
     assert {name: (array.shape, array.dtype.str) for name, array in reply.arrays.items()} == {
         "confusion": ((3, 3), "<f8"), "histograms": ((3, 2, NOISED_BINS.number), "<f8"),
     }  # fmt: skip
-    assert (reply.arrays["confusion"] != np.round(reply.arrays["confusion"])).any()
+    assert (reply.arrays["confusion"] < 0).any(), "as only noise can make a count"
     assert spent(made) == {"m/test": ["gaussian-histogram"]}
 
 
@@ -122,7 +122,7 @@ def test_the_noise_of_a_table_has_the_events_standard_deviation_and_is_new_for_e
         assert np.std(table[:9] - counts[:9]) < 3 * EVENT.noise_std
         assert np.std(table - np.round(tables[2])) == pytest.approx(EVENT.noise_std, rel=0.25)
     assert np.abs(np.corrcoef(tables[0], tables[1])[0, 1]) < 0.6
-    assert len(np.unique(tables[0])) > 180
+    assert (tables[0] != tables[1]).mean() > 0.8
 
 
 def test_a_second_evaluation_is_refused():

@@ -215,7 +215,7 @@ def _figures(run: StudyRun, tables: Mapping[str, tuple[np.ndarray, np.ndarray]])
     classes = run.schema.classes
     if run.evaluation is None:
         return metrics_of(pool([Evaluation(*table) for table in tables.values()]), classes)
-    variance, is_public = run.evaluation.noise_std**2, run.study.budget.unit == "record"
+    variance, is_public = run.evaluation.noise_std**2 + 1 / 12, run.study.budget.unit == "record"
     told = [
         NoisedEvaluation(*table, variance, run.test_sizes[site] if is_public else None)
         for site, table in tables.items()
