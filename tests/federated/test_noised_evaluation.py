@@ -196,7 +196,8 @@ def test_a_retry_reserve_is_a_share_of_the_evaluations_budget_too(tiny):
 
 
 POLICY = {
-    "population": "people", "unit": "record", "epsilon": 10.0, "delta": 1.6e-4, "labels": "public", "min_class_units": 0,
+    "population": "people", "unit": "record", "epsilon": 10.0, "delta": 1.6e-4, "labels": "public",
+    "min_class_units": 0,
 }  # fmt: skip
 
 
