@@ -100,14 +100,16 @@ def _bits(metrics: list[dict[str, Any]]) -> str | None:
 
 
 def _accuracy(metrics: list[dict[str, Any]]) -> str | None:
-    """Draw each method's accuracy over its training."""
+    """Draw each method's accuracy over its training, where one was evaluated more than once."""
     series: dict[str, tuple[list[float], list[float]]] = {}
     for line in metrics:
         if line["phase"].endswith("/evaluate") and "accuracy" in line:
             x, y = series.setdefault(line["phase"].split("/")[0], ([], []))
             x.append(100 * line["round"] / line["of"])
             y.append(line["accuracy"])
-    return curves(series, "share of the method's training (%)", "accuracy on real records") if series else None
+    if not any(len(x) > 1 for x, _ in series.values()):
+        return None  # each was evaluated once, when it was final
+    return curves(series, "share of the method's training (%)", "accuracy on real records")
 
 
 def _bundle(folder: Path, site: str) -> Bundle | None:

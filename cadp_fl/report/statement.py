@@ -99,8 +99,8 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     if claim.guarantee == "end-to-end":
         return (
-            f"{name}: everything computed from training records that leaves a site is accounted, or declared public "
-            f"below. For two data sets of "
+            f"{name}: everything computed from training records that leaves a site is accounted, or declared public. "
+            f"For two data sets of "
             f"a site that differ by '{relation}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
             "differentially private, over all steps of all rounds, against the server and all that it shares with. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
