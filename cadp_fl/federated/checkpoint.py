@@ -17,7 +17,7 @@ from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, events_from_json
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.summary import MethodFigures
 
 __all__ = ["CHECKPOINT", "Checkpoint"]

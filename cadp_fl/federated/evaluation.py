@@ -5,7 +5,7 @@ from cadp_fl.evaluation.noised import evaluation_event
 from cadp_fl.privacy.accounting import GaussianHistogram
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
-from cadp_fl.privacy.ledger import Allowance, Plan
+from cadp_fl.privacy.plan import Allowance, Plan
 
 __all__ = ["event_of", "evaluation_plan"]
 

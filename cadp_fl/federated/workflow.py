@@ -29,7 +29,7 @@ from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, GaussianHistogram, check_delta, events_from_json
 from cadp_fl.privacy.budget import Budget
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.page import write_report
 from cadp_fl.report.summary import Account, MethodFigures, Results, SiteEntry, privacy_json, summary_json
 from cadp_fl.site.description import Description

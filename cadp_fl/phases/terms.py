@@ -20,8 +20,9 @@ from cadp_fl.device import resolve_device
 from cadp_fl.errors import InputError
 from cadp_fl.flow.storage import FlowCard, check_fits_records
 from cadp_fl.privacy.durable import DurableLedger
-from cadp_fl.privacy.ledger import Labels, Ledger, MemoryLedger
+from cadp_fl.privacy.ledger import Ledger, MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Labels
 from cadp_fl.privacy.policy import open_policy
 
 __all__ = ["ReleaseOptions", "Terms", "terms_of"]

@@ -20,7 +20,7 @@ from cadp_fl.privacy.accounting import (
     Unprotected,
     calibrate_noise,
 )
-from cadp_fl.privacy.ledger import Allowance, Labels, Plan, Unit
+from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
 
 __all__ = ["SPLIT", "Budget"]
 

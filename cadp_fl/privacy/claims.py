@@ -16,7 +16,8 @@ from cadp_fl.privacy.accounting import (
     Unprotected,
     epsilon_of,
 )
-from cadp_fl.privacy.ledger import Labels, Ledger, Plan, Unit
+from cadp_fl.privacy.ledger import Ledger
+from cadp_fl.privacy.plan import Labels, Plan, Unit
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",

@@ -20,8 +20,9 @@ from pydantic import Field, model_validator
 from cadp_fl.config import Settings, parse
 from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
 from cadp_fl.privacy.accounting import Event, events_from_json
+from cadp_fl.privacy.book import Book, Entry
 from cadp_fl.privacy.chain import Chain, Link
-from cadp_fl.privacy.ledger import Allowance, Book, Entry, Plan, Unit
+from cadp_fl.privacy.plan import Allowance, Plan, Unit
 
 __all__ = ["DurableLedger", "LedgerTerms"]
 

@@ -17,8 +17,8 @@ from cadp_fl.errors import (
 )
 from cadp_fl.privacy.accounting import Event, GaussianHistogram, RandomizedResponse, ReleaseEvent, Unprotected
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
-from cadp_fl.privacy.ledger import Allowance, Labels, Plan, Unit
 from cadp_fl.privacy.mechanisms import MECHANISMS
+from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
 
 __all__ = ["allowance", "check_class_counts", "check_exact_evaluation", "check_number", "check_plan", "open_policy"]
 

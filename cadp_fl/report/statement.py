@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from cadp_fl.config import StudyConfig
 from cadp_fl.privacy.accounting import DeclaredPublic
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, format_epsilon, relation_of
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 
 __all__ = [
     "RESUMED",

@@ -9,7 +9,7 @@ from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans, relation_of, stage_costs
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.statement import (
     RESUMED,
     assumptions,

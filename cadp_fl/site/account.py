@@ -6,9 +6,10 @@ from typing import Any
 
 from cadp_fl.config import PolicyConfig
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected
+from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.claims import claim_of
 from cadp_fl.privacy.durable import DurableLedger
-from cadp_fl.privacy.ledger import Book, Plan
+from cadp_fl.privacy.plan import Plan
 
 __all__ = ["account_of"]
 

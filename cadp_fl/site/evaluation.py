@@ -14,8 +14,9 @@ from cadp_fl.evaluation.utility import evaluate
 from cadp_fl.privacy.accounting import GaussianHistogram
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
 from cadp_fl.privacy.histogram import noised_counts
-from cadp_fl.privacy.ledger import Ledger, Plan
+from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Plan
 
 __all__ = ["check_table", "exact_counts", "number_of_evaluations", "told_with_noise"]
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,32 +22,27 @@ from cadp_fl.classifier.training import as_input, train_epochs
 from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
-from cadp_fl.errors import BudgetError, ExchangeError, PrivacyError
+from cadp_fl.errors import ExchangeError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import DeclaredPublic, Event, GaussianHistogram, Unprotected, check_delta
+from cadp_fl.privacy.accounting import GaussianHistogram, Unprotected
 from cadp_fl.privacy.claims import (
     CLASSIFIER_WEIGHTS,
     EXACT_TEST_RESULTS,
     FLOW_WEIGHTS,
     LOCAL_TEST_RESULTS,
-    claim_of,
-    plan_beside,
     relation_of,
 )
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.histogram import noised_counts
-from cadp_fl.privacy.ledger import Ledger, Plan
+from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import (
-    allowance,
     check_class_counts,
-    check_exact_evaluation,
-    check_number,
-    check_plan,
     open_policy,
 )
 from cadp_fl.release.bundle import open_bundle, write_bundle
@@ -55,7 +50,7 @@ from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.description import Description
-from cadp_fl.site.evaluation import check_table, exact_counts, number_of_evaluations, told_with_noise
+from cadp_fl.site.evaluation import exact_counts, told_with_noise
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import (
     ClassifierRequest,
@@ -70,6 +65,7 @@ from cadp_fl.site.requests import (
     ReserveRequest,
 )
 from cadp_fl.site.review import Review
+from cadp_fl.site.spending import Spending, check_declared
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
 
 __all__ = ["Site"]
@@ -124,6 +120,14 @@ class Site:
         self._simulation = simulation
         self._units = Units.of(data.train, self._policy.unit, self._policy.records_per_unit)
         self._test_units = Units.of(data.test, self._policy.unit, self._policy.records_per_unit)
+        self._spending = Spending(
+            ledger,
+            self._policy,
+            units=len(self._units),
+            test_units=len(self._test_units),
+            noise=noise.kind,
+            simulation=simulation,
+        )
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,
@@ -189,29 +193,8 @@ class Site:
             plan = Plan.from_json(asked.plan)
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
-        plan = replace(plan, run=request.run)
-        units = self._units if plan.units == "train" else self._test_units
-        is_exact = plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)
-        if not is_exact:
-            check_delta(plan.delta, max(1, len(units)))
-        if not (is_exact and self._simulation):
-            check_plan(self._policy, plan, units=len(self._units), noise=self._noise.kind)
-        if plan.units == "test" and not is_exact:
-            others = [each for each in self._test_plans() if each.key != plan.key]
-            check_number(self._policy, number_of_evaluations(self._ledger, [*others, plan]))
-        if not self._ledger.simulation:
-            check_delta(self._policy.delta, len(self._units))
-        self._ledger.reserve(plan, allowance(self._policy, plan))
+        self._spending.reserve(replace(plan, run=request.run))
         return Reply()
-
-    def _spend(self, request: Request, method: str, *events: Event, units: Literal["train", "test"] = "train") -> str:
-        """Write events down before they are computed, and return the id of the last."""
-        key = self._plan(request, method, units).key
-        ids = [
-            self._ledger.spend(key, event, request=request.id, body=request.sha256() if request.id else "")
-            for event in events
-        ]
-        return ids[-1]
 
     def _count(self, request: Request) -> Reply:
         """Answer with the noised number of contributed training records of each class.
@@ -219,10 +202,10 @@ class Site:
         Counts are integers and so is rounded noise: what is told is a rounded Gaussian mechanism, without low bits.
         """
         asked = parse(CountRequest, request.settings)
-        self._plan(request, asked.method)
+        self._spending.plan(request, asked.method)
         if asked.event.histograms != 1 or asked.event.times != 1:
             raise ExchangeError("Classes are counted once, in one histogram. Found another event; ask for that.")
-        event_id = self._spend(request, asked.method, asked.event)
+        event_id = self._spending.spend(request, asked.method, asked.event)
         counts = self._units.class_counts(self._data.train)
         noised = noised_counts(counts, asked.event, noise=self._noise.child("counts", event_id))
         told = dict(zip(self._data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
@@ -247,7 +230,7 @@ class Site:
         train = self._data.train
         flow = self._flow(asked.flow, asked.seed, request)
         frozen = flow.frozen_names(asked.freeze)
-        self._spend(request, asked.method, FLOW_WEIGHTS)
+        self._spending.spend(request, asked.method, FLOW_WEIGHTS)
         start = time.perf_counter()
         loss = train_flow(
             flow,
@@ -266,7 +249,7 @@ class Site:
     def _release(self, request: Request) -> Reply:
         """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
         asked = parse(ReleaseRequest, request.settings)
-        plan, schema = self._plan(request, asked.method), self._data.train.schema
+        plan, schema = self._spending.plan(request, asked.method), self._data.train.schema
         flow = self._flow(asked.flow, asked.seed, request)
         labels = "public" if asked.labels is None else "randomized"
         check_release(
@@ -288,9 +271,9 @@ class Site:
             )
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
         sha256 = flow_sha256(flow)
-        self._check_declared(plan, sha256)
-        claim = self._claim(plan)
-        event_id = self._spend(request, asked.method, *settings.cost)
+        check_declared(plan, sha256)
+        claim = ReleaseClaim.of(self._spending.claim(plan), relation_of(plan.unit, plan.labels, schema.attributes))
+        event_id = self._spending.spend(request, asked.method, *settings.cost)
         head = ReleaseHead(
             site=self.name,
             dataset=schema,
@@ -329,35 +312,6 @@ class Site:
         data = bundle.data(asked.shard)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
 
-    def _plan(self, request: Request, method: str, units: Literal["train", "test"] = "train") -> Plan:
-        for plan in self._ledger.plans():
-            if (plan.run, plan.method, plan.units) == (request.run, method, units):
-                return plan
-        raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
-
-    def _check_declared(self, plan: Plan, flow_sha256: str) -> None:
-        """Check that a plan which rests on a public flow is carried out with that very flow.
-
-        Raises:
-            PrivacyError: the flow is another one.
-        """
-        for event in plan.events:
-            if isinstance(event, DeclaredPublic) and event.sha256 != flow_sha256:
-                raise PrivacyError(
-                    f"A release uses the flow that was declared public, sha256 {event.sha256[:12]}... Found another "
-                    f"one, {flow_sha256[:12]}...; reserve a plan for it."
-                )
-
-    def _claim(self, plan: Plan) -> ReleaseClaim:
-        """Return what a plan in the ledger allows to claim.
-
-        A simulation compares methods, each as if it had been run alone. At a real site they all were: what has left
-        unprotected under any plan leaves no other plan an end-to-end claim.
-        """
-        if not self._simulation:
-            plan = plan_beside(plan, self._ledger)
-        return ReleaseClaim.of(claim_of(plan), relation_of(plan.unit, plan.labels, self._data.train.schema.attributes))
-
     def _train_classifier(self, request: Request) -> Reply:
         asked = parse(ClassifierRequest, request.settings)
         model = self._classifier(asked.classifier, asked.seed)
@@ -366,7 +320,7 @@ class Site:
         loss: dict[str, float] = {}
         start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
-            train, event_id = self._data.train, self._spend(request, asked.method, training.event)
+            train, event_id = self._data.train, self._spending.spend(request, asked.method, training.event)
             train_dp_sgd(
                 model,
                 as_input(torch.from_numpy(train.images).to(self._device)),
@@ -377,7 +331,7 @@ class Site:
                 units=torch.from_numpy(self._units.records).to(self._device),
             )
         else:
-            self._spend(request, asked.method, CLASSIFIER_WEIGHTS)
+            self._spending.spend(request, asked.method, CLASSIFIER_WEIGHTS)
             shuffler = self._shuffler(asked.seed, asked.method, "classifier", asked.round)
             loss["loss"] = self._train_epochs(model, training, shuffler)
         figures = self._simulation_only(**loss, seconds=time.perf_counter() - start)
@@ -385,38 +339,21 @@ class Site:
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
-        self._check_evaluation(asked.event)
+        self._spending.check_evaluation(asked.event, len(self._data.test.schema.classes))
         model = self._classifier(asked.classifier, asked.seed)
         set_weights(model, request.arrays)
-        event_id = self._spend(request, asked.method, asked.event or EXACT_TEST_RESULTS, units="test")
+        event_id = self._spending.spend(request, asked.method, asked.event or EXACT_TEST_RESULTS, units="test")
         return self._evaluation_of(model, asked.event, event_id)
 
     def _train_local(self, request: Request) -> Reply:
         """Train a new classifier on the site's own records, and answer with its test results; it stays here."""
         asked = parse(LocalRequest, request.settings)
-        self._check_evaluation(asked.evaluation)
+        self._spending.check_evaluation(asked.evaluation, len(self._data.test.schema.classes))
         model = self._classifier(asked.classifier, asked.seed)
-        self._spend(request, asked.method, LOCAL_TEST_RESULTS)  # a function of training records, noised or not
-        event_id = self._spend(request, asked.method, asked.evaluation or EXACT_TEST_RESULTS, units="test")
+        self._spending.spend(request, asked.method, LOCAL_TEST_RESULTS)  # a function of training records, noised or not
+        event_id = self._spending.spend(request, asked.method, asked.evaluation or EXACT_TEST_RESULTS, units="test")
         self._train_epochs(model, asked.training, self._shuffler(asked.seed, asked.method, "classifier"))
         return self._evaluation_of(model, asked.evaluation, event_id)
-
-    def _check_evaluation(self, event: GaussianHistogram | None) -> None:
-        """Check that an evaluation may leave: the table that an event pays for; or, without one, an exact one.
-
-        Raises:
-            EvaluationError: the policy allows no exact one, or none more; a simulation tells as many as it likes.
-            BudgetError: the event pays for another table.
-        """
-        if event is not None:
-            check_table(event, len(self._data.test.schema.classes))
-        elif not self._simulation:
-            check_exact_evaluation(self._policy)
-            check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
-
-    def _test_plans(self) -> list[Plan]:
-        """Return what was reserved for test units, as far as it adds up: in a simulation nothing does."""
-        return [] if self._simulation else [plan for plan in self._ledger.plans() if plan.units == "test"]
 
     def _train_epochs(self, model: torch.nn.Module, training: EpochTraining, shuffler: torch.Generator) -> float:
         """Train in place on the training records without privacy, and return the mean loss."""
@@ -443,13 +380,7 @@ class Site:
         return Reply({}, told_with_noise(model, test, self._test_units, event, noise=noise))
 
     def _account(self, request: Request) -> Reply:
-        ledger = self._ledger
-        accounts = [
-            {"plan": plan.to_json(), "spent": [event.model_dump() for event in ledger.spent(plan.key)]}
-            for plan in ledger.plans()
-            if plan.run == request.run
-        ]
-        return Reply({"ledger": "simulation" if ledger.simulation else "durable", "accounts": accounts})
+        return Reply(self._spending.account(request.run))
 
     def _flow(self, config: FlowConfig, seed: int, request: Request) -> ConditionalFlow:
         schema = self._data.train.schema

@@ -22,7 +22,7 @@ from cadp_fl.privacy.accounting import (
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import Claim, Together, claim_of, compose_plans, relation_of
 from cadp_fl.privacy.costs import Costs, Epsilons, costs_of, epsilons_of
-from cadp_fl.privacy.ledger import Allowance, Plan
+from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.study.plugins import load_plugins
 
 __all__ = ["MethodAccount", "OneMore", "StudyAccount", "account_study"]

@@ -8,7 +8,7 @@ import pytest
 
 from cadp_fl.errors import LedgerError
 from cadp_fl.privacy.durable import DurableLedger
-from cadp_fl.privacy.ledger import Allowance, Plan
+from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.site.account import account_of
 from tests.cli.test_cli import call
 from tests.privacy.ledger_events import LAPLACE, STEP, WEIGHTS

@@ -8,7 +8,7 @@ import pytest
 from cadp_fl.errors import ConfigError, FederationError
 from cadp_fl.privacy.accounting import GaussianHistogram, RandomizedResponse, events_from_json
 from cadp_fl.privacy.claims import claim_of
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.protocol import ACTIONS
 from cadp_fl.study.run import check_study

@@ -9,8 +9,8 @@ from flwr.app import Context, RecordDict
 
 from cadp_fl.errors import BudgetError, ConfigError
 from cadp_fl.federated.flower_site import simulation_site
-from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.protocol import Request
 
 IMAGES = np.linspace(0, 1, 20 * 64).reshape(20, 8, 8)

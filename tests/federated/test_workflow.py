@@ -18,7 +18,7 @@ from cadp_fl.errors import ConfigError, FederationError, InputError
 from cadp_fl.federated.flower_server import GridTransport, Workflow
 from cadp_fl.flow.storage import FlowCard, load_flow, read_card, save_flow
 from cadp_fl.privacy.accounting import epsilon_of
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.release.dataset import load_release
 from cadp_fl.site.protocol import ACTIONS

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from cadp_fl.privacy.durable import DurableLedger
-from cadp_fl.privacy.ledger import Allowance, Plan
+from cadp_fl.privacy.plan import Allowance, Plan
 from tests.privacy.ledger_events import LAPLACE, LIMIT
 
 WRITES = {"connect", "execute", "close", "open", "write", "flush", "fsync", "replace", "unlink", "chmod", "mkdir"}

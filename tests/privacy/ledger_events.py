@@ -1,7 +1,7 @@
 """Events whose cost is exact and quick to compute, for ledgers that are filled, killed and fought over."""
 
 from cadp_fl.privacy.accounting import LatentLaplace, PoissonGaussian, Unprotected
-from cadp_fl.privacy.ledger import Allowance
+from cadp_fl.privacy.plan import Allowance
 
 LAPLACE = LatentLaplace(stage="release", clip_norm=1.0, noise_scale=4.0)
 """One release of epsilon 1/2."""

@@ -23,7 +23,8 @@ from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, L
 from cadp_fl.privacy import chain
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.durable import DurableLedger
-from cadp_fl.privacy.ledger import Allowance, MemoryLedger, Plan
+from cadp_fl.privacy.ledger import MemoryLedger
+from cadp_fl.privacy.plan import Allowance, Plan
 from tests.conftest import ROOT
 from tests.privacy.ledger_events import LAPLACE, LIMIT, STEP, WEIGHTS
 

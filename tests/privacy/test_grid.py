@@ -20,9 +20,9 @@ from cadp_fl.privacy.accounting import (
 )
 from cadp_fl.privacy.claims import UNNAMED_FLOW, claim_of
 from cadp_fl.privacy.grid import GridGaussianMechanism, grid_of
-from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Plan
 
 FALSE_ALARM = 1e-4
 """Probability at which a statistical test with a fresh key would fail by chance; the keys are fixed."""

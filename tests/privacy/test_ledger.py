@@ -3,7 +3,8 @@ import pytest
 from cadp_fl.errors import BudgetError
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, PoissonGaussian, Unprotected
 from cadp_fl.privacy.claims import UNNAMED_FLOW, claim_of, compose_plans, format_epsilon
-from cadp_fl.privacy.ledger import MemoryLedger, Plan
+from cadp_fl.privacy.ledger import MemoryLedger
+from cadp_fl.privacy.plan import Plan
 
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=7.4612)
 STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)

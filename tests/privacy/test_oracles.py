@@ -27,8 +27,8 @@ from cadp_fl.privacy.accounting import (
 from cadp_fl.privacy.claims import claim_of, format_epsilon
 from cadp_fl.privacy.gaussian import gaussian_delta, gaussian_epsilon
 from cadp_fl.privacy.labels import lie_probability
-from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import GaussianMechanism, LaplaceMechanism
+from cadp_fl.privacy.plan import Plan
 
 DELTA = 1e-5
 REPLACE, ADD = Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE

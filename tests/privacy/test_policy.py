@@ -21,8 +21,8 @@ from cadp_fl.privacy.accounting import (
     RandomizedResponse,
 )
 from cadp_fl.privacy.claims import FLOW_WEIGHTS
-from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts, check_plan, open_policy
 
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=8.0)

@@ -18,7 +18,8 @@ from cadp_fl.federated.releases import IncomingRelease
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.accounting import LatentGaussian
 from cadp_fl.privacy.claims import FLOW_WEIGHTS
-from cadp_fl.privacy.ledger import MemoryLedger, Plan
+from cadp_fl.privacy.ledger import MemoryLedger
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.bundle import BundleWriter
 from cadp_fl.release.manifest import manifest_from_json

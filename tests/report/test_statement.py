@@ -4,7 +4,7 @@ import pytest
 
 from cadp_fl.privacy.accounting import LatentGaussian
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, Scope, claim_of
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.statement import RESUMED, assumptions, not_covered, statement_of_method, statement_of_study
 
 EVENT = LatentGaussian(stage="release", clip_norm=2.0, noise_std=8.0)

@@ -13,8 +13,8 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.errors import BudgetError, ExchangeError, LedgerError
 from cadp_fl.privacy.accounting import GaussianHistogram
 from cadp_fl.privacy.durable import DurableLedger
-from cadp_fl.privacy.ledger import Allowance, Plan
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.protocol import Request

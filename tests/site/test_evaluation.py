@@ -14,9 +14,11 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, EvaluationError, PolicyError, TotalBudgetError, UnitError
 from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event, table_of
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
+from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS
-from cadp_fl.privacy.ledger import Book, MemoryLedger, Plan
+from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.evaluation import told_with_noise
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import EpochTraining, EvaluateRequest, LocalRequest
@@ -317,4 +319,4 @@ def test_exact_test_results_spoil_no_claim_on_training_units():
     made.call(evaluate(None))
     flow = DeclaredPublic(stage="flow", what="a flow of public records", sha256="0" * 64)
     release = LatentGaussian(stage="release", clip_norm=1.0, noise_std=100.0)
-    assert made._claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"
+    assert made._spending.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cadp_fl.cli.main import app
 from cadp_fl.errors import InputError, ReviewError
 from cadp_fl.privacy.claims import FLOW_WEIGHTS
-from cadp_fl.privacy.ledger import Plan
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.review import Review

@@ -31,9 +31,10 @@ from cadp_fl.privacy.accounting import (
     epsilon_of,
 )
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
-from cadp_fl.privacy.ledger import MemoryLedger, Plan
+from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import open_policy
 from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.site.protocol import ACTIONS, Request

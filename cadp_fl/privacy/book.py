@@ -1,0 +1,204 @@
+"""The rules of a ledger, over entries that are plain JSON: what they amount to, and what may be added to them.
+
+Privacy loss composes within a plan; across plans the book adds epsilons and deltas, because a later plan may have been
+chosen by looking at what an earlier one released.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cadp_fl.errors import BudgetError, ExchangeError, TotalBudgetError
+from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
+    Event,
+    PoissonGaussian,
+    Unprotected,
+    epsilon_of,
+    events_from_json,
+)
+from cadp_fl.privacy.plan import NOTHING, Allowance, Plan
+
+__all__ = ["Book", "Entry"]
+
+Entry = dict[str, Any]
+"""One line of a ledger, as JSON values: `{"reserve": ...}`, `{"spend": ...}` or `{"answer": ...}`."""
+
+
+class Book:
+    """The rules of a ledger: what its entries amount to, and what may be added to them.
+
+    Args:
+        entries: of the ledger, in order.
+        adds_up: whether the plans were carried out one after the other, so that they add up; in a simulation each
+            counts as if it were the only one.
+    """
+
+    def __init__(self, entries: Sequence[Entry], *, adds_up: bool) -> None:
+        self._entries = entries
+        self._adds_up = adds_up
+
+    def plans(self) -> tuple[Plan, ...]:
+        """Return what was reserved, in order."""
+        return tuple(Plan.from_json(entry["reserve"]) for entry in self._entries if "reserve" in entry)
+
+    def plan(self, key: str) -> Plan:
+        """Return a plan.
+
+        Raises:
+            BudgetError: it was not reserved.
+        """
+        for plan in self.plans():
+            if plan.key == key:
+                return plan
+        raise BudgetError(f"A method reserves a plan before its first event. '{key}' has none; reserve it.")
+
+    def spent(self, key: str) -> tuple[Event, ...]:
+        """Return what was spent of a plan, in order, retries included."""
+        return events_from_json([spend["event"] for spend in self._spends(key)])
+
+    def committed(self, units: str) -> Allowance:
+        """Return what all plans on training units, or on test units, add up to; what is unprotected has no number."""
+        plans = [plan for plan in (each.protected() for each in self.plans() if each.units == units) if plan.events]
+        return Allowance(math.fsum(plan.epsilon() for plan in plans), math.fsum(plan.delta for plan in plans))
+
+    def answered(self, request: str, body: str) -> str | None:
+        """Return the sha256 of the answer that was stored for a request, or None.
+
+        Raises:
+            ExchangeError: the request was made before, with another body.
+        """
+        for spend in self._spends_on(request):
+            if spend["body"] != body:
+                raise ExchangeError(
+                    f"A request keeps its contents under its id. '{request}' came with others before; give a new "
+                    "request an id of its own."
+                )
+        stored = [entry["answer"]["sha256"] for entry in self._entries if self._answers(entry, request)]
+        return stored[-1] if stored else None
+
+    def reservation(self, plan: Plan, limit: Allowance | None) -> Entry | None:
+        """Return the entry that sets a plan aside; None if it is set aside already.
+
+        Raises:
+            BudgetError: the method has a different plan already.
+            TotalBudgetError: the plan would go beyond the limit.
+        """
+        for known in self.plans():
+            if known.key == plan.key:
+                if known != plan:
+                    raise BudgetError(
+                        f"A method reserves one plan. '{plan.method}' has another one already; start a new run."
+                    )
+                return None
+        if limit is not None:
+            before = self.committed(plan.units) if self._adds_up else NOTHING
+            epsilon, delta = before.epsilon + plan.protected().epsilon(), before.delta + plan.delta
+            if epsilon > limit.epsilon or delta > limit.delta * (1 + 1e-12):
+                raise TotalBudgetError(
+                    f"All plans together stay within the policy's epsilon {limit.epsilon:g} and delta {limit.delta:g}. "
+                    f"With '{plan.key}' they would be at {epsilon:.6g} and {delta:.6g}; ask for less."
+                )
+        return {"reserve": plan.to_json()}
+
+    def spending(self, key: str, event: Event, request: str, body: str) -> Entry:
+        """Return the entry that spends an event.
+
+        Raises:
+            BudgetError: the plan does not hold the event, or holds less of it than would be spent.
+            ExchangeError: the request was made before, with another body, or was answered.
+        """
+        plan = self.plan(key)
+        entry: Entry = {"plan": key, "event": event.model_dump(), "request": request, "body": body}
+        if request and self.answered(request, body) is not None:
+            raise ExchangeError(f"A request is answered once. The answer to '{request}' is stored; send that one.")
+        again = [
+            each["event"]
+            for each in self._spends_on(request)
+            if each["plan"] == key and each["event"]["stage"] == event.stage
+        ]
+        if any(each != entry["event"] for each in again):
+            raise BudgetError(
+                f"A request is retried with the events that it was spent on. '{request}' asked for another one before; "
+                "give a new request an id of its own."
+            )
+        if again:
+            return {"spend": {**entry, "retry": vars(self._retry(plan, event))}}
+        if not _fits(plan, (*events_from_json([each["event"] for each in self._spends(key, retries=False)]), event)):
+            raise BudgetError(
+                f"An event must be in the plan that was reserved. '{key}' asked for {event.model_dump()}, and its "
+                "plan holds no such event or less of it; start a new run with a larger plan."
+            )
+        return {"spend": entry}
+
+    def storing(self, request: str, answer: str) -> Entry | None:
+        """Return the entry of a stored answer; None if it is written down already.
+
+        Raises:
+            ExchangeError: nothing was spent on the request, or it has another answer.
+        """
+        if not self._spends_on(request):
+            raise ExchangeError(
+                f"An answer is stored for a request that was paid for. '{request}' was not; spend first."
+            )
+        stored = [entry["answer"]["sha256"] for entry in self._entries if self._answers(entry, request)]
+        if stored and stored[-1] != answer:
+            raise ExchangeError(f"A request is answered once. '{request}' has another answer; send that one.")
+        return None if stored else {"answer": {"request": request, "sha256": answer}}
+
+    def number(self, key: str, event: Event) -> int:
+        """Return how many events of a stage a plan has spent, with this one."""
+        return 1 + sum(each.stage == event.stage for each in self.spent(key))
+
+    def _retry(self, plan: Plan, event: Event) -> Allowance:
+        """Return what an event costs again, which adds to all else; the k-th retry takes 2^-k of the reserve's delta.
+
+        Raises:
+            BudgetError: the plan's retry reserve does not hold it.
+        """
+        if isinstance(event, (Unprotected, DeclaredPublic)):
+            return NOTHING
+        before = [Allowance(**each["retry"]) for each in self._spends(plan.key) if each.get("retry", {}).get("delta")]
+        delta = plan.retry.delta * 2.0 ** -(len(before) + 1)
+        epsilon = epsilon_of([event], delta) if delta > 0 else math.inf
+        spent = math.fsum(each.epsilon for each in before)
+        if spent + epsilon > plan.retry.epsilon:
+            raise BudgetError(
+                f"A result that a crash lost is paid for by the plan's retry reserve. That of '{plan.key}' is "
+                f"epsilon {plan.retry.epsilon:g}, of which {spent:.6g} is spent, and this costs {epsilon:.6g}; "
+                "start a new run with a larger budget.retry_reserve."
+            )
+        return Allowance(epsilon, delta)
+
+    def _spends(self, key: str, *, retries: bool = True) -> list[dict[str, Any]]:
+        spends = [entry["spend"] for entry in self._entries if "spend" in entry and entry["spend"]["plan"] == key]
+        return spends if retries else [spend for spend in spends if "retry" not in spend]
+
+    def _spends_on(self, request: str) -> list[dict[str, Any]]:
+        return [
+            entry["spend"] for entry in self._entries if request and "spend" in entry
+            if entry["spend"]["request"] == request
+        ]  # fmt: skip
+
+    @staticmethod
+    def _answers(entry: Entry, request: str) -> bool:
+        return "answer" in entry and entry["answer"]["request"] == request
+
+
+def _fits(plan: Plan, spent: Sequence[Event]) -> bool:
+    """Tell whether everything spent is covered by the plan: the same parameters, and no more of it."""
+    planned, used = _amounts(plan.events), _amounts(spent)
+    return all(used[event] <= planned.get(event, -1) for event in used)
+
+
+def _amounts(events: Sequence[Event]) -> dict[Event, int]:
+    """Return how much there is of every event: steps of DP-SGD, releases; nothing counts what is unprotected."""
+    amounts: dict[Event, int] = {}
+    for event in events:
+        one, amount = event, 1
+        if isinstance(event, PoissonGaussian):
+            one, amount = event.model_copy(update={"steps": 1}), event.steps
+        elif isinstance(event, Unprotected):
+            amount = 0
+        amounts[one] = amounts.get(one, 0) + amount
+    return amounts

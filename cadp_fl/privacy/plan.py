@@ -1,0 +1,108 @@
+"""A plan: what one method may spend at one site, fixed and reserved before its first event.
+
+Privacy loss composes within a plan, since it was fixed in advance. What is claimed is the whole plan, even if a run
+stops early: a crash never refunds.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
+    Event,
+    Relation,
+    Unprotected,
+    epsilon_of,
+    events_from_json,
+)
+
+__all__ = ["NOTHING", "Allowance", "Labels", "Plan", "Unit"]
+
+Unit = Literal["record", "patient"]
+Labels = Literal["public", "covered"]
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """An amount of privacy loss, under replace-one."""
+
+    epsilon: float
+    delta: float
+
+
+NOTHING = Allowance(0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one method may spend at one site.
+
+    Attributes:
+        method: name of the method.
+        events: every event of the method, in order.
+        delta: the delta at which epsilon is claimed, that of retries included.
+        unit: what one neighbouring data set may change.
+        labels: whether a record's label is public by declaration, or covered by the claim.
+        units: whose records the events are computed from: training units, or test units, which are others.
+        retry: set aside for events whose result a crash lost; what they cost adds to that of the events.
+        run: id of the run that the method is a part of; empty in a simulation, whose ledger knows only one.
+    """
+
+    method: str
+    events: tuple[Event, ...]
+    delta: float
+    unit: Unit = "record"
+    labels: Labels = "public"
+    units: Literal["train", "test"] = "train"
+    retry: Allowance = field(default=NOTHING)
+    run: str = ""
+
+    @property
+    def key(self) -> str:
+        """What tells the plan from all others of its ledger."""
+        return "/".join([*([self.run] if self.run else []), self.method, *(["test"] if self.units == "test" else [])])
+
+    def epsilon(self, relation: Relation = Relation.REPLACE_ONE) -> float:
+        """Return the epsilon of all events together, and of retries; infinite if one is unprotected."""
+        return epsilon_of(self.events, self.delta - self.retry.delta, relation) + self.retry.epsilon
+
+    def protected(self) -> "Plan":
+        """Return the plan without what it leaves unprotected or declares public."""
+        events = tuple(event for event in self.events if not isinstance(event, (Unprotected, DeclaredPublic)))
+        return Plan(**{**vars(self), "events": events})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as plain JSON values."""
+        return {
+            **vars(self),
+            "events": [event.model_dump() for event in self.events],
+            "retry": vars(self.retry),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Plan":
+        """Return the plan that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no plan.
+        """
+        aside = tree.get("retry", vars(NOTHING))
+        delta, retry = _number(tree["delta"]), Allowance(_number(aside["epsilon"]), _number(aside["delta"]))
+        if not 0 < delta < 1:
+            raise ValueError(f"delta is between 0 and 1. Found {delta}.")
+        if not (0 <= retry.delta < delta and 0 <= retry.epsilon < math.inf):
+            raise ValueError(f"a retry reserve is a part of the plan. Found {retry}.")
+        unit, labels, units = tree.get("unit", "record"), tree.get("labels", "public"), tree.get("units", "train")
+        if unit not in ("record", "patient") or labels not in ("public", "covered") or units not in ("train", "test"):
+            raise ValueError(f"a plan says what it protects. Found {unit!r}, {labels!r}, {units!r}.")
+        events = events_from_json(tree["events"])
+        return cls(str(tree["method"]), events, delta, unit, labels, units, retry, str(tree.get("run", "")))
+
+
+def _number(value: Any) -> float:
+    """Return a JSON number as a float; one beyond floats, and anything else, raises ValueError."""
+    if not isinstance(value, (int, float)) or abs(value) >= 1e300:
+        raise ValueError("a number is one that a float holds")
+    return float(value)

@@ -1,0 +1,127 @@
+"""What a site may spend, and what it does: its policy and its ledger at work."""
+
+from typing import Any, Literal
+
+from cadp_fl.config import PolicyConfig
+from cadp_fl.errors import BudgetError, PrivacyError
+from cadp_fl.privacy.accounting import DeclaredPublic, Event, GaussianHistogram, check_delta
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, Claim, claim_of, plan_beside
+from cadp_fl.privacy.ledger import Ledger
+from cadp_fl.privacy.plan import Plan
+from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan
+from cadp_fl.site.evaluation import check_table, number_of_evaluations
+from cadp_fl.site.protocol import Request
+
+__all__ = ["Spending", "check_declared"]
+
+
+class Spending:
+    """Holds every plan against the policy, and writes events down before they are computed.
+
+    Args:
+        ledger: where plans and events are written down.
+        policy: what the site allows.
+        units: number of training units.
+        test_units: number of test units.
+        noise: where the site's noise comes from.
+        simulation: whether methods are compared, each as if it had been run alone.
+    """
+
+    def __init__(
+        self, ledger: Ledger, policy: PolicyConfig, *, units: int, test_units: int, noise: str, simulation: bool
+    ) -> None:
+        self._ledger = ledger
+        self._policy = policy
+        self._units, self._test_units = units, test_units
+        self._noise = noise
+        self._simulation = simulation
+
+    def reserve(self, plan: Plan) -> None:
+        """Set a plan aside, if the policy allows it and the budget holds it.
+
+        Raises:
+            PolicyError, BudgetError, LedgerError: it is refused; nothing was written.
+        """
+        policy, on_test = self._policy, plan.units == "test"
+        is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
+        if not is_exact:
+            check_delta(plan.delta, max(1, self._test_units if on_test else self._units))
+        if not (is_exact and self._simulation):
+            check_plan(policy, plan, units=self._units, noise=self._noise)
+        if on_test and not is_exact:
+            others = [each for each in self._test_plans() if each.key != plan.key]
+            check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
+        if not self._ledger.simulation:
+            check_delta(policy.delta, self._units)
+        self._ledger.reserve(plan, allowance(policy, plan))
+
+    def plan(self, request: Request, method: str, units: Literal["train", "test"] = "train") -> Plan:
+        """Return what a request's run reserved for a method.
+
+        Raises:
+            BudgetError: nothing.
+        """
+        for plan in self._ledger.plans():
+            if (plan.run, plan.method, plan.units) == (request.run, method, units):
+                return plan
+        raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
+
+    def spend(self, request: Request, method: str, *events: Event, units: Literal["train", "test"] = "train") -> str:
+        """Write events down before they are computed, and return the id of the last.
+
+        Raises:
+            BudgetError: the plan does not hold one of them.
+            LedgerError: the ledger cannot be written to, or cannot be trusted.
+        """
+        key = self.plan(request, method, units).key
+        body = request.sha256() if request.id else ""
+        return [self._ledger.spend(key, event, request=request.id, body=body) for event in events][-1]
+
+    def claim(self, plan: Plan) -> Claim:
+        """Return what a plan allows to claim.
+
+        A simulation compares methods, each as if it had been run alone. At a real site they all were: what has left
+        unprotected under any plan leaves no other plan an end-to-end claim.
+        """
+        return claim_of(plan if self._simulation else plan_beside(plan, self._ledger))
+
+    def check_evaluation(self, event: GaussianHistogram | None, classes: int) -> None:
+        """Check that an evaluation may leave: the table that an event pays for; or, without one, an exact one.
+
+        Raises:
+            EvaluationError: the policy allows no exact one, or none more; a simulation tells as many as it likes.
+            BudgetError: the event pays for another table.
+        """
+        if event is not None:
+            check_table(event, classes)
+        elif not self._simulation:
+            check_exact_evaluation(self._policy)
+            check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
+
+    def account(self, run: str) -> dict[str, Any]:
+        """Return what the ledger holds of a run, as JSON values: plans and events, and nothing of records."""
+        ledger = self._ledger
+        accounts = [
+            {"plan": plan.to_json(), "spent": [event.model_dump() for event in ledger.spent(plan.key)]}
+            for plan in ledger.plans()
+            if plan.run == run
+        ]
+        return {"ledger": "simulation" if ledger.simulation else "durable", "accounts": accounts}
+
+    def _test_plans(self) -> list[Plan]:
+        """Return what was reserved for test units, as far as it adds up: in a simulation nothing does."""
+        return [] if self._simulation else [plan for plan in self._ledger.plans() if plan.units == "test"]
+
+
+def check_declared(plan: Plan, flow_sha256: str) -> None:
+    """Check that a plan which rests on a public flow is carried out with that very flow.
+
+    Raises:
+        PrivacyError: the flow is another one.
+    """
+    for event in plan.events:
+        if isinstance(event, DeclaredPublic) and event.sha256 != flow_sha256:
+            raise PrivacyError(
+                f"A release uses the flow that was declared public, sha256 {event.sha256[:12]}... Found another "
+                f"one, {flow_sha256[:12]}...; reserve a plan for it."
+            )
