@@ -46,6 +46,10 @@ COVERED_LAYERS = (
 """Layers that treat each record of a batch by itself and keep nothing of it. All others are refused."""
 
 
+_UNITS_IN_FLOAT64 = 64
+"""Gradients that are held in float64 at once, so that memory stays near that of float32."""
+
+
 def check_layers(model: nn.Module) -> None:
     """Check that no layer mixes records or learns buffers from them.
 
@@ -86,15 +90,20 @@ class _SiteOptimizer(DPOptimizer):
         gradients = [self._get_flat_grad_sample(parameter) for parameter in self.params]
         if owners is not None:
             gradients = [_means(gradient, owners, units) for gradient in gradients]
-        squares = [gradient.double().flatten(1).square().sum(dim=1) for gradient in gradients]
+        for start in range(0, units, _UNITS_IN_FLOAT64):
+            self._add_clipped([gradient[start : start + _UNITS_IN_FLOAT64].double() for gradient in gradients])
+        for parameter in self.params:
+            parameter.grad_sample = None
+
+    def _add_clipped(self, gradients: list[torch.Tensor]) -> None:
+        """Add sum_i clip(g_i; C) to every parameter's `summed_grad`; of each, a float64 gradient (units, ...)."""
+        squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
         norms = torch.stack(squares).sum(dim=0).sqrt()
         factors = clip_factors(norms, self.max_grad_norm)
         clippable = is_clippable(norms)
         for parameter, gradient in zip(self.params, gradients, strict=True):
             keep = clippable.view(-1, *[1] * (gradient.dim() - 1))
-            safe = torch.where(keep, gradient, torch.zeros_like(gradient))
-            parameter.summed_grad += torch.einsum("i,i...", factors, safe.double())
-            parameter.grad_sample = None
+            parameter.summed_grad += torch.einsum("i,i...", factors, gradient.where(keep, 0.0))
 
     def noised_step(self) -> None:
         """Take one step along (sum_i clip(g_i; C) + N(0, sigma^2 I)) / (q n)."""
