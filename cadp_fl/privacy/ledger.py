@@ -72,8 +72,12 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """What tells the plan from all others of its ledger."""
-        return "/".join([*([self.run] if self.run else []), self.method, *(["test"] if self.units == "test" else [])])
+        """What tells the plan from all others of its ledger. No method's name holds a colon, so that none ends like this.
+
+        A run's name is the server's choice: were the key of test units `<run>/<method>/test`, a method `test` of a run
+        `<run>/<method>` would be charged to it, and training units with it.
+        """
+        return "/".join([*([self.run] if self.run else []), self.method]) + (":test" if self.units == "test" else "")
 
     def epsilon(self, relation: Relation = Relation.REPLACE_ONE) -> float:
         """Return the epsilon of all events together, and of retries; infinite if one is unprotected."""

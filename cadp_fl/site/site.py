@@ -190,10 +190,15 @@ class Site:
         return Reply()
 
     def _spend(self, request: Request, method: str, *events: Event) -> str:
-        """Write events down before they are computed, and return the id of the last."""
-        key = "/".join(part for part in (request.run, method) if part)
+        """Write events down before they are computed, and return the id of the last.
+
+        Raises:
+            PolicyError: the policy does not allow the plan any more: it may have become stricter since.
+        """
+        plan = self._plan(request, method)
+        check_plan(self._policy, plan, units=len(self._units), noise=self._noise.kind)
         ids = [
-            self._ledger.spend(key, event, request=request.id, body=request.sha256() if request.id else "")
+            self._ledger.spend(plan.key, event, request=request.id, body=request.sha256() if request.id else "")
             for event in events
         ]
         return ids[-1]
