@@ -77,8 +77,8 @@ def check_class_counts(policy: PolicyConfig, counts: Mapping[str, float] | None)
     """Check that a release has enough units of every class that it has any of.
 
     Args:
-        counts: by class, declared public or noised; None where nothing of them is known, which only a policy without a
-            minimum takes.
+        counts: contributed records by class, declared public or noised; None where nothing of them is known, which only
+            a policy without a minimum takes. A unit contributes m, so that m of a class are one unit at least.
 
     Raises:
         CohortError: it has not.
@@ -86,7 +86,9 @@ def check_class_counts(policy: PolicyConfig, counts: Mapping[str, float] | None)
     least = policy.min_class_units
     if least == 0:
         return
-    known = policy.class_counts if policy.class_counts is not None else counts
+    known: Mapping[str, float] | None = policy.class_counts
+    if known is None and counts is not None:
+        known = {name: count / policy.records_per_unit for name, count in counts.items()}
     if known is None:
         raise CohortError(
             f"A release has {least} units of each class (policy: min_class_units). Their counts are neither declared "
@@ -119,12 +121,7 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
         raise UnprotectedModelError(
             f"Nothing leaves that was computed without differential privacy (policy: unprotected). Found {event.what}."
         )
-    m = getattr(event, "records_per_unit", None)
-    if m is not None and m != policy.records_per_unit:
-        raise UnitError(
-            f"Each {policy.unit} contributes {policy.records_per_unit} records (policy). An event counts {m}; set "
-            "budget.records_per_patient."
-        )
+    _check_records(policy, event)
     if isinstance(event, ReleaseEvent):
         names = [name for name, kind in MECHANISMS.items() if kind.from_event(event) is not None]
         if event.stage == "release" and not set(names) & set(policy.mechanisms):
@@ -134,10 +131,23 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
             )
 
 
+def _check_records(policy: PolicyConfig, event: Event) -> None:
+    m = getattr(event, "records_per_unit", None)
+    if m is not None and m != policy.records_per_unit:
+        raise UnitError(
+            f"Each {policy.unit} contributes {policy.records_per_unit} records (policy). An event counts {m}; set "
+            "budget.records_per_patient."
+        )
+
+
 def _check_evaluations(policy: PolicyConfig, plan: Plan) -> None:
     rules = policy.evaluation
     if rules is None:
         raise EvaluationError("Nothing is told of test records (policy: evaluation). Found a plan that does.")
+    if any(not isinstance(event, (GaussianHistogram, Unprotected)) for event in plan.events):
+        raise EvaluationError("Of test records, counts are told. Found a plan on them with another kind of event.")
+    for event in plan.events:
+        _check_records(policy, event)
     times = sum(event.times for event in plan.events if isinstance(event, GaussianHistogram))
     if times > rules.count:
         raise EvaluationError(f"A site is evaluated at {rules.count} times (policy: evaluation.count). Found {times}.")

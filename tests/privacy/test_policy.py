@@ -146,3 +146,26 @@ def test_a_wrong_policy_is_refused(tmp_path, text, sentence):
         load_policy(path)
     with pytest.raises(ConfigError, match="Found none"):
         load_policy(tmp_path / "missing.yaml")
+
+
+def test_a_patients_records_of_a_class_count_as_one_unit():
+    rules = {"unit": "patient", "records_per_patient": 10, "min_class_units": 10}
+    with pytest.raises(CohortError):
+        check_class_counts(policy(**rules), {"a": 5000.0, "b": 90.0})
+    check_class_counts(policy(**rules), {"a": 5000.0, "b": 100.0})
+    check_class_counts(policy(**rules, class_counts={"a": 10}), None)
+
+
+@pytest.mark.parametrize("event", [STEPS, RELEASE, LABELS])
+def test_a_plan_on_test_units_holds_counts_alone(event):
+    rules = policy(evaluation={"exact": True, "epsilon": 1.0, "delta": 1e-5})
+    with pytest.raises(EvaluationError):
+        check(rules, plan(TABLE, event, units="test"))
+
+
+def test_a_table_on_test_units_counts_the_policys_records_of_a_patient():
+    evaluation = {"epsilon": 1.0, "delta": 1e-5}
+    rules = policy(unit="patient", records_per_patient=3, evaluation=evaluation)
+    with pytest.raises(UnitError):
+        check(rules, plan(TABLE, unit="patient", units="test"))
+    check(rules, plan(TABLE.model_copy(update={"records_per_unit": 3}), unit="patient", units="test"))
