@@ -43,6 +43,11 @@ class PolicyConfig(Settings):
     unprotected: bool = Field(
         False, description="whether anything computed without differential privacy may leave, as a flow's weights"
     )
+    public_flows: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = Field(
+        (),
+        description="sha256 of flows that no record of this site had a part in, by the steward's own knowledge, since "
+        "what a server declares public is no more than its word; any, where unprotected is true",
+    )
     min_units: Count = Field(100, description="training units below which the site takes no part")
     min_class_units: int = Field(
         10, ge=0, description="declared or noised count below which a class of the site is not released; 0: any"

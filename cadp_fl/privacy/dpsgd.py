@@ -80,17 +80,16 @@ class _SiteOptimizer(DPOptimizer):
         self._noise = noise
         self._noise_std = event.noise_std
 
-    def clip_and_accumulate(self, owners: torch.Tensor | None, units: int) -> None:
+    def clip_and_accumulate(self, present: torch.Tensor) -> None:
         """Add sum_i clip(g_i; C) over the units at hand to every parameter's `summed_grad`, and drop their gradients.
 
         Args:
-            owners: int64 (records,): the unit, from 0, of each record whose gradient is at hand; None: one each.
-            units: at hand.
+            present: bool (units, m): which of the records whose gradients are at hand, m of each unit, are no blanks.
         """
         gradients = [self._get_flat_grad_sample(parameter) for parameter in self.params]
-        if owners is not None:
-            gradients = [_means(gradient, owners, units) for gradient in gradients]
-        for start in range(0, units, _UNITS_IN_FLOAT64):
+        if present.shape[1] > 1:
+            gradients = [_means(gradient, present) for gradient in gradients]
+        for start in range(0, len(present), _UNITS_IN_FLOAT64):
             self._add_clipped([gradient[start : start + _UNITS_IN_FLOAT64].double() for gradient in gradients])
         for parameter in self.params:
             parameter.grad_sample = None
@@ -120,11 +119,12 @@ class _SiteOptimizer(DPOptimizer):
             parameter.grad = noised.to(parameter.dtype)
 
 
-def _means(gradients: torch.Tensor, owners: torch.Tensor, units: int) -> torch.Tensor:
-    """Return the mean gradient of each unit's records, (units, ...), from those of records, (records, ...)."""
-    counts = torch.bincount(owners, minlength=units).clamp_min(1).to(gradients.dtype)
-    sums = gradients.new_zeros((units, *gradients.shape[1:])).index_add_(0, owners, gradients)
-    return sums / counts.view(-1, *[1] * (gradients.dim() - 1))
+def _means(gradients: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """Return the mean gradient of each unit's records, (units, ...), from those of m a unit, (units m, ...)."""
+    each = gradients.view(*present.shape, *gradients.shape[1:])
+    kept = torch.where(present.view(*present.shape, *[1] * (gradients.dim() - 1)), each, torch.zeros_like(each))
+    counts = present.sum(dim=1).clamp_min(1).to(gradients.dtype)
+    return kept.sum(dim=1) / counts.view(-1, *[1] * (gradients.dim() - 1))
 
 
 def train_dp_sgd(
@@ -197,10 +197,14 @@ def _sum_clipped_gradients(
             parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)
 
     def add(part: slice) -> None:
+        # A unit fills m places, whatever it has: how a record's gradient is rounded depends on how many are computed
+        # beside it, and weights of an attacker's choice make that as large as the gradient. So the number of a unit's
+        # records must not move the others' places.
         chosen = units[part]
-        records, owners = chosen[chosen >= 0], (chosen >= 0).nonzero()[:, 0]
+        present = chosen >= 0
+        records = torch.where(present, chosen, chosen[:, :1]).reshape(-1)
         _backward(nn.functional.cross_entropy(model(images[records]), labels[records], reduction="sum"))
-        stepper.clip_and_accumulate(None if chosen.shape[1] == 1 else owners, len(chosen))
+        stepper.clip_and_accumulate(present)
 
     clear()
     physical.each(len(units), add, restart=clear)

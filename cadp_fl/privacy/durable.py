@@ -111,12 +111,7 @@ class DurableLedger:
             LedgerError: it is missing, another one's, or cannot be trusted.
         """
         ledger = cls.as_found(path, mark=mark, timeout=timeout)
-        terms = ledger.terms
-        if (terms.population, terms.unit, terms.records_per_unit) != (population, unit, records_per_unit):
-            raise LedgerError(
-                f"A ledger is of one population and one unit. '{path}' is of {terms.protects}, and asked for is "
-                f"'{population}', {unit}, {records_per_unit}; use that population's own ledger."
-            )
+        ledger.check_terms(population, unit, records_per_unit)
         return ledger
 
     @classmethod
@@ -138,6 +133,19 @@ class DurableLedger:
         ledger = cls(chain, terms)
         ledger.plans()
         return ledger
+
+    def check_terms(self, population: str, unit: Unit, records_per_unit: int) -> None:
+        """Check that this is the ledger of a policy's population, with its unit.
+
+        Raises:
+            LedgerError: it is another one's.
+        """
+        terms = self.terms
+        if (terms.population, terms.unit, terms.records_per_unit) != (population, unit, records_per_unit):
+            raise LedgerError(
+                f"A ledger is of one population and one unit. This one is of {terms.protects}, and asked for is "
+                f"'{population}', {unit}, {records_per_unit}; use that population's own ledger."
+            )
 
     @property
     def mark(self) -> Path:

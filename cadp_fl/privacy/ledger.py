@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.book import Book, Entry
-from cadp_fl.privacy.plan import Allowance, Plan
+from cadp_fl.privacy.plan import Allowance, Plan, Unit
 
 __all__ = ["Ledger", "MemoryLedger", "Plan"]
 
@@ -19,6 +19,14 @@ class Ledger(Protocol):
     """A site's list of events; the only source of every epsilon that is printed."""
 
     simulation: bool
+
+    def check_terms(self, population: str, unit: Unit, records_per_unit: int) -> None:
+        """Check that this is the ledger of a policy's population, with its unit.
+
+        Raises:
+            LedgerError: it is another one's.
+        """
+        ...
 
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event.
@@ -81,6 +89,9 @@ class MemoryLedger:
     def __init__(self, store: MutableMapping[str, Any] | None = None) -> None:
         self._store = store if store is not None else {}
         self._store.setdefault("entries", [])
+
+    def check_terms(self, population: str, unit: Unit, records_per_unit: int) -> None:
+        """Check nothing: a simulation's ledger is whoever's it is made for."""
 
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event; the limit holds for each plan by itself."""

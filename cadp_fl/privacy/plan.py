@@ -5,6 +5,7 @@ stops early: a crash never refunds.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from cadp_fl.privacy.accounting import (
 )
 
 __all__ = ["NOTHING", "Allowance", "Labels", "Plan", "Unit"]
+
+_METHOD = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 Unit = Literal["record", "patient"]
 Labels = Literal["public", "covered"]
@@ -61,8 +64,12 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """What tells the plan from all others of its ledger."""
-        return "/".join([*([self.run] if self.run else []), self.method, *(["test"] if self.units == "test" else [])])
+        """What tells the plan from all others of its ledger. No method's name holds a colon: none ends like this.
+
+        A run's name is the server's choice: were the key of test units `<run>/<method>/test`, a method `test` of a run
+        `<run>/<method>` would be charged to it, and training units with it.
+        """
+        return "/".join([*([self.run] if self.run else []), self.method]) + (":test" if self.units == "test" else "")
 
     def epsilon(self, relation: Relation = Relation.REPLACE_ONE) -> float:
         """Return the epsilon of all events together, and of retries; infinite if one is unprotected."""
@@ -90,6 +97,8 @@ class Plan:
         """
         aside = tree.get("retry", vars(NOTHING))
         delta, retry = _number(tree["delta"]), Allowance(_number(aside["epsilon"]), _number(aside["delta"]))
+        if not _METHOD.fullmatch(str(tree["method"])):
+            raise ValueError(f"a method's name is up to 40 letters, digits and hyphens. Found {tree['method']!r:.60}.")
         if not 0 < delta < 1:
             raise ValueError(f"delta is between 0 and 1. Found {delta}.")
         if not (0 <= retry.delta < delta and 0 <= retry.epsilon < math.inf):

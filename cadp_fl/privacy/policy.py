@@ -4,7 +4,7 @@ No message here holds a value that undeclared records had a part in: the number 
 classes are declared ones or noised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cadp_fl.config import EvaluationPolicy, PolicyConfig
 from cadp_fl.errors import (
@@ -15,7 +15,14 @@ from cadp_fl.errors import (
     UnitError,
     UnprotectedModelError,
 )
-from cadp_fl.privacy.accounting import Event, GaussianHistogram, RandomizedResponse, ReleaseEvent, Unprotected
+from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
+    Event,
+    GaussianHistogram,
+    RandomizedResponse,
+    ReleaseEvent,
+    Unprotected,
+)
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
 from cadp_fl.privacy.mechanisms import MECHANISMS
 from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
@@ -77,12 +84,14 @@ def check_plan(policy: PolicyConfig, plan: Plan, *, units: int, noise: str) -> N
             _check_event(policy, event)
 
 
-def check_class_counts(policy: PolicyConfig, counts: Mapping[str, float] | None) -> None:
+def check_class_counts(policy: PolicyConfig, counts: Mapping[str, float] | None, classes: Sequence[str]) -> None:
     """Check that a release has enough units of every class that it has any of.
 
     Args:
-        counts: by class, declared public or noised; None where nothing of them is known, which only a policy without a
-            minimum takes.
+        counts: contributed records by class, declared public, or a lower bound that noised ones give; None where
+            nothing of them is known, which only a policy without a minimum takes. A unit contributes m, so that m of a
+            class are one unit at least.
+        classes: all of them, each of which a policy that declares counts has to name.
 
     Raises:
         CohortError: it has not.
@@ -90,11 +99,18 @@ def check_class_counts(policy: PolicyConfig, counts: Mapping[str, float] | None)
     least = policy.min_class_units
     if least == 0:
         return
-    known = policy.class_counts if policy.class_counts is not None else counts
+    known: Mapping[str, float] | None = policy.class_counts
+    if known is None and counts is not None:
+        known = {name: count / policy.records_per_unit for name, count in counts.items()}
     if known is None:
         raise CohortError(
             f"A release has {least} units of each class (policy: min_class_units). Their counts are neither declared "
             "(policy: class_counts) nor noised before; ask for noised counts first."
+        )
+    if policy.class_counts is not None and (unsaid := sorted(set(classes) - set(known))):
+        raise CohortError(
+            f"A policy that declares counts declares that of every class (policy: class_counts). '{unsaid[0]}' is "
+            "missing; add it."
         )
     if few := [name for name, count in known.items() if count < least]:
         raise CohortError(
@@ -111,6 +127,10 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
         )
     releases = any(isinstance(event, ReleaseEvent) and event.stage == "release" for event in plan.events)
     responds = any(isinstance(event, RandomizedResponse) for event in plan.events)
+    if releases and not policy.unprotected and not any(event.stage == "flow" for event in plan.events):
+        raise UnprotectedModelError(
+            "A release says which flow it is made with. A plan is silent on it; name the flow that is public."
+        )
     if plan.labels == "covered" and releases and not responds:
         raise UnitError(
             "A release that covers labels draws them by randomized response. The plan has none; add it, or declare "
@@ -122,6 +142,11 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
     if isinstance(event, Unprotected) and not policy.unprotected:
         raise UnprotectedModelError(
             f"Nothing leaves that was computed without differential privacy (policy: unprotected). Found {event.what}."
+        )
+    if isinstance(event, DeclaredPublic) and not policy.unprotected and event.sha256 not in policy.public_flows:
+        raise UnprotectedModelError(
+            "A flow counts as public if the steward says so (policy: public_flows). Found one that a server declares "
+            f"public: sha256 {event.sha256}; add it to the policy if no record of this site had a part in it."
         )
     m = getattr(event, "records_per_unit", None)
     if m is not None and m != policy.records_per_unit:

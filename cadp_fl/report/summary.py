@@ -212,8 +212,12 @@ def _caution(results: Results, name: str) -> str:
 
 
 def _worst(claims: list[Claim]) -> Claim:
-    """Return the claim of the site that spent the most. It assumes that no patient is at two sites."""
-    return max(claims, key=lambda claim: claim.epsilon or claim.epsilon_if_flow_were_fixed or 0.0)
+    """Return the weakest claim, and of equals that of the site that spent the most; no patient is at two sites."""
+    order = ("end-to-end", "given-flow", "none")
+    return max(
+        claims,
+        key=lambda claim: (order.index(claim.guarantee), claim.epsilon or claim.epsilon_if_flow_were_fixed or 0.0),
+    )
 
 
 def privacy_json(results: Results) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from cadp_fl.classifier.training import as_input, train_epochs
 from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
-from cadp_fl.errors import ExchangeError, PrivacyError
+from cadp_fl.errors import DataError, ExchangeError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import Progress, train_flow
@@ -75,6 +75,10 @@ _SPENDING = ("count", "release", "train_flow", "train_classifier", "train_local"
 """Actions whose answers are kept, so that none is paid for twice."""
 
 
+_DOUBT = 3.0
+"""Standard deviations that noised counts are lowered by, before a minimum is held against them."""
+
+
 class Site:
     """One hospital: its records, its ledger, its entropy source.
 
@@ -91,7 +95,8 @@ class Site:
 
     Raises:
         PrivacyError: a real site has no policy.
-        DataError: the unit is a patient, and the records do not say whose they are.
+        LedgerError: the ledger is another population's.
+        DataError: the unit is a patient, and the records do not say whose they are; or one is trained and tested on.
     """
 
     def __init__(
@@ -118,6 +123,8 @@ class Site:
         self._device = device
         self._outbox = outbox
         self._simulation = simulation
+        ledger.check_terms(self._policy.population, self._policy.unit, self._policy.records_per_unit)
+        _check_disjoint(data)
         self._units = Units.of(data.train, self._policy.unit, self._policy.records_per_unit)
         self._test_units = Units.of(data.test, self._policy.unit, self._policy.records_per_unit)
         self._spending = Spending(
@@ -211,7 +218,8 @@ class Site:
         told = dict(zip(self._data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
         self._outbox.mkdir(parents=True, exist_ok=True)
         with replaced_file(self._counts_file(request, asked.method)) as file:
-            file.write_text(json.dumps(told), encoding="utf-8")
+            least = {name: count - _DOUBT * asked.event.noise_std for name, count in told.items()}
+            file.write_text(json.dumps(least), encoding="utf-8")
         return Reply({"class_counts": told})
 
     def _counts_file(self, request: Request, method: str) -> Path:
@@ -219,7 +227,10 @@ class Site:
         return self._outbox / f"counts-{name}.json"
 
     def _known_counts(self, request: Request, method: str) -> Mapping[str, float] | None:
-        """Return how many records of each class there are, as far as that is public or was told with noise."""
+        """Return how many records of each class there are, or by noised counts almost surely are at least.
+
+        The noise of counts is the server's choice: taken at their word, large noise would meet any minimum by chance.
+        """
         public, noised = self._public_counts(), self._counts_file(request, method)
         if public is not None:
             return public
@@ -262,7 +273,7 @@ class Site:
         )
         if plan.labels == "covered" and asked.labels is None:
             raise PrivacyError("A release that covers labels draws them anew. Found one that would tell the true ones.")
-        check_class_counts(self._policy, self._known_counts(request, asked.method))
+        check_class_counts(self._policy, self._known_counts(request, asked.method), schema.classes)
         mechanism = mechanism_of(asked.mechanism, asked.event)
         if isinstance(asked.event, Unprotected) and not self._simulation:
             raise PrivacyError(
@@ -401,6 +412,17 @@ class Site:
 
     def _simulation_only(self, **figures: float) -> dict[str, Any]:
         return {"simulation_only": figures} if self._simulation else {}
+
+
+def _check_disjoint(data: SiteData) -> None:
+    """Check that no patient is trained on and tested on: what is told of test records is apart from all else.
+
+    Raises:
+        DataError: one is.
+    """
+    trained, tested = data.train.patients, data.test.patients
+    if trained is not None and tested is not None and len(np.intersect1d(trained, tested)):
+        raise DataError("A patient is trained on or tested on, not both. Some are both; move each to one of the two.")
 
 
 def _sgd(parameters: list[torch.nn.Parameter], training: EpochTraining | DpSgdTraining) -> torch.optim.Optimizer:

@@ -1,9 +1,10 @@
 """What a site may spend, and what it does: its policy and its ledger at work."""
 
+import math
 from typing import Any, Literal
 
 from cadp_fl.config import PolicyConfig
-from cadp_fl.errors import BudgetError, PrivacyError
+from cadp_fl.errors import BudgetError, PrivacyError, TotalBudgetError
 from cadp_fl.privacy.accounting import DeclaredPublic, Event, GaussianHistogram, check_delta
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, Claim, claim_of, plan_beside
 from cadp_fl.privacy.ledger import Ledger
@@ -46,8 +47,7 @@ class Spending:
         is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
         if not is_exact:
             check_delta(plan.delta, max(1, self._test_units if on_test else self._units))
-        if not (is_exact and self._simulation):
-            check_plan(policy, plan, units=self._units, noise=self._noise)
+        self._check_policy(plan)
         if on_test and not is_exact:
             others = [each for each in self._test_plans() if each.key != plan.key]
             check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
@@ -70,10 +70,13 @@ class Spending:
         """Write events down before they are computed, and return the id of the last.
 
         Raises:
+            PolicyError: the policy does not allow the plan any more: it may have become stricter since.
             BudgetError: the plan does not hold one of them.
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
-        key = self.plan(request, method, units).key
+        plan = self.plan(request, method, units)
+        self._check_still_allowed(plan)
+        key = plan.key
         body = request.sha256() if request.id else ""
         return [self._ledger.spend(key, event, request=request.id, body=body) for event in events][-1]
 
@@ -107,6 +110,24 @@ class Spending:
             if plan.run == run
         ]
         return {"ledger": "simulation" if ledger.simulation else "durable", "accounts": accounts}
+
+    def _check_policy(self, plan: Plan) -> None:
+        if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
+            check_plan(self._policy, plan, units=self._units, noise=self._noise)
+
+    def _check_still_allowed(self, plan: Plan) -> None:
+        """Check a plan that was reserved before against the policy of now, and all plans against its total."""
+        self._check_policy(plan)
+        limit = allowance(self._policy, plan)
+        if self._ledger.simulation or limit is None:
+            return
+        others = [each.protected() for each in self._ledger.plans() if each.units == plan.units]
+        spent = math.fsum(each.epsilon() for each in others)
+        if spent > limit.epsilon:
+            raise TotalBudgetError(
+                f"All plans together stay within the policy's epsilon {limit.epsilon:g}. Those that were reserved are "
+                f"at {spent:.6g}, so nothing more is spent; the policy was lowered since."
+            )
 
     def _test_plans(self) -> list[Plan]:
         """Return what was reserved for test units, as far as it adds up: in a simulation nothing does."""

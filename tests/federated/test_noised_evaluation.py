@@ -189,7 +189,7 @@ def test_a_retry_reserve_is_a_share_of_the_evaluations_budget_too(tiny):
     evaluation = tiny.evaluation.model_copy(update={"metrics": "noised", "epsilon": 2.0, "delta": 1e-4})
     budget = tiny.budget.model_copy(update={"retry_reserve": 0.25})
     plan = evaluation_plan(tiny.model_copy(update={"evaluation": evaluation, "budget": budget}), "m", 10)
-    assert (plan.key, plan.retry.epsilon, plan.delta) == ("m/test", 0.5, pytest.approx(1e-4))
+    assert (plan.key, plan.retry.epsilon, plan.delta) == ("m:test", 0.5, pytest.approx(1e-4))
     assert 1.99 < plan.epsilon() <= 2.0
     assert event_of(tiny, 10) is None
     assert evaluation_plan(tiny, "m", 10).events == (EXACT_TEST_RESULTS,)
@@ -237,7 +237,7 @@ def test_real_sites_are_evaluated_with_noise(run_config, tmp_path):
     assert "is (20.00, 0.0001)-differentially private for each method" in run.json("privacy.json")["statement"]
     assert "simulation_only" not in (run.folder / "metrics.jsonl").read_text()
     for site in sites:
-        assert [event.kind for event in site._ledger.spent("dp-sgd/test")] == ["gaussian-histogram"]
+        assert [event.kind for event in site._ledger.spent("dp-sgd:test")] == ["gaussian-histogram"]
 
 
 @pytest.mark.parametrize(
@@ -266,4 +266,4 @@ def test_real_sites_whose_policy_says_so_tell_exact_results(run_config, tmp_path
     run.grid.app, sites = real_sites(run.study, tmp_path / "sites", rules)
     assert run.go() == "complete"
     assert run.json("summary.json")["methods"]["dp-sgd"]["guarantee"] == "end-to-end"
-    assert [site._ledger.spent("dp-sgd/test") for site in sites] == [(EXACT_TEST_RESULTS,)] * 3
+    assert [site._ledger.spent("dp-sgd:test") for site in sites] == [(EXACT_TEST_RESULTS,)] * 3

@@ -12,6 +12,7 @@ from cadp_fl.errors import (
     TotalBudgetError,
     UnprotectedModelError,
 )
+from cadp_fl.flow.storage import flow_sha256, load_flow
 from cadp_fl.phases.privatize import make_release
 from cadp_fl.phases.terms import ReleaseOptions
 from cadp_fl.privacy.durable import DurableLedger
@@ -20,12 +21,13 @@ POLICY = "population: ward-3\nunit: {unit}\nepsilon: 3.0\ndelta: 1.0e-3\nmin_uni
 
 
 @pytest.fixture
-def at_site(tmp_path):
+def at_site(tmp_path, flow_file):
     """Return a function that sets a site up, and returns the options of a release there."""
 
     def options(more="labels: public\n", unit="record", m=1, **changes):
         policy, ledger = tmp_path / "policy.yaml", tmp_path / "ledger.db"
-        policy.write_text(POLICY.format(more=more, unit=unit))
+        trusted = f"public_flows: [{flow_sha256(load_flow(flow_file('public'))[0])}]\n"
+        policy.write_text(POLICY.format(more=more, unit=unit) + (trusted if "public_flows" not in more else ""))
         if not ledger.exists():
             DurableLedger.create(ledger, population="ward-3", unit=unit, records_per_unit=m)
         given = {"epsilon": 1.4, "delta": 1e-4, "clip_norm": 4.0, "policy": policy, "ledger": ledger}
@@ -62,6 +64,7 @@ def test_a_release_is_written_down_and_the_next_one_adds(scans, flow_file, tmp_p
         ("labels: public\nclass_counts: {ill: 3}\n", "public", {}, CohortError),
         ("labels: public\n", "public", {"records_per_patient": 2}, InputError),
         ("labels: public\n", "public", {"ledger": None}, InputError),
+        ("labels: public\npublic_flows: []\n", "public", {}, UnprotectedModelError),
     ],
 )
 def test_what_the_policy_does_not_allow_is_refused_and_spends_nothing(
@@ -87,9 +90,9 @@ def test_covered_labels_are_the_policys_choice(scans, flow_file, tmp_path, at_si
 def test_counts_that_nobody_declared_are_noised_and_paid_for_before_they_are_looked_at(
     scans, flow_file, tmp_path, at_site
 ):
-    """Forty records of a class hide in noise of standard deviation 76: a minimum of 500 is not met, and it cost."""
+    """Forty records of a class hide in noise of standard deviation 76: no minimum is met for sure, and it cost."""
     with pytest.raises(CohortError, match="By declared or noised counts"):
-        make_release(flow_file("public"), scans, tmp_path / "a", at_site("min_class_units: 500\n"))
+        make_release(flow_file("public"), scans, tmp_path / "a", at_site("min_class_units: 40\n"))
     (plan,) = opened(tmp_path).plans()
     assert [event.stage for event in plan.events] == ["flow", "counts", "labels", "release"]
     assert [event.stage for event in opened(tmp_path).spent(plan.key)] == ["counts"]

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from cadp_fl.classifier.models import build_classifier
+from cadp_fl.config import ClassifierConfig
 from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.noise import NoiseSource
@@ -81,3 +83,57 @@ def test_patients_are_sampled_and_not_records(monkeypatch):
     monkeypatch.setattr(NoiseSource, "poisson_sample", lambda self, *how: asked.append(how) or sample(self, *how))
     assert torch.isfinite(step(model(), *data(), rate=0.5, steps=3)).all()
     assert asked == [(len(UNITS), 0.5)] * 3
+
+
+def hostile(seed):
+    """A network whose every feature is 1, whatever the record, and whose logits are sums of them that cancel.
+
+    What is left is what float32 rounds, which depends on how many records are computed at once.
+    """
+    network = build_classifier(ClassifierConfig(model="cnn", width=16), (1, 28, 28), 2, seed=0)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network[4].bias.fill_(1.0)
+        for row in network[8].weight:
+            half = torch.randn(len(row) // 2, generator=generator) * 1e6
+            row.copy_(torch.cat([half, -half])[torch.randperm(len(row), generator=generator)])
+        network[10].weight.copy_(torch.randn(network[10].weight.shape, generator=generator) * 1e-3)
+    return network
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_number_of_a_patients_records_moves_no_other_patients_gradient(seed):
+    """All records are alike here, so a patient with five of them gives the same mean gradient as one with one."""
+    patients, m = 3, 5
+    images, labels = torch.zeros(patients * m, 1, 28, 28), torch.arange(patients).repeat_interleave(m) % 2
+    event = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=1e-9, sampling_rate=1.0, steps=1)
+
+    def gradient(records_of_the_first):
+        units = torch.full((patients, m), -1)
+        units[:, 0] = torch.arange(patients) * m
+        units[0, :records_of_the_first] = torch.arange(records_of_the_first)
+        network, made = hostile(seed), {}
+
+        def optimizer(parameters):
+            made["parameters"] = parameters
+            return _Recording(parameters, made)
+
+        train_dp_sgd(
+            network, images, labels, event, optimizer=optimizer, noise=NoiseSource.from_seed(0), units=units
+        )  # fmt: skip
+        return made["gradient"] * patients
+
+    torch.testing.assert_close(gradient(1), gradient(5), rtol=0, atol=1e-5)
+
+
+class _Recording(torch.optim.SGD):
+    """Keeps the gradient that it is given: beside weights of 1e6, float32 would not hold a step along it."""
+
+    def __init__(self, parameters, made):
+        super().__init__(parameters, lr=1.0)
+        self._made = made
+
+    def step(self, closure=None):
+        self._made["gradient"] = torch.cat([each.grad.reshape(-1) for each in self._made["parameters"]])

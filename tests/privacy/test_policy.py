@@ -14,6 +14,7 @@ from cadp_fl.errors import (
     UnprotectedModelError,
 )
 from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
     GaussianHistogram,
     LatentGaussian,
     LatentLaplace,
@@ -25,6 +26,7 @@ from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts, check_plan, open_policy
 
+PUBLIC = DeclaredPublic(stage="flow", what="a flow of public records", sha256="a" * 64)
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=8.0)
 LABELS = RandomizedResponse(stage="labels", epsilon=0.5)
 STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
@@ -32,12 +34,12 @@ TABLE = GaussianHistogram(stage="evaluation", histograms=3, noise_std=5.0, times
 
 
 def policy(**changes):
-    careful = {"population": "north-2026", "unit": "record", "epsilon": 3.0, "delta": 1e-5}
+    careful = {"population": "north-2026", "unit": "record", "epsilon": 3.0, "delta": 1e-5, "public_flows": ["a" * 64]}
     return PolicyConfig(**careful | changes)
 
 
 def plan(*events, labels="covered", **changes):
-    return Plan("m", events or (LABELS, RELEASE), 1e-5, labels=labels, **changes)
+    return Plan("m", events or (PUBLIC, LABELS, RELEASE), 1e-5, labels=labels, **changes)
 
 
 def check(policy, plan, units=1000, noise="entropy"):
@@ -62,7 +64,9 @@ def test_the_defaults_are_careful():
         (UnitError, 314, {}, plan(unit="patient"), {}),
         (UnitError, 314, {}, plan(labels="public"), {}),
         (UnitError, 314, {"labels": "public"}, plan(), {}),
-        (UnitError, 314, {}, plan(RELEASE), {}),
+        (UnitError, 314, {}, plan(PUBLIC, RELEASE), {}),
+        (UnprotectedModelError, 313, {}, plan(LABELS, RELEASE), {}),
+        (UnprotectedModelError, 313, {"public_flows": ("b" * 64,)}, plan(), {}),
         (
             UnitError,
             314,
@@ -75,17 +79,10 @@ def test_the_defaults_are_careful():
             MechanismError,
             312,
             {"mechanisms": ("gaussian",)},
-            plan(LABELS, LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)),
+            plan(PUBLIC, LABELS, LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)),
             {},
         ),
         (EvaluationError, 317, {}, plan(TABLE, units="test"), {}),
-        (
-            EvaluationError,
-            317,
-            {"evaluation": {"epsilon": 1.0, "delta": 1e-5, "count": 3}},
-            plan(TABLE, units="test"),
-            {},
-        ),
     ],
 )
 def test_a_plan_beyond_the_policy_is_refused_by_number(error, code, rules, asked, site):
@@ -109,18 +106,19 @@ def test_what_the_policy_allows_passes():
         ({}, {"a": 9.9, "b": 500.0}),
         ({}, None),
         ({"class_counts": {"a": 5, "b": 500}}, {"a": 400.0, "b": 500.0}),
+        ({"class_counts": {"a": 500}}, {"a": 500.0, "b": 500.0}),
     ],
 )
 def test_a_release_needs_units_of_each_class_by_declared_or_noised_counts(rules, counts):
     with pytest.raises(CohortError) as refused:
-        check_class_counts(policy(**rules), counts)
+        check_class_counts(policy(**rules), counts, ("a", "b"))
     assert not any(digit in str(refused.value).replace("10 units", "") for digit in "0123456789")
 
 
 def test_enough_of_each_class_passes():
-    check_class_counts(policy(), {"a": 10.0, "b": 500.0})
-    check_class_counts(policy(class_counts={"a": 10}), None)
-    check_class_counts(policy(min_class_units=0), None)
+    check_class_counts(policy(), {"a": 10.0, "b": 500.0}, ("a", "b"))
+    check_class_counts(policy(class_counts={"a": 10, "b": 20}), None, ("a", "b"))
+    check_class_counts(policy(min_class_units=0), None, ("a", "b"))
 
 
 def test_a_policy_file_is_read_as_it_stands(tmp_path):
@@ -146,3 +144,26 @@ def test_a_wrong_policy_is_refused(tmp_path, text, sentence):
         load_policy(path)
     with pytest.raises(ConfigError, match="Found none"):
         load_policy(tmp_path / "missing.yaml")
+
+
+def test_a_patients_records_of_a_class_count_as_one_unit():
+    rules = {"unit": "patient", "records_per_patient": 10, "min_class_units": 10}
+    with pytest.raises(CohortError):
+        check_class_counts(policy(**rules), {"a": 5000.0, "b": 90.0}, ("a", "b"))
+    check_class_counts(policy(**rules), {"a": 5000.0, "b": 100.0}, ("a", "b"))
+    check_class_counts(policy(**rules, class_counts={"a": 10}), None, ("a",))
+
+
+@pytest.mark.parametrize("event", [STEPS, RELEASE, LABELS])
+def test_a_plan_on_test_units_holds_counts_alone(event):
+    rules = policy(evaluation={"exact": True, "epsilon": 1.0, "delta": 1e-5})
+    with pytest.raises(EvaluationError):
+        check(rules, plan(TABLE, event, units="test"))
+
+
+def test_a_table_on_test_units_counts_the_policys_records_of_a_patient():
+    evaluation = {"epsilon": 1.0, "delta": 1e-5}
+    rules = policy(unit="patient", records_per_patient=3, evaluation=evaluation)
+    with pytest.raises(UnitError):
+        check(rules, plan(TABLE, unit="patient", units="test"))
+    check(rules, plan(TABLE.model_copy(update={"records_per_unit": 3}), unit="patient", units="test"))

@@ -136,7 +136,7 @@ def test_without_a_mechanism_nothing_is_shrunk_and_the_cost_is_that_nothing_is_p
     for shrinkage in ("typical-set", "posterior-mean"):
         how = ReleaseSettings(NoMechanism(), 4, shrinkage)
         assert (how.factor, how.correlation) == (1.0, 1.0)
-    assert release(records(5), how)[1] == RELEASED_RECORDS
+    assert release(records(5), how)[1] == (RELEASED_RECORDS,)
 
 
 @pytest.mark.parametrize("kind", [GaussianMechanism, LaplaceMechanism])

@@ -4,23 +4,28 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from cadp_fl.config import ClassifierConfig
 from cadp_fl.data.partition import SiteData
-from cadp_fl.errors import BudgetError, ExchangeError, LedgerError
-from cadp_fl.privacy.accounting import GaussianHistogram
+from cadp_fl.errors import BudgetError, CohortError, ExchangeError, LedgerError, TotalBudgetError
+from cadp_fl.privacy.accounting import GaussianHistogram, PoissonGaussian
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.protocol import Request
+from cadp_fl.site.requests import ClassifierRequest, DpSgdTraining
 from cadp_fl.site.site import Site
+from cadp_fl.weights import get_weights
 from tests.site.test_site import dataset
 
+STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=2.0, sampling_rate=1.0, steps=1)
 COUNTS = GaussianHistogram(stage="counts", histograms=1, noise_std=4.0)
 
 
@@ -37,7 +42,7 @@ def site(folder: Path) -> Site:
         device=torch.device("cpu"),
         outbox=folder / "outbox",
         simulation=False,
-        policy=open_policy(labels="covered").model_copy(update={"delta": 1e-3}),
+        policy=open_policy(labels="covered").model_copy(update={"delta": 1e-3, "population": "p"}),
         answers=Answers(folder / "answers"),
     )
 
@@ -164,3 +169,35 @@ def test_a_site_that_is_killed_between_any_two_steps_never_tells_two_draws(tmp_p
             with pytest.raises(BudgetError, match="retry reserve"):
                 made.call(count())
     pytest.fail("it was killed every time")
+
+
+def dp_sgd(site_made, *, run, method, event):
+    classifier = ClassifierConfig(model="linear")
+    weights = get_weights(site_made._classifier(classifier, 0))
+    training = DpSgdTraining(event=event, learning_rate=1.0, momentum=0.0)
+    asked = ClassifierRequest(method=method, classifier=classifier, seed=0, round=1, training=training)
+    return Request("train_classifier", asked.model_dump(mode="json"), weights, run=run, id=f"{run}/train")
+
+
+def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
+    """A run's name is the server's choice: with method `test` of run `r/m` it once named the test plan of `r`, `m`."""
+    made = site(tmp_path)
+    plan = Plan("m", (STEPS,), 1e-4, labels="covered", units="test")
+    made._ledger.reserve(replace(plan, run="r"), Allowance(100.0, 1e-3))  # whatever a policy says of it
+    with pytest.raises(BudgetError, match="reserves a plan"):
+        made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
+    made.call(Request("reserve", {"plan": Plan("test", (STEPS,), 1e-4, labels="covered").to_json()}, run="r/m"))
+    made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
+    assert made._ledger.spent("r/m:test") == ()
+    assert made._ledger.spent("r/m/test") == (STEPS,)
+
+
+def test_a_policy_that_became_stricter_holds_for_plans_that_were_reserved_before(tmp_path):
+    made = site(tmp_path)
+    made.call(Request("reserve", {"plan": Plan("m", (STEPS,), 1e-4, labels="covered").to_json()}, run="r"))
+    allowed = made._spending._policy
+    for stricter, refusal in (({"min_units": 1000}, CohortError), ({"epsilon": 1e-3}, TotalBudgetError)):
+        made._spending._policy = allowed.model_copy(update=stricter)
+        with pytest.raises(refusal):
+            made.call(dp_sgd(made, run="r", method="m", event=STEPS))
+    assert made._ledger.spent("r/m") == ()

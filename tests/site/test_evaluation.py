@@ -11,7 +11,7 @@ from cadp_fl.config import ClassifierConfig, EvaluationPolicy, PolicyConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
-from cadp_fl.errors import BudgetError, EvaluationError, PolicyError, TotalBudgetError, UnitError
+from cadp_fl.errors import BudgetError, EvaluationError, ExchangeError, PolicyError, TotalBudgetError, UnitError
 from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event, table_of
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
 from cadp_fl.privacy.book import Book
@@ -105,7 +105,7 @@ def test_a_noised_evaluation_is_a_table_of_floats_that_was_paid_for():
         "confusion": ((3, 3), "<f8"), "histograms": ((3, 2, NOISED_BINS.number), "<f8"),
     }  # fmt: skip
     assert (reply.arrays["confusion"] < 0).any(), "as only noise can make a count"
-    assert spent(made) == {"m/test": ["gaussian-histogram"]}
+    assert spent(made) == {"m:test": ["gaussian-histogram"]}
 
 
 def test_the_noise_of_a_table_has_the_events_standard_deviation_and_is_new_for_each_count():
@@ -132,7 +132,7 @@ def test_a_second_evaluation_is_refused():
     made.call(evaluate())
     with pytest.raises(BudgetError, match="holds no such event or less of it"):
         made.call(evaluate())
-    assert spent(made) == {"m/test": ["gaussian-histogram"]}
+    assert spent(made) == {"m:test": ["gaussian-histogram"]}
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_an_evaluation_other_than_the_reserved_one_is_refused(changes):
     made = reserve(site(), plan())
     with pytest.raises(BudgetError):
         made.call(evaluate(EVENT.model_copy(update=changes)))
-    assert spent(made) == {"m/test": []}
+    assert spent(made) == {"m:test": []}
 
 
 @pytest.mark.parametrize("changes", [{"histograms": 1}, {"histograms": 3}, {"times": 2}, {"stage": "counts"}])
@@ -173,13 +173,16 @@ def test_nothing_is_evaluated_before_a_plan_on_test_units():
         made.call(evaluate())
 
 
-@pytest.mark.parametrize(("method", "run"), [("m/test", ""), ("test", "m")])
+@pytest.mark.parametrize(("method", "run"), [("m/test", ""), ("m:test", ""), ("test", "m")])
 def test_a_plan_on_training_units_pays_for_no_evaluation_whatever_its_name(method, run):
-    """Its key may be that of a plan on test units; a server chooses both names."""
+    """A server chooses both names: no plan has the key of one on test units, and no method such a name."""
     made = site(None)
     disguised = Plan(method, (EVENT,), DELTA)
-    assert replace(disguised, run=run).key == "m/test"
-    reserve(made, disguised, run)
+    assert (replace(disguised, run=run).key == "m:test") == (method == "m:test")
+    try:
+        reserve(made, disguised, run)
+    except ExchangeError:
+        assert method != "test"
     with pytest.raises(BudgetError, match="reserves a plan before its first event"):
         made.call(evaluate())
 
@@ -228,7 +231,7 @@ def test_a_site_is_evaluated_as_often_as_its_policy_says():
     with pytest.raises(EvaluationError, match="This would be number 4"):
         reserve(made, plan(method="c"))
     made.call(evaluate(method="a"))
-    assert spent(made) == {"a/test": ["gaussian-histogram"], "b/test": ["unprotected"] * 2}
+    assert spent(made) == {"a:test": ["gaussian-histogram"], "b:test": ["unprotected"] * 2}
 
 
 def test_a_real_site_tells_exact_results_only_if_its_policy_says_so():
@@ -243,26 +246,26 @@ def test_a_real_site_tells_exact_results_only_if_its_policy_says_so():
     assert not any(spent(made).values())
     open_site = reserve(site(EvaluationPolicy(exact=True, epsilon=1.0, delta=DELTA)), plan(EXACT_TEST_RESULTS))
     assert open_site.call(evaluate(None)).arrays["confusion"].dtype == np.int64
-    assert spent(open_site) == {"m/test": ["unprotected"]}
+    assert spent(open_site) == {"m:test": ["unprotected"]}
 
 
 def test_a_simulation_tells_exact_results_as_often_as_it_likes_and_writes_them_down():
     made = reserve(site(simulation=True), plan(EXACT_TEST_RESULTS, delta=0.5))
     for _ in range(3):
         assert made.call(evaluate(None)).arrays["confusion"].sum() == TESTED
-    assert spent(made) == {"m/test": ["unprotected"] * 3}
+    assert spent(made) == {"m:test": ["unprotected"] * 3}
 
 
 def test_a_noised_test_of_a_sites_own_classifier_pays_for_both_kinds_of_units():
     made = reserve(reserve(site(), plan()), Plan("m", (LOCAL_TEST_RESULTS,), DELTA))
     assert made.call(local(EVENT)).arrays["confusion"].dtype == np.float64
-    assert spent(made) == {"m/test": ["gaussian-histogram"], "m": ["unprotected"]}
+    assert spent(made) == {"m:test": ["gaussian-histogram"], "m": ["unprotected"]}
     with pytest.raises(BudgetError):
         made.call(local(EVENT))
     untold = reserve(site(), plan())
     with pytest.raises(BudgetError):
         untold.call(local(EVENT))
-    assert spent(untold) == {"m/test": []}, "what is refused for training units costs test units nothing"
+    assert spent(untold) == {"m:test": []}, "what is refused for training units costs test units nothing"
 
 
 def test_delta_is_held_against_the_number_of_test_units():
@@ -308,7 +311,7 @@ def test_weights_that_an_attacker_would_choose_get_no_more_than_noised_counts(va
     try:
         reply = made.call(evaluate(**weights))
     except Exception:
-        assert spent(made) == {"m/test": []}, "refused before a record was looked at"
+        assert spent(made) == {"m:test": []}, "refused before a record was looked at"
     else:
         assert np.isfinite(reply.arrays["confusion"]).all()
 
