@@ -40,7 +40,8 @@ def pretrain(
     typer.echo(
         f"Flow: {output}, {made['bits_per_dim']:.3f} bits per dimension after {made['epochs']} epochs.\n"
         f"It says that it is public: you declared that the {made['records']} training records of '{made['dataset']}' "
-        "are. A release of those same records can claim nothing with it."
+        "are. A release of those same records can claim nothing with it.\n"
+        f"sha256 {made['sha256']}, by which a site's policy names it (public_flows)."
     )
 
 

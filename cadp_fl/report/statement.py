@@ -24,8 +24,7 @@ def assumptions(scope: Scope) -> list[str]:
         _patients(scope),
         _labels(scope),
         f"The number of {scope.unit}s that each site trains on, and of those that it tests on, is public.",
-        "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates "
-        "every "
+        "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates every "
         f"replaced {scope.unit} under such sampling is checked numerically, not proven here.",
         "Config, architecture, clip norms and the split of the budget were chosen without looking at the training "
         "records, which nothing here can check, and each record's site and its split into training and test do not "
@@ -34,18 +33,16 @@ def assumptions(scope: Scope) -> list[str]:
 
 
 def _patients(scope: Scope) -> str:
-    if scope.unit == "patient":
-        m = scope.records_per_unit
+    if scope.unit == "record":
         return (
-            "No patient is at two sites; for one who is at k sites, what holds is the sum over those sites. Each "
-            "patient "
-            f"contributes exactly {m} record{'s' if m > 1 else ''}, the first that the site has; where there are "
-            "fewer, "
-            "blanks are clipped and noised like records."
+            "No patient is at two sites, and none has two records. If one has m records, at any sites, what holds for "
+            "that patient is m times the epsilon, at m exp((m - 1) epsilon) times the delta."
         )
+    m = scope.records_per_unit
     return (
-        "No patient is at two sites, and none has two records. If one has m records, at any sites, what holds for that "
-        "patient is m times the epsilon, at m exp((m - 1) epsilon) times the delta."
+        "No patient is at two sites; for one who is at k sites, what holds is the sum over those sites. Each patient "
+        f"contributes exactly {m} record{'s' if m > 1 else ''} to a release: the first that the site has, and blanks, "
+        "clipped and noised like records, where there are fewer. To a gradient it contributes the mean of those it has."
     )
 
 
@@ -53,8 +50,7 @@ def _labels(scope: Scope) -> str:
     if scope.labels == "covered":
         return (
             "Labels are covered: a released record leaves with a label drawn by randomized response and is decoded "
-            "under "
-            "that one alone, and the number of records of each class is told with noise."
+            "under that one alone, and the number of records of each class is told with noise."
         )
     if scope.attributes:
         return (
@@ -73,22 +69,20 @@ def not_covered(scope: Scope) -> list[str]:
     public = {"covered": [], "public": ["A record's label."]}[scope.labels]
     if scope.attributes:
         public = ["A record's label and attributes."]
-    whole = (
-        "Patients as such: the unit is a record, and every epsilon is for one record, whatever else the patient has."
+    patients = (
+        "Patients as such: the unit is a record, and each epsilon is for one, whatever else the patient has there."
     )
     return [
         *public,
-        *([whole] if scope.unit == "record" else []),
+        *([patients] if scope.unit == "record" else []),
         f"The number of {scope.unit}s of a site.",
         "Test records, which are no training records: what is told of them has a line of its own.",
         "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
         "Timing, failures and refusals, a steward's decision to let a release go or not, and the fact that a site took "
         "part.",
-        "What else leaves a site: another run, a release made apart, or what an app that this study is a part of "
-        "sends.",
+        "What else leaves a site: another run, a release made apart, or what an app that this study is a part of sends.",
         "What floating-point rounding of noised values reveals, above all under weights that a server chose to that "
-        "end "
-        "(the mechanism grid-gaussian closes this for releases).",
+        "end (the mechanism grid-gaussian closes this for releases).",
     ]
 
 
