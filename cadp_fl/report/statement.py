@@ -24,7 +24,7 @@ def assumptions(scope: Scope) -> list[str]:
         _patients(scope),
         _labels(scope),
         f"The number of {scope.unit}s that each site trains on, and of those that it tests on, is public.",
-        "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates every "
+        "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates any "
         f"replaced {scope.unit} under such sampling is checked numerically, not proven here.",
         "Config, architecture, clip norms and the split of the budget were chosen without looking at the training "
         "records, which nothing here can check, and each record's site and its split into training and test do not "
@@ -80,7 +80,7 @@ def not_covered(scope: Scope) -> list[str]:
         "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
         "Timing, failures and refusals, a steward's decision to let a release go or not, and the fact that a site took "
         "part.",
-        "What else leaves a site: another run, a release made apart, or what an app that this study is a part of sends.",
+        "What else leaves a site: another run, a release made apart, or what an app around this study sends.",
         "What floating-point rounding of noised values reveals, above all under weights that a server chose to that "
         "end (the mechanism grid-gaussian closes this for releases).",
     ]
