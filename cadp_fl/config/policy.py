@@ -5,9 +5,9 @@ Only what a steward alone can know has no default: the population, its privacy u
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from cadp_fl.config.settings import Count, Settings
+from cadp_fl.config.settings import Count, PrivacyUnit, Settings
 
 __all__ = ["EvaluationPolicy", "PolicyConfig"]
 
@@ -23,15 +23,13 @@ class EvaluationPolicy(Settings):
     count: Count = Field(50, description="evaluations in all, exact or noised: one of each method, if noised")
 
 
-class PolicyConfig(Settings):
+class PolicyConfig(PrivacyUnit):
     """What a site allows. It is checked before anything is computed."""
 
     population: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,63}$",
         description="the people that the budget belongs to, by a name that stays the same whatever file they are in",
     )
-    unit: Literal["record", "patient"] = Field(description="what one neighbouring data set may change")
-    records_per_patient: Count | None = Field(None, le=1000, description="m: records that each patient contributes")
     epsilon: float = Field(ge=1e-3, le=100, description="total of all that ever leaves of training units")
     delta: _Delta = Field(description="total of all that ever leaves of training units")
     labels: Literal["public", "covered"] = Field(
@@ -58,17 +56,3 @@ class PolicyConfig(Settings):
     seeded_noise: bool = Field(False, description="whether noise may come from a seed, which protects nothing")
     review: bool = Field(True, description="whether a release waits for the steward's approval")
     evaluation: EvaluationPolicy | None = Field(None, description="nothing is told of test records without it")
-
-    @model_validator(mode="after")
-    def _says_records_of_a_patient(self) -> "PolicyConfig":
-        if (self.unit == "patient") != (self.records_per_patient is not None):
-            raise ValueError(
-                f"records_per_patient is given for the unit patient, and only then. Found unit {self.unit} and "
-                f"records_per_patient {self.records_per_patient}"
-            )
-        return self
-
-    @property
-    def records_per_unit(self) -> int:
-        """m: records that one unit contributes, exactly."""
-        return self.records_per_patient or 1

@@ -3,13 +3,13 @@
 import difflib
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cadp_fl.errors import ConfigError
 
-__all__ = ["AttributeName", "Count", "Fraction", "Name", "Positive", "Settings", "parse"]
+__all__ = ["AttributeName", "Count", "Fraction", "Name", "Positive", "PrivacyUnit", "Settings", "parse"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -22,6 +22,29 @@ class Settings(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class PrivacyUnit(Settings):
+    """What one neighbouring data set may change: a record, or a patient with m records."""
+
+    unit: Literal["record", "patient"] = Field(description="what one neighbouring data set may change")
+    records_per_patient: Count | None = Field(
+        None, le=1000, description="m, for the unit patient: records that each one contributes, no more and no fewer"
+    )
+
+    @model_validator(mode="after")
+    def _says_records_of_a_patient(self) -> Self:
+        if (self.unit == "patient") != (self.records_per_patient is not None):
+            raise ValueError(
+                f"records_per_patient is given for the unit patient, and only then. Found unit {self.unit} and "
+                f"records_per_patient {self.records_per_patient}"
+            )
+        return self
+
+    @property
+    def records_per_unit(self) -> int:
+        """m: records that one unit contributes, exactly."""
+        return self.records_per_patient or 1
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cadp_fl.config.policy import PolicyConfig
-from cadp_fl.config.settings import AttributeName, Count, Fraction, Name, Positive, Settings
+from cadp_fl.config.settings import AttributeName, Count, Fraction, Name, Positive, PrivacyUnit, Settings
 
 __all__ = [
     "BudgetConfig",
@@ -251,36 +251,20 @@ class ClassifierConfig(Settings):
     central: CentralTrainingConfig = CentralTrainingConfig()
 
 
-class BudgetConfig(Settings):
+class BudgetConfig(PrivacyUnit):
     """What a method may spend at a site, over all that it does. There is no default."""
 
     epsilon: float = Field(ge=1e-3, le=100, description="epsilon, under replace-one")
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="delta, at most 1 / (10 n) for n units at a site")
     unit: Literal["record", "patient"] = Field("record", description="what one neighbouring data set may change")
-    records_per_patient: Count | None = Field(
-        None, le=1000, description="m, for the unit patient: records that each one contributes, no more and no fewer"
-    )
-    split: dict[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
+    split: dict[str, Fraction] = Field(
         {},
-        description="shares of a stage: labels, counts, release, classifier, ...; of any sum, and a default each",
+        description="shares of epsilon of the stages beside a method's release or classifier, which gets the rest: "
+        "labels (0.2 by default) and counts (0.05), where labels are covered",
     )
     retry_reserve: float = Field(
         0.0, ge=0, le=0.9, description="share set aside for events whose result a crash of the site lost"
     )
-
-    @model_validator(mode="after")
-    def _says_records_of_a_patient(self) -> "BudgetConfig":
-        if (self.unit == "patient") != (self.records_per_patient is not None):
-            raise ValueError(
-                f"records_per_patient is given for the unit patient, and only then. Found unit {self.unit} and "
-                f"records_per_patient {self.records_per_patient}"
-            )
-        return self
-
-    @property
-    def records_per_unit(self) -> int:
-        """m: records that one unit contributes, exactly."""
-        return self.records_per_patient or 1
 
 
 class EvaluationConfig(Settings):

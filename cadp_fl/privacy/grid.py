@@ -1,15 +1,14 @@
 """The hardened release mechanism: a clipped latent on a grid, and Gaussian noise that is exactly rounded to it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 
-from cadp_fl.privacy.accounting import LatentGaussianGrid, ProtectedEvent, ReleaseEvent, calibrate_noise
-from cadp_fl.privacy.clipped_normal import ClippedNormal, clipped_normal_l2
+from cadp_fl.privacy.accounting import LatentGaussianGrid, ReleaseEvent
 from cadp_fl.privacy.clipping import clip_l2
+from cadp_fl.privacy.continuous import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["GridGaussianMechanism", "grid_of"]
@@ -23,7 +22,7 @@ def grid_of(noise_std: float) -> float:
 
 
 @dataclass(frozen=True)
-class GridGaussianMechanism:
+class GridGaussianMechanism(GaussianMechanism):
     """M(z) = gamma (trunc(clip_2(z; C) / gamma) + round(N(0, (sigma / gamma)^2 I))), the release without low bits.
 
     Truncation towards zero lengthens no vector, so any two records' integers n, n' are within 2 C / gamma. The noise is
@@ -54,28 +53,9 @@ class GridGaussianMechanism:
     """
 
     name: ClassVar[str] = "grid-gaussian"
-    clip_norm: float
-    noise_std: float
-    records_per_unit: int = 1
 
     def __post_init__(self) -> None:
         self.event()
-
-    @classmethod
-    def calibrated(
-        cls,
-        clip_norm: float,
-        epsilon: float,
-        delta: float,
-        *,
-        records_per_unit: int = 1,
-        beside: Sequence[ProtectedEvent] = (),
-    ) -> Self:
-        """Return the mechanism with the least noise that costs, with all beside it, at most (epsilon, delta)."""
-        noise_std = calibrate_noise(
-            lambda std: [*beside, cls(clip_norm, std, records_per_unit).event()], epsilon, delta, clip_norm=clip_norm
-        )
-        return cls(clip_norm, noise_std, records_per_unit)
 
     @classmethod
     def from_event(cls, event: ReleaseEvent) -> Self | None:
@@ -89,11 +69,6 @@ class GridGaussianMechanism:
         """The grid's step gamma."""
         return grid_of(self.noise_std)
 
-    @property
-    def sensitivity(self) -> float:
-        """Largest L2 distance of the clipped latents of two units on the grid: 2 C sqrt(m)."""
-        return 2 * self.clip_norm * math.sqrt(self.records_per_unit)
-
     def event(self) -> LatentGaussianGrid:
         """Return what one release of every record costs."""
         return LatentGaussianGrid(
@@ -106,22 +81,7 @@ class GridGaussianMechanism:
 
     def parameters(self) -> dict[str, float | None]:
         """Return C, sigma, gamma and m."""
-        return {
-            "clip_norm": self.clip_norm,
-            "noise_std": self.noise_std,
-            "noise_scale": None,
-            "grid": self.grid,
-            "records_per_unit": self.records_per_unit,
-        }
-
-    @property
-    def noise_variance(self) -> float:
-        """Variance of the noise in each dimension, before it is rounded: sigma^2."""
-        return self.noise_std**2
-
-    def clipped_normal(self, dims: int) -> ClippedNormal:
-        """Return what the clip leaves of a standard normal latent of `dims` dimensions."""
-        return clipped_normal_l2(self.clip_norm, dims)
+        return super().parameters() | {"grid": self.grid}
 
     def __call__(self, latents: torch.Tensor, *, noise: NoiseSource) -> torch.Tensor:
         """Return noised latents (records, dims), each of its own record alone."""
