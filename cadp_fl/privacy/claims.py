@@ -14,8 +14,8 @@ from cadp_fl.privacy.accounting import (
     LatentLaplace,
     Relation,
     Unprotected,
-    epsilon_of,
 )
+from cadp_fl.privacy.costs import epsilons_of
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.plan import Labels, Plan, Unit
 
@@ -210,8 +210,8 @@ def _stage_cost(plan: Plan, event: Event) -> StageCost:
     if isinstance(event, Unprotected):
         return StageCost(event.stage, event.what, None, None, delta, plan.units)
     name = event.what if isinstance(event, DeclaredPublic) else event.kind
-    both = [epsilon_of([event], delta, relation) for relation in (Relation.REPLACE_ONE, Relation.ADD_OR_REMOVE_ONE)]
-    return StageCost(event.stage, name, both[0], both[1], delta, plan.units)
+    alone = epsilons_of([event], delta)
+    return StageCost(event.stage, name, alone.replace_one, alone.add_remove, delta, plan.units)
 
 
 @dataclass(frozen=True)
