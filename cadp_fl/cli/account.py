@@ -18,7 +18,7 @@ __all__ = ["account", "epsilon", "noise", "plan"]
 
 account = typer.Typer(
     no_args_is_help=True,
-    help="Answer privacy questions without a run, under replace-one and under add-or-remove.",
+    help="Answer privacy questions without a run, under replace-one and under add-or-remove. Epsilons are rounded up.",
 )
 
 _EVENTS = (
@@ -58,7 +58,14 @@ def epsilon(
     delta: _Delta = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what events cost, each alone and all as one plan that was fixed in advance."""
+    """Tell what events cost, each alone and all as one plan that was fixed in advance.
+
+    An event is written gaussian:clip-norm=1,noise-std=7.46 or
+    laplace:clip-norm=1,noise-scale=2 or
+    dp-sgd:clip-norm=1,noise-std=2,sampling-rate=0.1,steps=30 or
+    randomized-response:epsilon=0.5 or histogram:noise-std=9; all but dp-sgd
+    take records-per-patient=M too.
+    """
     from cadp_fl.privacy.costs import costs_of
     from cadp_fl.privacy.notation import parse_event
 

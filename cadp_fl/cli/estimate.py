@@ -12,7 +12,7 @@ __all__ = ["estimate_tables"]
 
 def estimate_tables(console: Console, estimate: Estimate) -> None:
     """Print what a study will spend, by stage, and what it will take, by phase."""
-    table = Table(title=f"Planned for each site, epsilon at delta {estimate.delta:g}", title_justify="left")
+    table = Table(title=f"Planned for each site, epsilon at delta {estimate.delta:g} in all", title_justify="left")
     for heading in ("method", "stage", "event", "replace-one", "add-or-remove"):
         table.add_column(heading, justify="right" if "-o" in heading else "left")
     for method, stage in ((method, stage) for method, stages in estimate.stages.items() for stage in stages):

@@ -15,7 +15,7 @@ from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
 from cadp_fl.cli.site import site_app
-from cadp_fl.errors import CadpError, InputError
+from cadp_fl.errors import CadpError, InputError, PrivacyError
 
 __all__ = ["main"]
 
@@ -37,7 +37,7 @@ def main() -> None:
     except CadpError as error:
         if _debug:
             raise
-        _complain(str(error))
+        _complain(f"{error} (code {error.code})" if isinstance(error, PrivacyError) else str(error))
         sys.exit(error.exit_status)
     except OSError as error:
         if _debug:

@@ -93,6 +93,7 @@ def privatize(
             "mechanism."
         )
         typer.echo("\n".join(line for line in (made.statement, made.caution, made.composition) if line))
+        typer.echo(f"Assumptions: {' '.join(made.assumptions)}\nNot covered: {' '.join(made.not_covered)}")
 
 
 def export(

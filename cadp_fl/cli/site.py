@@ -1,6 +1,7 @@
 """The commands of a real site."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,8 @@ def verify(
     from cadp_fl.privacy.durable import DurableLedger
     from cadp_fl.privacy.mark import read_mark
 
+    if expect_head is not None and not re.fullmatch(r"[0-9a-f]{64}", expect_head):
+        raise InputError(f"A head is 64 hexadecimal digits. Found {len(expect_head)} characters; copy it whole.")
     ledger = DurableLedger.as_found(path, mark=mark)
     links = ledger.links()
     marked = min(read_mark(ledger.mark).number, links[-1].number)  # others may have added to both since
@@ -218,13 +221,14 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
         limit = total["limit"]
         of = "" if limit is None else f", of the policy's {limit['epsilon']:g} at {limit['delta']:g}"
         if limit is not None or total["delta"]:
+            bound = "all plans" if not tree["unprotected"] or units == "test" else "what is protected of all plans"
             console.print(
-                f"All plans on {units} units together: epsilon {format_epsilon(total['epsilon'])} at delta "
+                f"On {units} units, {bound} together: epsilon {format_epsilon(total['epsilon'])} at delta "
                 f"{total['delta']:g}{of}.",
                 soft_wrap=True,
             )
     for what in tree["unprotected"]:
-        console.print(Text(f"Not protected under these plans: {ascii(what)[1:-1]}."), soft_wrap=True)
+        console.print(Text(f"NO bound in all, since this is not protected: {ascii(what)[1:-1]}."), soft_wrap=True)
 
 
 @review_app.command("list", epilog="Example: cadp-fl site review list outbox")

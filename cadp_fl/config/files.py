@@ -52,7 +52,7 @@ def load_policy(path: Path) -> PolicyConfig:
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
     """
-    return parse(PolicyConfig, _read(path, "policy"))
+    return parse(PolicyConfig, _read(path, "policy"), where="policy")
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:

@@ -40,8 +40,8 @@ class Units:
             return cls(np.arange(len(dataset))[:, None])
         if dataset.patients is None:
             raise DataError(
-                f"Where the unit is a patient, records say whose they are. '{dataset.schema.name}' does not; add "
-                "patients to the data, or take budget.unit: record, which protects each record by itself."
+                "Where the unit is a patient, records say whose they are. These do not; add patients to the data "
+                "(to a MedMNIST file, {train,val,test}_patients)."
             )
         _, patient = np.unique(dataset.patients, return_inverse=True)
         order = np.argsort(patient, kind="stable")

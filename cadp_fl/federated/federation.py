@@ -71,6 +71,7 @@ class Federation:
         roster: node id by site; frozen once the sites have described themselves.
         missing: who did not answer, and why; one entry a site and phase.
         traffic: bytes by site.
+        refused: site and phase of every answer that was an error, which says that nothing was done.
         run: id of the run, under which sites keep its plans, and what is asked in a round, which they answer once.
     """
 
@@ -80,6 +81,7 @@ class Federation:
     roster: Roster = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
     traffic: dict[str, Traffic] = field(default_factory=dict)
+    refused: set[tuple[str, str]] = field(default_factory=set)
     run: str = ""
 
     @property
@@ -129,6 +131,7 @@ class Federation:
                 traffic.up += sum(array.nbytes for array in answer.arrays.values())
                 replies[site] = answer
             elif answer is not None:
+                self.refused.add((site, phase))
                 self._note_missing(site, phase, str(answer))
             elif self.roster[site] in busy:
                 self._note_missing(site, phase, "was still at work on an earlier request")
@@ -145,7 +148,10 @@ class Federation:
             FederationError: fewer did.
         """
         if answered < self.needed:
-            lost = "; ".join(f"{gap.site}: {gap.reason}" for gap in self.missing if gap.phase == phase)
+            sites_by_reason: dict[str, list[str]] = {}
+            for gap in (gap for gap in self.missing if gap.phase == phase):
+                sites_by_reason.setdefault(gap.reason, []).append(gap.site)
+            lost = " ".join(f"{', '.join(sites)}: {reason}" for reason, sites in sites_by_reason.items())
             raise FederationError(
                 f"Phase '{phase}' needs {self.needed} sites (sites.quorum). {answered} of {len(self.roster)} answered. "
                 f"{lost}"

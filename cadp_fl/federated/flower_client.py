@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from cadp_fl.errors import CadpError, ExchangeError
+from cadp_fl.errors import CadpError, ExchangeError, PrivacyError
 from cadp_fl.site.protocol import ACTIONS, Action, Reply, Request, SitePort
 
 __all__ = ["MAX_JSON_BYTES", "decode_reply", "encode_request", "register"]
@@ -127,4 +127,5 @@ def _encode_error(code: int, text: str) -> RecordDict:
 def _decode_error(record: ConfigRecord) -> CadpError:
     code, text = record.get("code"), record.get("text")
     number = code if isinstance(code, int) else CadpError.code
-    return CadpError.named(number, str(text or "")[:1000])
+    told = str(text or "")[:1000]
+    return CadpError.named(number, f"{told} (code {number})" if told and PrivacyError.code <= number < 400 else told)

@@ -9,6 +9,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -131,9 +132,13 @@ class _Conductor:
             self._accounts(plan).update(
                 {site: Account(plan, spent.get(site) if ended else None) for site in self._federation.sites}
             )
-        for method in self._methods:
-            if self._checkpoint.figures(method.name) is None:
-                self._reserve(method.name)
+        try:
+            for method in self._methods:
+                if self._checkpoint.figures(method.name) is None:
+                    self._reserve(method.name)
+        except FederationError:
+            self._forget_what_was_refused()
+            raise
         self._federation.recorder.round("reserve", 1, 1)
         try:
             for method in self._methods:
@@ -220,7 +225,15 @@ class _Conductor:
             request = Request("reserve", settings)
             left = {site: request for site in federation.sites if site not in done}
             if left:
-                done |= set(federation.ask(request if not done else left, phase="reserve"))
+                federation.ask(request if not done else left, phase="reserve", check=partial(_note, done))
+
+    def _forget_what_was_refused(self) -> None:
+        """Drop the accounts of plans that a site refused, or was not asked for: nothing was spent on them, for sure."""
+        for key, plan in self._plans.items():
+            done, accounts = self._reserved.get(key), self._accounts(plan)
+            for site in [site for site in accounts if site not in (done or ())]:
+                if done is None or (site, "reserve") in self._federation.refused:
+                    del accounts[site]
 
     def _count_classes(self, method: str, schema: Schema) -> None:
         """Ask for noised class counts, where the method's plan has some."""
@@ -280,6 +293,10 @@ class _Conductor:
             for site in set(accounts) - set(replies):
                 if plan.method not in self._results.figures:  # what it had spent when it ended is known for good
                     accounts[site] = Account(plan)
+
+
+def _note(sites: set[str], site: str, _reply: Reply) -> None:
+    sites.add(site)
 
 
 def _describe(study: StudyConfig, federation: Federation) -> tuple[Schema, dict[str, SiteEntry]]:

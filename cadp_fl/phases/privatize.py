@@ -11,27 +11,40 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, InputError
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, declared_public, release_request
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new
 from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
 from cadp_fl.privacy.budget import Budget
-from cadp_fl.privacy.claims import PRIVATE_FLOW, claim_of, compose_plans, format_epsilon, plan_beside
+from cadp_fl.privacy.claims import PRIVATE_FLOW, Scope, claim_of, compose_plans, format_epsilon, plan_beside
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
-from cadp_fl.report.statement import caution_on_flow, statement_of_method
+from cadp_fl.report.statement import assumptions, caution_on_flow, not_covered, statement_of_method
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import CountRequest, ReserveRequest
-from cadp_fl.site.site import Site
+from cadp_fl.site.site import COUNT_DOUBT, Site
 from cadp_fl.weights import get_weights
 
 __all__ = ["NO_LEDGER", "MadeRelease", "make_release"]
 
 NO_LEDGER = (
     "This command keeps no ledger across calls: another release of the same records composes with this one (epsilons "
-    "and deltas add), and nothing here counts it. At a deployed site the site's agent does."
+    "and deltas add), and nothing here counts it. With --policy and --ledger, a site's ledger does."
+)
+
+REVIEW = (
+    "The policy asks for review: look at the bundle before you hand it on. It lies in this folder alone, and no server "
+    "can fetch it from here."
+)
+
+PATIENTS = (
+    "CAUTION: some patients have several records here, and the claim is for one record. With --unit patient and "
+    "--records-per-patient it is for a patient."
 )
 
 
@@ -45,6 +58,8 @@ class MadeRelease:
         statement: the guarantee in words, if nothing else is computed from the records.
         caution: what speaks against it, or nothing.
         composition: what all releases cost together by the durable ledger, or that there is none.
+        assumptions: of the claim.
+        not_covered: what no claim covers.
     """
 
     folder: Path
@@ -52,6 +67,8 @@ class MadeRelease:
     statement: str
     caution: str
     composition: str
+    assumptions: tuple[str, ...]
+    not_covered: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the release as plain JSON values."""
@@ -61,6 +78,8 @@ class MadeRelease:
             "statement": self.statement,
             "caution": self.caution,
             "composition": self.composition,
+            "assumptions": list(self.assumptions),
+            "not_covered": list(self.not_covered),
         }
 
 
@@ -91,6 +110,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         attributes=len(card.dataset.attributes),
     )
     labels = budget.label_events()
+    _check_counts_can_be_told(terms, budget)
     counts = budget.count_events() if terms.policy.min_class_units and terms.policy.class_counts is None else ()
     mechanism = mechanism_type(release.mechanism).calibrated(
         release.clip_norm,
@@ -114,7 +134,24 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     manifest = _release(terms, plan.run, requests, output)
     claim = claim_of(plan if terms.simulation else plan_beside(plan, terms.ledger))
     statement = statement_of_method(plan.method, claim, noise=terms.noise.kind, relation=manifest.claim.relation)
-    return MadeRelease(output, manifest, statement, caution_on_flow(plan, terms.origin), _composition(terms))
+    attributes = terms.data.train.schema.attributes
+    scope = Scope(terms.budget.unit, terms.budget.records_per_unit, terms.labels, attributes)
+    return MadeRelease(
+        output,
+        manifest,
+        statement,
+        " ".join(line for line in (caution_on_flow(plan, terms.origin), _caution_on_patients(terms)) if line),
+        " ".join([_composition(terms), *([REVIEW] if terms.policy.review else [])]),
+        tuple(assumptions(scope, sampled=False)),
+        tuple(not_covered(scope)),
+    )
+
+
+def _caution_on_patients(terms: Terms) -> str:
+    """Return that the unit is a record where patients have several, or nothing. For the steward's eyes alone."""
+    patients = terms.data.train.patients
+    several = patients is not None and len(np.unique(patients)) < len(patients)
+    return PATIENTS if several and terms.budget.unit == "record" else ""
 
 
 def _composition(terms: Terms) -> str:
@@ -130,6 +167,26 @@ def _composition(terms: Terms) -> str:
         f"All plans of the ledger together: epsilon {format_epsilon(together.epsilon)} of the policy's "
         f"{policy.epsilon:g} and delta {together.delta:g} of {policy.delta:g}, for population '{policy.population}'."
     )
+
+
+def _check_counts_can_be_told(terms: Terms, budget: Budget) -> None:
+    """Check, before anything is spent, that noised class counts could show what the policy asks of them.
+
+    Raises:
+        InputError: their noise is as large as the classes are on average; only public numbers are looked at.
+    """
+    policy, classes = terms.policy, len(terms.data.train.schema.classes)
+    if not policy.min_class_units or policy.class_counts is not None:
+        return
+    units = len(Units.of(terms.data.train, policy.unit, policy.records_per_unit))
+    for event in budget.count_events():
+        doubt = COUNT_DOUBT * event.noise_std / policy.records_per_unit
+        if doubt + policy.min_class_units > units / classes:
+            raise InputError(
+                f"Noised counts show that a class has {policy.min_class_units} units (policy: min_class_units), give "
+                f"or take {doubt:.0f} at this budget. With {units} units in {classes} classes they cannot; declare "
+                "class_counts in the policy, set min_class_units: 0, or spend more."
+            )
 
 
 def _release(terms: Terms, run: str, requests: Sequence[Request], output: Path) -> Manifest:

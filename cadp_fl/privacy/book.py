@@ -97,7 +97,8 @@ class Book:
             if epsilon > limit.epsilon or delta > limit.delta * (1 + 1e-12):
                 raise TotalBudgetError(
                     f"All plans together stay within the policy's epsilon {limit.epsilon:g} and delta {limit.delta:g}. "
-                    f"With '{plan.key}' they would be at {epsilon:.6g} and {delta:.6g}; ask for less."
+                    f"With '{plan.key}' they would be at {epsilon:.6g} and {delta:.6g}; ask for at most "
+                    f"{max(0.0, limit.epsilon - before.epsilon):.6g} and {max(0.0, limit.delta - before.delta):.6g}."
                 )
         return {"reserve": plan.to_json()}
 

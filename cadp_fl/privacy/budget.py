@@ -15,7 +15,6 @@ from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
     GaussianHistogram,
-    ProtectedEvent,
     RandomizedResponse,
     Unprotected,
     calibrate_noise,
@@ -99,7 +98,7 @@ class Budget:
             run=run,
         )
 
-    def count_events(self) -> tuple[ProtectedEvent, ...]:
+    def count_events(self) -> tuple[GaussianHistogram] | tuple[()]:
         """Return what noised class counts cost; nothing where labels, and so their counts, are public."""
         return () if self.labels == "public" else (self._counts,)
 

@@ -201,8 +201,9 @@ class StageCost:
 
 
 def stage_costs(plan: Plan) -> tuple[StageCost, ...]:
-    """Return what each event of a plan would cost by itself, at the delta of all. Together they cost less."""
-    return tuple(_stage_cost(plan, event) for event in plan.events)
+    """Return what each event of a plan would cost by itself, at the delta of all, and what is set aside for retries."""
+    retries = StageCost("retries", "set aside", plan.retry.epsilon, plan.retry.epsilon, plan.retry.delta, plan.units)
+    return (*(_stage_cost(plan, event) for event in plan.events), *([retries] if plan.retry.epsilon else []))
 
 
 def _stage_cost(plan: Plan, event: Event) -> StageCost:

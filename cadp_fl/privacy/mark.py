@@ -36,7 +36,8 @@ def read_mark(path: Path) -> Mark:
     """
     if not os.path.lexists(path):
         raise LedgerError(
-            f"A ledger has a mark outside it. Found none at '{path}'; bring it back, of which an older copy will do. "
+            f"A ledger has a mark outside it. Found none at '{path}'; name it with --mark, or bring it back: an "
+            "older copy will do. "
             "Without any, an older ledger could not be told from the newest."
         )
     check_plain(path)

@@ -115,7 +115,8 @@ def check_class_counts(policy: PolicyConfig, counts: Mapping[str, float] | None,
     if few := [name for name, count in known.items() if count < least]:
         raise CohortError(
             f"A release has {least} units of each class (policy: min_class_units). By declared or noised counts "
-            f"'{few[0]}' has fewer."
+            f"'{few[0]}' may have fewer; declare class_counts, or set min_class_units to 0. What noised counts cost "
+            "stays spent."
         )
 
 

@@ -18,14 +18,23 @@ __all__ = [
 ]
 
 
-def assumptions(scope: Scope) -> list[str]:
-    """Return what every claim assumes."""
+_SAMPLED = (
+    "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates any "
+    "replaced {unit} under such sampling is checked numerically, not proven here."
+)
+
+
+def assumptions(scope: Scope, *, sampled: bool = True) -> list[str]:
+    """Return what every claim assumes.
+
+    Args:
+        sampled: whether DP-SGD may be among what is claimed.
+    """
     return [
         _patients(scope),
         _labels(scope),
         f"The number of {scope.unit}s that each site trains on, and of those that it tests on, is public.",
-        "DP-SGD draws a fresh Poisson sample for each step; that the accountant's pair of distributions dominates any "
-        f"replaced {scope.unit} under such sampling is checked numerically, not proven here.",
+        *([_SAMPLED.format(unit=scope.unit)] if sampled else []),
         "Config, architecture, clip norms and the split of the budget were chosen without looking at the training "
         "records, which nothing here can check, and each record's site and its split into training and test do not "
         "depend on its image.",
@@ -82,7 +91,7 @@ def not_covered(scope: Scope) -> list[str]:
         "part.",
         "What else leaves a site: another run, a release made apart, or what an app around this study sends.",
         "What floating-point rounding of noised values reveals, above all under weights that a server chose to that "
-        "end (the mechanism grid-gaussian closes this for releases).",
+        "end. Of releases by the mechanism grid-gaussian it reveals nothing.",
     ]
 
 
@@ -96,7 +105,8 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
             f"{name}: everything computed from training records that leaves a site is accounted, or declared public. "
             f"For two data sets of "
             f"a site that differ by '{relation}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
-            "differentially private, over all steps of all rounds, against the server and all that it shares with. "
+            "differentially private, over everything that the method does, against the server and all that it shares "
+            "with. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
             + "".join(f" This rests on a declaration: {each}." for each in claim.declared)
         )
@@ -107,16 +117,23 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
             "nothing bounds what they reveal."
         )
         truth = "it was not"
+    elif claim.declared:
+        story = (
+            f"Of the same population this left unprotected, by another plan: {'; '.join(claim.unprotected)}. Nothing "
+            "bounds what that reveals."
+        )
+        truth = "that other plan was carried out"
     else:
         story = (
             f"It uses {'; '.join(claim.unprotected)}; nothing bounds what that flow, and all that is made with it, "
             "reveals of the records that it was trained on."
         )
         truth = "no one has declared that it was"
+    fixed = "nothing else left" if claim.declared else "the flow been fixed without these records"
     return (
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be ({conditional}, "
-        f"{claim.delta:g})-differentially private ('{relation}') had the flow been fixed without these "
-        f"records{' and the noise not been seeded' if noise == 'seeded' else ''}; {truth}."
+        f"{claim.delta:g})-differentially private ('{relation}') had {fixed}"
+        f"{' and the noise not been seeded; neither was so' if noise == 'seeded' else f'; {truth}'}."
     )
 
 

@@ -225,6 +225,9 @@ def privacy_json(results: Results) -> dict[str, Any]:
     study = results.study
     methods: dict[str, Any] = {}
     for name, accounts in results.accounts.items():
+        if not accounts:
+            methods[name] = _not_run(results, name)
+            continue
         worst = _worst([claim_of(account.plan) for account in accounts.values()])
         said = statement_of_method(name, worst, noise=study.noise, relation=results.relation)
         caution = _caution(results, name)
@@ -263,6 +266,16 @@ def privacy_json(results: Results) -> dict[str, Any]:
             resumed=bool(results.resumed),
             test_units=test_units["statement"],
         ),
+    }
+
+
+def _not_run(results: Results, name: str) -> dict[str, Any]:
+    return {
+        "guarantee": None,
+        "relation": results.relation,
+        "against": "server",
+        "statement": f"{name}: was not run. No site reserved its plan, so that nothing was computed, and nothing left.",
+        "sites": {},
     }
 
 

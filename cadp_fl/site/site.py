@@ -68,14 +68,14 @@ from cadp_fl.site.review import Review
 from cadp_fl.site.spending import Spending, check_declared
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
 
-__all__ = ["Site"]
+__all__ = ["COUNT_DOUBT", "Site"]
 
 
 _SPENDING = ("count", "release", "train_flow", "train_classifier", "train_local", "evaluate")
 """Actions whose answers are kept, so that none is paid for twice."""
 
 
-_DOUBT = 3.0
+COUNT_DOUBT = 3.0
 """Standard deviations that noised counts are lowered by, before a minimum is held against them."""
 
 
@@ -218,7 +218,7 @@ class Site:
         told = dict(zip(self._data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
         self._outbox.mkdir(parents=True, exist_ok=True)
         with replaced_file(self._counts_file(request, asked.method)) as file:
-            least = {name: count - _DOUBT * asked.event.noise_std for name, count in told.items()}
+            least = {name: count - COUNT_DOUBT * asked.event.noise_std for name, count in told.items()}
             file.write_text(json.dumps(least), encoding="utf-8")
         return Reply({"class_counts": told})
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cadp_fl.classifier.models import check_classifier
-from cadp_fl.config import StudyConfig, dump_study, load_study
+from cadp_fl.config import PolicyConfig, StudyConfig, dump_study, load_study
 from cadp_fl.data.partition import SiteData, check_partition, deal
 from cadp_fl.data.sources import load_source
 from cadp_fl.data.units import Units
@@ -20,6 +20,9 @@ from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import check_flow
 from cadp_fl.flow.storage import check_same_flow, read_card
 from cadp_fl.privacy.accounting import check_delta
+from cadp_fl.privacy.budget import Budget
+from cadp_fl.privacy.ledger import MemoryLedger
+from cadp_fl.privacy.policy import allowance, check_plan
 from cadp_fl.release.privatize import check_release
 from cadp_fl.study.launch import simulate
 from cadp_fl.study.plugins import load_plugins
@@ -116,6 +119,7 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
 
     Raises:
         InputError: something does not fit.
+        PolicyError: the policy that the sites state does not allow a method.
     """
     load_plugins(study.plugins)
     resolve_device(study.device)
@@ -131,13 +135,37 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     if study.flow.pretrained is not None:
         check_same_flow(study.flow, source.schema, read_card(study.flow.pretrained.path))
     release, dims = study.release, math.prod(source.schema.shape)
-    check_release(release.mechanism, release.shrinkage, release.latent_dims or dims, dims)
+    check_release(
+        release.mechanism,
+        release.shrinkage,
+        release.latent_dims or dims,
+        dims,
+        labels=release.labels,
+        attributes=len(source.schema.attributes),
+    )
     sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    unit, m = study.budget.unit, study.budget.records_per_unit
     try:
-        check_delta(study.budget.delta, max(len(site.train) for site in sites))
+        units = [len(Units.of(site.train, unit, m)) for site in sites]
+        check_delta(study.budget.delta, max(units))
         if study.evaluation.delta is not None:
-            unit, m = study.budget.unit, study.budget.records_per_unit
             check_delta(study.evaluation.delta, max(1, *(len(Units.of(site.test, unit, m)) for site in sites)))
-        return sites, build_methods(study)
+        methods = build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error
+    if study.sites.policy is not None:
+        _check_policy(study, study.sites.policy, methods, min(units))
+    return sites, methods
+
+
+def _check_policy(study: StudyConfig, policy: PolicyConfig, methods: Iterable[Method], units: int) -> None:
+    """Check every method's plan against the policy that the study's sites state, as each of them will.
+
+    Raises:
+        PolicyError: a site would refuse it.
+    """
+    budget = Budget.of(study.budget, study.labels)
+    for method in methods:
+        plan = budget.plan(method.name, method.events())
+        check_plan(policy, plan, units=units, noise=study.noise)
+        MemoryLedger().reserve(plan, allowance(policy, plan))

@@ -77,7 +77,7 @@ def test_a_steward_sees_plans_reserves_spends_and_what_the_policy_leaves(command
     assert "NOT protected" in out
     assert "2 of 4" in out
     assert "of the policy's 3 at 1e-05" in out
-    assert "Not protected under these plans: weights of a classifier" in out
+    assert "NO bound in all, since this is not protected: weights of a classifier" in out
     assert "\x1b" not in out
     assert "[red]\\x1b[31m/cadp" in out
 

@@ -67,5 +67,5 @@ def test_a_blank_is_black_and_has_the_label_of_its_units_first_record():
 
 def test_patients_must_be_known():
     data = dataset([1, 2])
-    with pytest.raises(DataError, match="add patients to the data, or take"):
+    with pytest.raises(DataError, match="add patients to the data"):
         Units.of(Dataset(SCHEMA, data.images, data.labels), "patient", 1)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from cadp_fl.errors import ConfigError, FederationError
+from cadp_fl.errors import ConfigError, FederationError, TotalBudgetError, UnprotectedModelError
 from cadp_fl.privacy.accounting import GaussianHistogram, RandomizedResponse, events_from_json
 from cadp_fl.privacy.claims import claim_of
 from cadp_fl.privacy.plan import Plan
@@ -216,3 +216,25 @@ def test_a_simulation_has_no_steward(run_config):
     run = Run(run_config, f"sites.policy={POLICY.replace('review: false', 'review: true')}}}")
     with pytest.raises(ConfigError, match="waits for a steward"):
         check_study(run.study)
+
+
+def test_what_every_site_refused_is_said_not_to_have_left(run_config):
+    run = Run(run_config, f"sites.policy={POLICY}}}")
+    with pytest.raises(FederationError, match=r"east, north, south: Nothing leaves .* \(code 313\)"):
+        run.go()
+    privacy = run.json("privacy.json")
+    refused = privacy["methods"]["cadp-given-flow"]
+    assert (refused["guarantee"], refused["sites"]) == (None, {})
+    assert "cadp-given-flow: was not run" in privacy["statement"]
+    assert "left the sites" not in privacy["statement"]
+    assert "Nothing was told of test records" in privacy["statement"]
+    assert all(both["epsilon"] == 0 for both in privacy["all_methods_together"]["sites"].values())
+    assert "was not run" in (run.folder / "report.html").read_text()
+
+
+def test_a_study_is_held_against_its_sites_policy_before_it_starts(run_config):
+    with pytest.raises(UnprotectedModelError):
+        check_study(Run(run_config, f"sites.policy={POLICY}}}").study)
+    over = (POLICY + ", unprotected: true, min_class_units: 0}").replace("epsilon: 3", "epsilon: 2.9")
+    with pytest.raises(TotalBudgetError, match=r"ask for at most 2\.9"):
+        check_study(Run(run_config, f"sites.policy={over}").study)

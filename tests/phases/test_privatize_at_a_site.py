@@ -87,15 +87,35 @@ def test_covered_labels_are_the_policys_choice(scans, flow_file, tmp_path, at_si
     assert made.manifest.claim.epsilon == pytest.approx(1.4, rel=0.02)
 
 
+def test_counts_that_their_noise_would_hide_are_refused_before_anything_is_spent(scans, flow_file, tmp_path, at_site):
+    """Forty records of a class hide in noise of standard deviation 47."""
+    with pytest.raises(InputError, match=r"give or take 142 at this budget\. With 80 units in 2 classes they cannot"):
+        make_release(flow_file("public"), scans, tmp_path / "a", at_site("min_class_units: 1\n"))
+    assert opened(tmp_path).plans() == ()
+
+
 def test_counts_that_nobody_declared_are_noised_and_paid_for_before_they_are_looked_at(
-    scans, flow_file, tmp_path, at_site
+    scans, flow_file, tmp_path, at_site, monkeypatch
 ):
-    """Forty records of a class hide in noise of standard deviation 76: no minimum is met for sure, and it cost."""
-    with pytest.raises(CohortError, match="By declared or noised counts"):
+    monkeypatch.setattr("cadp_fl.phases.privatize._check_counts_can_be_told", lambda *_: None)
+    with pytest.raises(CohortError, match="What noised counts cost stays spent"):
         make_release(flow_file("public"), scans, tmp_path / "a", at_site("min_class_units: 40\n"))
     (plan,) = opened(tmp_path).plans()
     assert [event.stage for event in plan.events] == ["flow", "counts", "labels", "release"]
     assert [event.stage for event in opened(tmp_path).spent(plan.key)] == ["counts"]
+
+
+def test_a_steward_is_told_of_review_and_of_patients_with_several_records(scans, flow_file, tmp_path, at_site):
+    with np.load(scans) as stored:
+        arrays = dict(stored)
+    for number, split in enumerate(("train", "val", "test")):
+        arrays[f"{split}_patients"] = np.arange(len(arrays[f"{split}_labels"])) // 2 + 100 * number
+    np.savez_compressed(scans, **arrays)
+    made = make_release(flow_file("public"), scans, tmp_path / "a", at_site())
+    assert "look at the bundle before you hand it on" in made.composition
+    assert "the claim is for one record" in made.caution
+    assert not any("DP-SGD" in line for line in made.assumptions)
+    assert any("Patients as such" in line for line in made.not_covered)
 
 
 def test_an_unprotected_release_leaves_no_later_one_an_end_to_end_claim(scans, flow_file, tmp_path, at_site):
@@ -103,7 +123,8 @@ def test_an_unprotected_release_leaves_no_later_one_an_end_to_end_claim(scans, f
     make_release(flow_file("private"), scans, tmp_path / "a", at_site("labels: public\nunprotected: true\n"))
     made = make_release(flow_file("public"), scans, tmp_path / "b", at_site("labels: public\nunprotected: true\n"))
     assert made.manifest.claim.guarantee == "given-flow"
-    assert "NO end-to-end guarantee" in made.statement
+    assert "NO end-to-end guarantee. Of the same population this left unprotected, by another plan" in made.statement
+    assert "no one has declared" not in made.statement
     assert "no bound, since this left unprotected" in made.composition
 
 
