@@ -20,7 +20,15 @@ from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new
 from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
 from cadp_fl.privacy.budget import Budget
-from cadp_fl.privacy.claims import PRIVATE_FLOW, Scope, claim_of, compose_plans, format_epsilon, plan_beside
+from cadp_fl.privacy.claims import (
+    PRIVATE_FLOW,
+    Scope,
+    claim_of,
+    compose_plans,
+    format_delta,
+    format_epsilon,
+    plan_beside,
+)
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
@@ -165,7 +173,8 @@ def _composition(terms: Terms) -> str:
         return f"All plans of the ledger together have no bound, since this left unprotected: {unprotected}."
     return (
         f"All plans of the ledger together: epsilon {format_epsilon(together.epsilon)} of the policy's "
-        f"{policy.epsilon:g} and delta {together.delta:g} of {policy.delta:g}, for population '{policy.population}'."
+        f"{policy.epsilon:g} and delta {format_delta(together.delta)} of {policy.delta:g}, for population "
+        f"'{policy.population}'."
     )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "Together",
     "claim_of",
     "compose_plans",
+    "format_delta",
     "format_epsilon",
     "plan_beside",
     "relation_of",
@@ -152,6 +153,11 @@ def claim_of(plan: Plan) -> Claim:
             f"{event.what} (sha256 {event.sha256[:12]}...)" for event in events if isinstance(event, DeclaredPublic)
         ),
     )
+
+
+def format_delta(delta: float) -> str:
+    """Return a delta with up to six digits, rounded up."""
+    return f"{float(Context(prec=6, rounding=ROUND_CEILING).create_decimal(repr(delta))):g}"
 
 
 def plan_beside(plan: Plan, ledger: Ledger) -> Plan:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.privacy.accounting import DeclaredPublic
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, format_epsilon, relation_of
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, format_delta, format_epsilon, relation_of
 from cadp_fl.privacy.plan import Plan
 
 __all__ = [
@@ -103,26 +103,25 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
     if claim.guarantee == "end-to-end":
         return (
             f"{name}: everything computed from training records that leaves a site is accounted, or declared public. "
-            f"For two data sets of "
-            f"a site that differ by '{relation}', it {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
+            f"For two data sets of a site that differ by '{relation}', it {holds} {_pair(claim.epsilon, claim.delta)}-"
             "differentially private, over everything that the method does, against the server and all that it shares "
             "with. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
             + "".join(f" This rests on a declaration: {each}." for each in claim.declared)
         )
-    conditional = format_epsilon(claim.epsilon_if_flow_were_fixed)
-    if FLOW_WEIGHTS.what in claim.unprotected:
-        story = (
-            "The flow was trained on the same records without differential privacy, and its weights left the sites; "
-            "nothing bounds what they reveal."
-        )
-        truth = "it was not"
-    elif claim.declared:
+    conditional = _pair(claim.epsilon_if_flow_were_fixed, claim.delta)
+    if claim.declared:  # its own flow is public, so that what is unprotected left by another plan
         story = (
             f"Of the same population this left unprotected, by another plan: {'; '.join(claim.unprotected)}. Nothing "
             "bounds what that reveals."
         )
         truth = "that other plan was carried out"
+    elif FLOW_WEIGHTS.what in claim.unprotected:
+        story = (
+            "The flow was trained on the same records without differential privacy, and its weights left the sites; "
+            "nothing bounds what they reveal."
+        )
+        truth = "it was not"
     else:
         story = (
             f"It uses {'; '.join(claim.unprotected)}; nothing bounds what that flow, and all that is made with it, "
@@ -131,10 +130,14 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
         truth = "no one has declared that it was"
     fixed = "nothing else left" if claim.declared else "the flow been fixed without these records"
     return (
-        f"{name}: NO end-to-end guarantee. {story} The released records alone would be ({conditional}, "
-        f"{claim.delta:g})-differentially private ('{relation}') had {fixed}"
+        f"{name}: NO end-to-end guarantee. {story} The released records alone would be "
+        f"{conditional}-differentially private ('{relation}') had {fixed}"
         f"{' and the noise not been seeded; neither was so' if noise == 'seeded' else f'; {truth}'}."
     )
+
+
+def _pair(epsilon: float | None, delta: float) -> str:
+    return f"({format_epsilon(epsilon)}, {format_delta(delta)})"
 
 
 def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str) -> str:
@@ -159,7 +162,7 @@ def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str) ->
     return (
         f"Test {scope.unit}s: of each method's classifier, when it was final, noised confusion counts and score "
         f"histograms were told once. For two sets of a site's test {scope.unit}s that differ by "
-        f"'{relation_of(scope.unit, 'covered')}', that {holds} ({format_epsilon(claim.epsilon)}, {claim.delta:g})-"
+        f"'{relation_of(scope.unit, 'covered')}', that {holds} {_pair(claim.epsilon, claim.delta)}-"
         f"differentially private for each method; what all of them add up to stands in privacy.json. {apart}."
     )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.claims import format_delta, relation_of
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,18 @@ from cadp_fl.privacy.claims import relation_of
 )
 def test_the_relation_keeps_what_is_public(unit, labels, attributes, relation):
     assert relation_of(unit, labels, attributes) == relation
+
+
+@pytest.mark.parametrize(
+    ("delta", "told"),
+    [
+        (1e-5, "1e-05"),
+        (9e-6, "9e-06"),
+        (0.0001, "0.0001"),
+        (1.2345641e-5, "1.23457e-05"),
+        (1.2345678e-5, "1.23457e-05"),
+    ],
+)
+def test_a_printed_delta_is_never_below_the_true_one(delta, told):
+    assert format_delta(delta) == told
+    assert float(told) >= delta
