@@ -132,7 +132,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
     return (
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be "
         f"{conditional}-differentially private ('{relation}') had {fixed}"
-        f"{' and the noise not been seeded; neither was so' if noise == 'seeded' else f'; {truth}'}."
+        f"{f' and the noise not been seeded; {truth}, and the noise was seeded' if noise == 'seeded' else f'; {truth}'}."
     )
 
 
