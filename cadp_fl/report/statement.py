@@ -129,10 +129,11 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
         )
         truth = "no one has declared that it was"
     fixed = "nothing else left" if claim.declared else "the flow been fixed without these records"
+    if noise == "seeded":
+        fixed, truth = f"{fixed} and the noise not been seeded", f"{truth}, and the noise was seeded"
     return (
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be "
-        f"{conditional}-differentially private ('{relation}') had {fixed}"
-        f"{f' and the noise not been seeded; {truth}, and the noise was seeded' if noise == 'seeded' else f'; {truth}'}."
+        f"{conditional}-differentially private ('{relation}') had {fixed}; {truth}."
     )
 
 
