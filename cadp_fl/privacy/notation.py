@@ -55,6 +55,9 @@ KINDS = {
     "histogram": Kind(GaussianHistogram, "counts", ("noise-std",), ("histograms", "times", "records-per-patient")),
 }
 
+_ALSO = {kind.model.model_fields["kind"].default: name for name, kind in KINDS.items()}
+"""What ledgers and tables call a kind, as a person copies it."""
+
 _FIELDS = {"records-per-patient": "records_per_unit"}
 _DEFAULTS: dict[str, dict[str, Any]] = {"histogram": {"histograms": 1}}
 
@@ -113,11 +116,13 @@ def parse_noiseless(text: str) -> Noiseless:
 def _parameters(text: str) -> tuple[str, Kind, dict[str, str]]:
     """Return the kind of a line, and the parameters that it gives."""
     name, _, rest = text.strip().partition(":")
+    name = _ALSO.get(name, name)
     if name not in KINDS:
         raise InputError(f"Unknown event '{name}'. Choose one of: {', '.join(KINDS)}.")
     kind, parameters = KINDS[name], {}
     for part in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
+        key = "records-per-patient" if key == "records-per-unit" else key
         if not equals or key in parameters:
             raise InputError(f"An event is 'kind:name=number,name=number'. Found '{part}' in '{text}'; give each once.")
         if key not in (*kind.needed, *kind.optional):

@@ -216,3 +216,9 @@ def test_every_question_has_an_example(call):
         code, out, _ = call(question, "--help")
         assert code == 0
         assert f"Example: cadp-fl account {question}" in " ".join(out.split())
+
+
+def test_what_is_printed_of_an_event_can_be_typed_again(call):
+    typed = told(call, "epsilon", "gaussian:clip-norm=1,noise-std=7.4612,records-per-patient=2", "--delta", "1e-5")
+    copied = told(call, "epsilon", "latent-gaussian:clip-norm=1,noise-std=7.4612,records-per-unit=2", "--delta", "1e-5")
+    assert typed == copied
