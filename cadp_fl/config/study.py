@@ -233,6 +233,11 @@ class ReleaseConfig(Settings):
     )
     shard_records: Count = Field(4096, description="records in one file of a release")
 
+    @property
+    def coverage(self) -> Literal["public", "covered"]:
+        """Whether a record's label is public by declaration, or covered by every claim."""
+        return "public" if self.labels == "public" else "covered"
+
 
 class CentralTrainingConfig(Settings):
     """Training of the central classifier on privatized records."""
@@ -321,7 +326,7 @@ class StudyConfig(Settings):
     @property
     def labels(self) -> Literal["public", "covered"]:
         """Whether a record's label is public by declaration, or covered by every claim."""
-        return "public" if self.release.labels == "public" else "covered"
+        return self.release.coverage
 
     @field_validator("plugins")
     @classmethod

@@ -22,14 +22,13 @@ from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ExchangeError, FederationError, InputError
 from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
-from cadp_fl.federated.evaluation import evaluation_plan, event_of
+from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.federation import Federation, Missing, Transport
 from cadp_fl.federated.methods import build_methods
-from cadp_fl.federated.methods.base import Method, StudyRun
+from cadp_fl.federated.methods.base import Method, StudyRun, plan_of
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, GaussianHistogram, check_delta, events_from_json
-from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.page import write_report
 from cadp_fl.report.summary import Account, MethodFigures, Results, SiteEntry, privacy_json, summary_json
@@ -54,8 +53,7 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
             and why.
     """
     methods = build_methods(study)
-    budget = Budget.of(study.budget, study.labels)
-    plans = {method.name: budget.plan(method.name, method.events()) for method in methods}
+    plans = {method.name: plan_of(method, study) for method in methods}
     resumes = resume and (folder / CHECKPOINT).exists()
     checkpoint = Checkpoint.resume(folder, plans) if resumes else _begin(study, folder, plans)
     recorder = Recorder(
@@ -173,7 +171,7 @@ class _Conductor:
             schema,
             sizes,
             {site: entry.test for site, entry in self._results.sites.items()},
-            event_of(self._study, len(schema.classes)),
+            self._evaluation_of(method.name),
             self._federation,
             self._folder,
             resolve_device(self._study.device),
@@ -206,6 +204,11 @@ class _Conductor:
         plans = {method.name: evaluation_plan(study, method.name, len(schema.classes)) for method in self._methods}
         self._checkpoint.hold_test_plans(plans)
         return {plan.key: plan for plan in plans.values()}
+
+    def _evaluation_of(self, method: str) -> GaussianHistogram | None:
+        """Return the event of the one evaluation that a method's plan on test units holds; None where all are exact."""
+        planned = [event for plan in self._plans_of(method).values() if plan.units == "test" for event in plan.events]
+        return next((event for event in planned if isinstance(event, GaussianHistogram)), None)
 
     def _plans_of(self, method: str) -> dict[str, Plan]:
         """Return a method's plans by key: that on training units, and that on test units."""

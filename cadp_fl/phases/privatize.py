@@ -19,6 +19,7 @@ from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, declared_public,
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new
 from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
+from cadp_fl.privacy.accounting import GaussianHistogram
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import (
     PRIVATE_FLOW,
@@ -108,7 +109,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     check_new(output, "A bundle")
     flow, card = load_flow(flow_file)
     terms = terms_of(data, card, options)
-    release, budget = terms.release, Budget.of(terms.budget, terms.labels)
+    release, budget = terms.release, Budget.of(terms.budget, terms.release.coverage)
     check_release(
         release.mechanism,
         release.shrinkage,
@@ -118,8 +119,8 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         attributes=len(card.dataset.attributes),
     )
     labels = budget.label_events()
-    _check_counts_can_be_told(terms, budget)
     counts = budget.count_events() if terms.policy.min_class_units and terms.policy.class_counts is None else ()
+    _check_counts_can_be_told(terms, counts)
     mechanism = mechanism_type(release.mechanism).calibrated(
         release.clip_norm,
         budget.epsilon,
@@ -143,7 +144,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     claim = claim_of(plan if terms.simulation else plan_beside(plan, terms.ledger))
     statement = statement_of_method(plan.method, claim, noise=terms.noise.kind, relation=manifest.claim.relation)
     attributes = terms.data.train.schema.attributes
-    scope = Scope(terms.budget.unit, terms.budget.records_per_unit, terms.labels, attributes)
+    scope = Scope(terms.budget.unit, terms.budget.records_per_unit, release.coverage, attributes)
     return MadeRelease(
         output,
         manifest,
@@ -178,17 +179,15 @@ def _composition(terms: Terms) -> str:
     )
 
 
-def _check_counts_can_be_told(terms: Terms, budget: Budget) -> None:
+def _check_counts_can_be_told(terms: Terms, counts: Sequence[GaussianHistogram]) -> None:
     """Check, before anything is spent, that noised class counts could show what the policy asks of them.
 
     Raises:
         InputError: their noise is as large as the classes are on average; only public numbers are looked at.
     """
     policy, classes = terms.policy, len(terms.data.train.schema.classes)
-    if not policy.min_class_units or policy.class_counts is not None:
-        return
-    units = len(Units.of(terms.data.train, policy.unit, policy.records_per_unit))
-    for event in budget.count_events():
+    for event in counts:
+        units = len(Units.of(terms.data.train, policy.unit, policy.records_per_unit))
         doubt = COUNT_DOUBT * event.noise_std / policy.records_per_unit
         if doubt + policy.min_class_units > units / classes:
             raise InputError(

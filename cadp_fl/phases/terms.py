@@ -22,7 +22,6 @@ from cadp_fl.flow.storage import FlowCard, check_fits_records
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.ledger import Ledger, MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.privacy.plan import Labels
 from cadp_fl.privacy.policy import open_policy
 
 __all__ = ["ReleaseOptions", "Terms", "terms_of"]
@@ -105,11 +104,6 @@ class Terms:
     simulation: bool
     public_flow: bool
 
-    @property
-    def labels(self) -> Labels:
-        """Whether a record's label is public by declaration, or covered by the claim."""
-        return _labels(self.release)
-
 
 def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     """Return the terms of a release of the records that a path names: a study config, or a MedMNIST file.
@@ -150,7 +144,7 @@ def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     data = sites[names.index(options.site)]
     declared = study.flow.pretrained is None or study.flow.pretrained.trained_on == "public"
     origin = source.schema.name
-    policy = open_policy(budget.unit, budget.records_per_patient, _labels(release))
+    policy = open_policy(budget.unit, budget.records_per_patient, release.coverage)
     return Terms(
         name,
         data,
@@ -192,7 +186,7 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
         asked |= {"unit": policy.unit, "records_per_patient": policy.records_per_patient}
     release = parse(ReleaseConfig, {"labels": "public"} | labels | given)
     budget = parse(BudgetConfig, asked)
-    policy = policy or open_policy(budget.unit, budget.records_per_patient, _labels(release))
+    policy = policy or open_policy(budget.unit, budget.records_per_patient, release.coverage)
     noise = _noise(options.noise or "entropy", options.seed, default_seed=None)
     name, device = _checked_name(options.name or "site"), resolve_device(options.device or "auto")
     if not path.is_file():
@@ -239,10 +233,6 @@ def _site_of(options: ReleaseOptions) -> tuple[PolicyConfig | None, Ledger]:
         mark=options.mark,
     )
     return policy, ledger
-
-
-def _labels(release: ReleaseConfig) -> Labels:
-    return "public" if release.labels == "public" else "covered"
 
 
 def _noise(kind: str, seed: int | None, *, default_seed: int | None) -> NoiseSource:

@@ -74,8 +74,7 @@ class Book:
                     f"A request keeps its contents under its id. '{request}' came with others before; give a new "
                     "request an id of its own."
                 )
-        stored = [entry["answer"]["sha256"] for entry in self._entries if self._answers(entry, request)]
-        return stored[-1] if stored else None
+        return self._stored(request)
 
     def reservation(self, plan: Plan, limit: Allowance | None) -> Entry | None:
         """Return the entry that sets a plan aside; None if it is set aside already.
@@ -142,8 +141,8 @@ class Book:
             raise ExchangeError(
                 f"An answer is stored for a request that was paid for. '{request}' was not; spend first."
             )
-        stored = [entry["answer"]["sha256"] for entry in self._entries if self._answers(entry, request)]
-        if stored and stored[-1] != answer:
+        stored = self._stored(request)
+        if stored not in (None, answer):
             raise ExchangeError(f"A request is answered once. '{request}' has another answer; send that one.")
         return None if stored else {"answer": {"request": request, "sha256": answer}}
 
@@ -181,9 +180,9 @@ class Book:
             if entry["spend"]["request"] == request
         ]  # fmt: skip
 
-    @staticmethod
-    def _answers(entry: Entry, request: str) -> bool:
-        return "answer" in entry and entry["answer"]["request"] == request
+    def _stored(self, request: str) -> str | None:
+        answers = (entry["answer"] for entry in reversed(self._entries) if "answer" in entry)
+        return next((answer["sha256"] for answer in answers if answer["request"] == request), None)
 
 
 def _fits(plan: Plan, spent: Sequence[Event]) -> bool:

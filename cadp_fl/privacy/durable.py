@@ -22,12 +22,11 @@ from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
 from cadp_fl.privacy.accounting import Event, events_from_json
 from cadp_fl.privacy.book import Book, Entry
 from cadp_fl.privacy.chain import Chain, Link
-from cadp_fl.privacy.plan import Allowance, Plan, Unit
+from cadp_fl.privacy.plan import METHOD_NAME, Allowance, Plan, Unit
 
 __all__ = ["DurableLedger", "LedgerTerms"]
 
 MAX_NAME_CHARACTERS = 200
-_METHOD = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -198,7 +197,7 @@ class DurableLedger:
                 f"A ledger has one unit. This one's is the {self.terms.unit}, and '{plan.key}' protects a {plan.unit}; "
                 "use one unit for all."
             )
-        if not _METHOD.fullmatch(plan.method) or len(plan.run) > MAX_NAME_CHARACTERS:
+        if not re.fullmatch(METHOD_NAME, plan.method) or len(plan.run) > MAX_NAME_CHARACTERS:
             raise ExchangeError(
                 f"A plan names its method in at most 40 small letters, digits and dashes, and its run in at most "
                 f"{MAX_NAME_CHARACTERS} characters. Found {plan.method[:50]!r} and {plan.run[:50]!r}; choose others."
@@ -235,6 +234,10 @@ class DurableLedger:
     def spent(self, key: str) -> tuple[Event, ...]:
         """Return what was spent of a plan, in order, retries included."""
         return self.book().spent(key)
+
+    def committed(self, units: str) -> Allowance:
+        """Return what all plans on training units, or on test units, add up to."""
+        return self.book().committed(units)
 
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.

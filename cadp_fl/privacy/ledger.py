@@ -64,6 +64,10 @@ class Ledger(Protocol):
         """Return what was spent of a plan, in order, retries included."""
         ...
 
+    def committed(self, units: str) -> Allowance:
+        """Return what all plans on training units, or on test units, add up to."""
+        ...
+
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.
 
@@ -113,6 +117,10 @@ class MemoryLedger:
     def spent(self, key: str) -> tuple[Event, ...]:
         """Return what was spent of a plan, in order, retries included."""
         return self._book().spent(key)
+
+    def committed(self, units: str) -> Allowance:
+        """Return what all plans on training units, or on test units, add up to."""
+        return self._book().committed(units)
 
     def answered(self, request: str, body: str) -> str | None:
         """Return None: a simulation computes again what was lost, and pays for it."""

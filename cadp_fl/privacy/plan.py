@@ -19,9 +19,10 @@ from cadp_fl.privacy.accounting import (
     events_from_json,
 )
 
-__all__ = ["NOTHING", "Allowance", "Labels", "Plan", "Unit"]
+__all__ = ["METHOD_NAME", "NOTHING", "Allowance", "Labels", "Plan", "Unit"]
 
-_METHOD = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+METHOD_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
+"""Of a method: no name holds what a plan's key or an event's id puts between names."""
 
 Unit = Literal["record", "patient"]
 Labels = Literal["public", "covered"]
@@ -97,7 +98,7 @@ class Plan:
         """
         aside = tree.get("retry", vars(NOTHING))
         delta, retry = _number(tree["delta"]), Allowance(_number(aside["epsilon"]), _number(aside["delta"]))
-        if not _METHOD.fullmatch(str(tree["method"])):
+        if not re.fullmatch(METHOD_NAME, str(tree["method"])):
             raise ValueError(f"a method's name is up to 40 letters, digits and hyphens. Found {tree['method']!r:.60}.")
         if not 0 < delta < 1:
             raise ValueError(f"delta is between 0 and 1. Found {delta}.")

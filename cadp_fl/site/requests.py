@@ -9,6 +9,7 @@ from pydantic import Field
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, Settings
 from cadp_fl.privacy.accounting import GaussianHistogram, PoissonGaussian, RandomizedResponse, ReleaseEvent
+from cadp_fl.privacy.plan import METHOD_NAME
 
 __all__ = [
     "ClassifierRequest",
@@ -23,7 +24,7 @@ __all__ = [
     "ReserveRequest",
 ]
 
-MethodName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+MethodName = Annotated[str, Field(pattern=rf"^{METHOD_NAME}$")]
 
 
 class ReserveRequest(Settings):

@@ -1,6 +1,5 @@
 """What a site may spend, and what it does: its policy and its ledger at work."""
 
-import math
 from typing import Any, Literal
 
 from cadp_fl.config import PolicyConfig
@@ -121,8 +120,7 @@ class Spending:
         limit = allowance(self._policy, plan)
         if self._ledger.simulation or limit is None:
             return
-        others = [each.protected() for each in self._ledger.plans() if each.units == plan.units]
-        spent = math.fsum(each.epsilon() for each in others)
+        spent = self._ledger.committed(plan.units).epsilon
         if spent > limit.epsilon:
             raise TotalBudgetError(
                 f"All plans together stay within the policy's epsilon {limit.epsilon:g}. Those that were reserved are "

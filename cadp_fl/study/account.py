@@ -9,7 +9,7 @@ from typing import Any
 from cadp_fl.config import StudyConfig, load_study
 from cadp_fl.errors import BudgetError, ConfigError
 from cadp_fl.federated.methods import build_methods
-from cadp_fl.federated.methods.base import Method
+from cadp_fl.federated.methods.base import Method, plan_of
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
@@ -19,7 +19,6 @@ from cadp_fl.privacy.accounting import (
     ReleaseEvent,
     Unprotected,
 )
-from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import Claim, Together, claim_of, compose_plans, relation_of
 from cadp_fl.privacy.costs import Costs, Epsilons, costs_of, epsilons_of
 from cadp_fl.privacy.plan import Allowance, Plan
@@ -129,8 +128,7 @@ def account_study(config: Path, overrides: Iterable[str] = ()) -> StudyAccount:
         methods = build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error
-    budget = Budget.of(study.budget, study.labels)
-    plans = [budget.plan(method.name, method.events()) for method in methods]
+    plans = [plan_of(method, study) for method in methods]
     accounts = tuple(_account(study, *pair) for pair in zip(methods, plans, strict=True))
     return StudyAccount(
         relation=relation_of(study.budget.unit, study.labels),

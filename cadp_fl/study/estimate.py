@@ -22,11 +22,10 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
 from cadp_fl.device import resolve_device
 from cadp_fl.federated.evaluation import evaluation_plan
-from cadp_fl.federated.methods.base import Method, PhaseCost
+from cadp_fl.federated.methods.base import Method, PhaseCost, plan_of
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import PoissonGaussian
-from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import StageCost, claim_of, stage_costs
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.mechanisms import GaussianMechanism
@@ -94,8 +93,8 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     """
     study = load_study(config, overrides)
     sites, methods = check_study(study)
-    at_once, budget = sites_at_once(study.sites), Budget.of(study.budget, study.labels)
-    plans = {method.name: budget.plan(method.name, method.events()) for method in methods}
+    at_once = sites_at_once(study.sites)
+    plans = {method.name: plan_of(method, study) for method in methods}
     classes = len(sites[0].train.schema.classes)
     tests = {method.name: evaluation_plan(study, method.name, classes) for method in methods}
     threads = torch.get_num_threads()

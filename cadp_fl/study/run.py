@@ -15,12 +15,11 @@ from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, ConfigError, InputError
 from cadp_fl.federated.methods import build_methods
-from cadp_fl.federated.methods.base import Method
+from cadp_fl.federated.methods.base import Method, plan_of
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import check_flow
 from cadp_fl.flow.storage import check_same_flow, read_card
 from cadp_fl.privacy.accounting import check_delta
-from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.policy import allowance, check_plan
 from cadp_fl.release.privatize import check_release
@@ -164,8 +163,7 @@ def _check_policy(study: StudyConfig, policy: PolicyConfig, methods: Iterable[Me
     Raises:
         PolicyError: a site would refuse it.
     """
-    budget = Budget.of(study.budget, study.labels)
     for method in methods:
-        plan = budget.plan(method.name, method.events())
+        plan = plan_of(method, study)
         check_plan(policy, plan, units=units, noise=study.noise)
         MemoryLedger().reserve(plan, allowance(policy, plan))

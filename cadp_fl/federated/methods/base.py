@@ -17,6 +17,8 @@ from cadp_fl.evaluation.noised import NoisedEvaluation, noised_metrics_of, pool_
 from cadp_fl.evaluation.utility import Evaluation, Metrics, metrics_of, pool
 from cadp_fl.federated.federation import Federation
 from cadp_fl.privacy.accounting import Event, GaussianHistogram
+from cadp_fl.privacy.budget import Budget
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import EvaluateRequest
 from cadp_fl.weights import check_arrays, get_weights, structure_sha256
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate_at_sites",
     "fits_module",
     "mean_figure",
+    "plan_of",
 ]
 
 
@@ -169,6 +172,11 @@ class Method(Protocol):
             FederationError: too few sites are left.
         """
         ...
+
+
+def plan_of(method: Method, study: StudyConfig) -> Plan:
+    """Return what a method reserves at every site: all of its events, at the study's budget."""
+    return Budget.of(study.budget, study.labels).plan(method.name, method.events())
 
 
 def evaluate_at_sites(

@@ -27,6 +27,7 @@ from cadp_fl.federated.methods.base import (
     evaluate_at_sites,
     fits_module,
     mean_figure,
+    plan_of,
 )
 from cadp_fl.federated.releases import fetch_releases
 from cadp_fl.flow.cinn import ConditionalFlow
@@ -185,7 +186,7 @@ class CadpGivenFlow:
             "noise": run.study.noise,
         }
         study = run.study
-        plan = Budget.of(study.budget, study.labels).plan(self.name, self.events())
+        plan = plan_of(self, study)
         relation = relation_of(study.budget.unit, study.labels, run.schema.attributes)
         allowed = ReleaseClaim.of(claim_of(plan), relation)
         manifests: dict[str, Manifest] = {}
