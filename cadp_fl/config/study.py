@@ -166,9 +166,61 @@ class PretrainedConfig(Settings):
     freeze: tuple[str, ...] = Field((), description="parts that stay as they are: all, dense, scales.0, scales.1, ...")
 
 
-class FlowConfig(Settings):
-    """Architecture and training of the conditional flow. Without scales it is dense."""
+class FlowDpSgdConfig(Settings):
+    """Federated training of the flow by DP-SGD; how much noise its budget makes necessary is worked out."""
 
+    rounds: Count = Field(10, description="rounds of federated averaging")
+    local_steps: Count = Field(6, description="noised steps of a site in one round")
+    sampling_rate: float = Field(0.5, gt=0, le=1, description="q: probability of each unit to be in a step")
+    clip_norm: float = Field(1.0, ge=1e-6, le=1e6, description="C: a unit's gradient norm after clipping")
+    copies: int = Field(
+        4, ge=1, le=64, description="noisy copies of a record whose gradients are averaged before clipping"
+    )
+    learning_rate: Positive = Field(2e-3, description="Adam's step size at its peak; falls to a twentieth by a cosine")
+    ema: float = Field(
+        0.5, ge=0, lt=1, description="weight of earlier rounds in the moving average that training ends with; 0: none"
+    )
+
+
+class LowPassConfig(Settings):
+    """The fixed, public front end of a warm-started flow: the lowest frequencies of an image, apart from all others."""
+
+    size: Count | None = Field(
+        None, description="k: the k x k lowest DCT coefficients of each channel; by image size and budget by default"
+    )
+    power: float | None = Field(
+        None, ge=0, le=4, description="p: coefficient (i, j) is scaled by (1 + i + j)^-p; by default as for the size"
+    )
+    detail: Positive = Field(0.02, description="standard deviation of every other coefficient, as pixels of 0 to 1")
+
+
+class MomentsConfig(Settings):
+    """The noised moments that a flow is warm-started from. Every default is a public constant."""
+
+    centre_clip_norm: Positive | None = Field(None, description="R0: a record's norm in the released mean")
+    clip_norm: Positive | None = Field(None, description="R: a centred record's norm in the released moments")
+    count_weight: Positive = Field(0.25, description="a: weight of the counts in the joint vector")
+    sum_weight: Positive = Field(1.0, description="b: weight of the sums")
+    shared_weight: float = Field(1.0, ge=0, description="s: weight of the second moment of all classes together")
+    class_weight: float = Field(1.0, ge=0, description="w: weight of the second moment of each class")
+
+
+class FlowConfig(Settings):
+    """Architecture and training of the conditional flow. Without scales it is dense.
+
+    With a warm start, methods whose guarantee is end-to-end take another flow: a low-pass front end, an affine layer of
+    noised moments, and above it the dense blocks, which start as the identity.
+    """
+
+    privacy: Literal["none", "dp-sgd"] = Field(
+        "none", description="how methods with an end-to-end guarantee train the flow's blocks: dp-sgd, or not at all"
+    )
+    warm_start: Literal["none", "moments"] = Field(
+        "none", description="what methods with an end-to-end guarantee start from: moments that sites release noised"
+    )
+    low_pass: LowPassConfig = LowPassConfig()
+    moments: MomentsConfig = MomentsConfig()
+    dp_sgd: FlowDpSgdConfig = FlowDpSgdConfig()
     scales: tuple[ScaleConfig, ...] = Field((), description="scales, the finest first; none for a dense flow")
     coupling: str = Field("glow", description="coupling block: glow, gin or rnvp")
     downsampling: str = Field("haar", description="invertible downsampling of every scale: haar or checkerboard")
@@ -191,13 +243,28 @@ class FlowConfig(Settings):
         """Parts that stay as the flow that it starts from has them; none for a new flow."""
         return self.pretrained.freeze if self.pretrained else ()
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether the flow is the one with a warm start: a low-pass front end and an affine layer of moments."""
+        return self.warm_start == "moments"
+
+    def cold(self) -> "FlowConfig":
+        """Return the flow without a warm start: what methods that train it without privacy take."""
+        return self.model_copy(update={"warm_start": "none", "low_pass": LowPassConfig()})
+
     def architecture(self) -> "FlowConfig":
         """Return what the flow is, without how it is trained and what it starts from."""
-        return self.model_copy(update={"training": FlowTrainingConfig(), "pretrained": None})
+        update: dict[str, Any] = {"training": FlowTrainingConfig(), "pretrained": None, "privacy": "none"}
+        update |= {"moments": MomentsConfig(), "dp_sgd": FlowDpSgdConfig()}
+        return self.model_copy(update=update | ({"scales": ()} if self.is_warm else {}))
 
     @model_validator(mode="after")
     def _starts_somewhere(self) -> "FlowConfig":
-        if self.training.rounds == 0 and self.pretrained is None:
+        if self.is_warm and self.pretrained is not None:
+            raise ValueError(
+                "a flow starts from one thing. Found warm_start: moments and flow.pretrained; leave one of them out"
+            )
+        if self.training.rounds == 0 and self.pretrained is None and not self.is_warm:
             raise ValueError(
                 "a flow is trained or pretrained. Found training.rounds 0 and no flow.pretrained; give one of them"
             )
@@ -205,7 +272,7 @@ class FlowConfig(Settings):
 
     @model_validator(mode="after")
     def _has_blocks(self) -> "FlowConfig":
-        if not self.scales and not self.dense.blocks:
+        if not self.is_warm and not self.scales and not self.dense.blocks:
             raise ValueError("a flow needs coupling blocks: give scales, or dense.blocks above zero")
         return self
 

@@ -29,6 +29,9 @@ __all__ = [
 ARCHITECTURE = ("scales", "coupling", "downsampling", "permutation", "dense", "clamp", "input_scale")
 """The fields of a flow's config that say what it is, and not how it is trained."""
 
+WARM_ARCHITECTURE = (*ARCHITECTURE, "warm_start", "low_pass")
+"""Those of a warm-started flow; the hash of any other does not change with them."""
+
 TrainedOn = Literal["public", "private"]
 _TRAINED_ON: dict[str, TrainedOn] = {"public": "public", "private": "private"}
 
@@ -58,16 +61,20 @@ class FlowCard:
 
 def flow_sha256(flow: ConditionalFlow) -> str:
     """Return the hash of all that makes a flow the function that it is: architecture, fixed parts and weights."""
-    digest = hashlib.sha256(flow.architecture.model_dump_json(include=set(ARCHITECTURE)).encode())
+    digest = hashlib.sha256(_architecture_json(flow.architecture).encode())
     for part in (structure_sha256(flow), weights_sha256(get_weights(flow))):
         digest.update(part.encode())
     return digest.hexdigest()
 
 
+def _architecture_json(config: FlowConfig) -> str:
+    return config.model_dump_json(include=set(WARM_ARCHITECTURE if config.is_warm else ARCHITECTURE))
+
+
 def save_flow(path: Path, flow: ConditionalFlow, card: FlowCard) -> None:
     """Write a flow under a temporary name, and rename it when it is whole."""
     description = {
-        "architecture": card.config.model_dump_json(include=set(ARCHITECTURE)),
+        "architecture": _architecture_json(card.config),
         "dataset": card.dataset.model_dump_json(),
         "seed": str(card.seed),
         "trained_on": card.trained_on,
@@ -114,7 +121,8 @@ def _check_size(path: Path, card: FlowCard) -> None:
     Raises:
         DataError: it is not, or the description is of no flow.
     """
-    blocks = card.config.dense.blocks + sum(scale.blocks for scale in card.config.scales)
+    scales = () if card.config.is_warm else card.config.scales
+    blocks = card.config.dense.blocks + sum(scale.blocks for scale in scales)
     if blocks > (tensors := count_tensors(path)):
         raise DataError(
             f"A coupling block has tensors. '{path}' holds {tensors} and says that it has {blocks} blocks; train it "
@@ -137,7 +145,7 @@ def check_same_flow(config: FlowConfig, dataset: Schema, card: FlowCard) -> None
     Raises:
         ConfigError: it is not; the message names the first field that differs.
     """
-    for field in ARCHITECTURE:
+    for field in WARM_ARCHITECTURE:
         ours, stored = (each.model_dump(mode="json")[field] for each in (config, card.config))
         if ours != stored:
             raise ConfigError(

@@ -1,0 +1,44 @@
+"""u = W_y (x - mu_y): the affine conditional layer that a flow is warm-started with.
+
+With a standard normal u, x of a class is normal with mean mu_y and covariance (W_y^T W_y)^-1. W_y is lower triangular
+with a positive diagonal, so that its log-determinant is the sum of the diagonal's logarithms.
+"""
+
+import torch
+from torch import nn
+
+__all__ = ["ConditionalAffine"]
+
+
+class ConditionalAffine(nn.Module):
+    """An affine map of its own for every class; new, the identity.
+
+    Its weights come from moments (`cadp_fl.flow.moments`) and are trained by no gradient.
+
+    Args:
+        classes: length of the condition, which is one-hot.
+        dims: of x and u, (batch, dims).
+    """
+
+    def __init__(self, classes: int, dims: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(classes, dims))
+        self.whitening = nn.Parameter(torch.eye(dims).repeat(classes, 1, 1))
+        """W, (classes, dims, dims); what is above its diagonal does not count."""
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return u (batch, dims) and the log-determinant (batch,)."""
+        y = condition.argmax(dim=1)
+        whitening = self.whitening.tril()
+        u = torch.bmm(whitening[y], (x - self.mean[y]).unsqueeze(2)).squeeze(2)
+        return u, whitening.diagonal(dim1=1, dim2=2).abs().log().sum(dim=1)[y]
+
+    def inverse(self, u: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return x (batch, dims)."""
+        y = condition.argmax(dim=1)
+        x = torch.empty_like(u)
+        for label in range(len(self.mean)):
+            here = y == label
+            solved = torch.linalg.solve_triangular(self.whitening[label].tril(), u[here].T, upper=False)
+            x[here] = solved.T + self.mean[label]
+        return x
