@@ -22,7 +22,7 @@ __all__ = ["LowPass", "dct_matrix"]
 class LowPass(nn.Module):
     """x (batch, channels, height, width) to low (batch, channels k^2) and rest (batch, channels (h w - k^2)).
 
-    The order of `low` is that of channels, then rows, then columns.
+    The lowest frequencies come first in `low`: it is in order of i + j, then of i, then of channels.
 
     Args:
         shape: (channels, height, width) of an image.
@@ -33,42 +33,37 @@ class LowPass(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], *, size: int, power: float, detail: float) -> None:
         super().__init__()
-        self.shape, self.size, self.power, self.detail = shape, size, power, detail
-        channels = shape[0]
-        self.dims = channels * size * size
-        rest = math.prod(shape) - self.dims
-        frequencies = [1 + row + column for row in range(size) for column in range(size)]
-        self.log_det = -channels * power * sum(math.log(each) for each in frequencies) - rest * math.log(detail)
+        channels, height, width = shape
+        self.shape, self._power, self._detail = shape, power, detail
+        pairs = [(i, j) for i in range(size) for j in range(size)]
+        self._frequencies = [
+            (i, j, channel) for i, j in sorted(pairs, key=lambda pair: (sum(pair), pair)) for channel in range(channels)
+        ]
+        low = [(channel * height + i) * width + j for i, j, channel in self._frequencies]
+        others = sorted(set(range(math.prod(shape))) - set(low))
+        self._order = torch.tensor(low + others)
+        self.dims = len(low)
+        self.log_det = -power * sum(math.log(1 + i + j) for i, j, _ in self._frequencies)
+        self.log_det -= len(others) * math.log(detail)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (low, rest) of images; the log-determinant is the constant `log_det`."""
-        height, width = self.shape[1:]
-        coefficients = dct_matrix(height, like=x) @ x @ dct_matrix(width, like=x).T
-        is_low = self._is_low(x.device)
-        low = coefficients[:, :, : self.size, : self.size] * self._scales(x)
-        return low.flatten(1), coefficients.flatten(2)[:, :, ~is_low].flatten(1) / self.detail
+        _, height, width = self.shape
+        coefficients = (dct_matrix(height, like=x) @ x @ dct_matrix(width, like=x).T).flatten(1)
+        ordered = coefficients[:, self._order.to(x.device)]
+        return ordered[:, : self.dims] * self._scales(x), ordered[:, self.dims :] / self._detail
 
     def inverse(self, low: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """Return x, (batch, channels, height, width), of low (batch, dims) and rest."""
-        channels, height, width = self.shape
-        is_low = self._is_low(low.device)
-        flat = low.new_empty(len(low), channels, height * width)
-        scales = self._scales(low).flatten()
-        flat[:, :, is_low] = low.view(len(low), channels, -1) / scales
-        flat[:, :, ~is_low] = rest.view(len(low), channels, height * width - len(scales)) * self.detail
-        coefficients = flat.view(-1, channels, height, width)
-        return dct_matrix(height, like=low).T @ coefficients @ dct_matrix(width, like=low)
+        _, height, width = self.shape
+        ordered = torch.cat([low / self._scales(low), rest * self._detail], dim=1)
+        coefficients = torch.empty_like(ordered)
+        coefficients[:, self._order.to(low.device)] = ordered
+        return dct_matrix(height, like=low).T @ coefficients.view(-1, *self.shape) @ dct_matrix(width, like=low)
 
     def _scales(self, like: torch.Tensor) -> torch.Tensor:
-        """Return (1 + i + j)^-p, (k, k)."""
-        index = torch.arange(self.size, device=like.device, dtype=torch.float64)
-        return (1 + index[:, None] + index).pow(-self.power).to(like.dtype)
-
-    def _is_low(self, device: torch.device) -> torch.Tensor:
-        """Tell of every coefficient, row by row, whether it is one of the lowest; bool (height width,)."""
-        _, height, width = self.shape
-        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
-        return ((rows[:, None] < self.size) & (columns < self.size)).flatten()
+        """Return (1 + i + j)^-p of every coefficient of `low`, (dims,)."""
+        return like.new_tensor([(1 + i + j) ** -self._power for i, j, _ in self._frequencies])
 
 
 def dct_matrix(size: int, *, like: torch.Tensor) -> torch.Tensor:
