@@ -34,6 +34,8 @@ from cadp_fl.privacy.events import (
     DeclaredPublic,
     Event,
     GaussianHistogram,
+    GaussianMoments,
+    GaussianSum,
     LatentGaussian,
     LatentGaussianGrid,
     LatentLaplace,
@@ -45,11 +47,14 @@ from cadp_fl.privacy.events import (
     events_from_json,
 )
 from cadp_fl.privacy.gaussian import gaussian_epsilon
+from cadp_fl.privacy.sensitivity import moments_sensitivity
 
 __all__ = [
     "DeclaredPublic",
     "Event",
     "GaussianHistogram",
+    "GaussianMoments",
+    "GaussianSum",
     "LatentGaussian",
     "LatentGaussianGrid",
     "LatentLaplace",
@@ -153,7 +158,8 @@ def _squared_shift(event: ProtectedEvent, relation: Relation) -> float:
     A unit's m latents are in m different places of a release, each moved by up to 2 C under replace-one and C under
     add-or-remove: sqrt(m) times as far together. In a table, they may all move from one count to the same other one of
     each histogram, h times (-m, +m): sqrt(2 h) m. No unit moves it further, since each of its records moves it by at
-    most sqrt(2 h), and those add up to m sqrt(2 h). A removed unit moves h counts by m.
+    most sqrt(2 h), and those add up to m sqrt(2 h). A removed unit moves h counts by m. Of sums and moments, likewise,
+    the m records of a unit may all move alike, m times as far as one.
     """
     replaces = relation is Relation.REPLACE_ONE
     if isinstance(event, (LatentGaussian, LatentGaussianGrid)):
@@ -162,6 +168,13 @@ def _squared_shift(event: ProtectedEvent, relation: Relation) -> float:
     if isinstance(event, GaussianHistogram):
         sensitivity = event.records_per_unit * math.sqrt(event.histograms * (2 if replaces else 1))
         return event.times * (sensitivity / event.noise_std) ** 2
+    if isinstance(event, GaussianSum):
+        return (event.records_per_unit * event.clip_norm * (2 if replaces else 1) / event.noise_std) ** 2
+    if isinstance(event, GaussianMoments):
+        sensitivity = moments_sensitivity(
+            event.count_weight, event.sum_weight, event.shared_weight, event.class_weight, replaces=replaces
+        )
+        return (event.records_per_unit * sensitivity / event.noise_std) ** 2
     if isinstance(event, PoissonGaussian) and event.sampling_rate == 1:
         return event.steps * ((2 if replaces else 1) * event.clip_norm / event.noise_std) ** 2
     return 0.0

@@ -7,13 +7,15 @@ means depends on the neighbouring relation. What events cost, `accounting` says.
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 __all__ = [
     "LARGEST_NOISE",
     "DeclaredPublic",
     "Event",
     "GaussianHistogram",
+    "GaussianMoments",
+    "GaussianSum",
     "LatentGaussian",
     "LatentGaussianGrid",
     "LatentLaplace",
@@ -36,6 +38,26 @@ _RecordsPerUnit = Annotated[int, Field(ge=1, le=1000, description="m: records th
 
 _FINEST_GRID, _MOST_STEPS = 2.0**20, 2.0**50
 """Grids in a noise's standard deviation, and in a clip norm, at most: their integers and sums stay below 2^53."""
+
+_ROUNDED_UP = 1 + 2.0**-50
+"""A few rounding errors more than the two that a share of noise has, so that it is never below what is claimed."""
+
+
+def _three_or_more(shares: int) -> int:
+    if shares == 2:
+        raise ValueError("sums of fewer than 3 sites are never added up, since each would see the other's. Found 2")
+    return shares
+
+
+_Shares = Annotated[
+    int,
+    Field(ge=1, le=10_000, description="K: sites whose values are added before anyone but the aggregator sees them"),
+    AfterValidator(_three_or_more),
+]
+
+
+def _share(noise_std: float, shares: int) -> float:
+    return noise_std if shares == 1 else noise_std / math.sqrt(shares) * _ROUNDED_UP
 
 
 class _EventModel(BaseModel):
@@ -126,6 +148,111 @@ class GaussianHistogram(_EventModel):
     records_per_unit: _RecordsPerUnit = 1
 
 
+_SUM_BITS = 20
+"""Of a step in a sum's noise: from 2^20 to 2^21 steps are a standard deviation."""
+
+
+class GaussianSum(_EventModel):
+    """The sum of every record's vector: sum clip(v_i; C) + N(0, sigma^2 I), each record once.
+
+    Replacing a record moves it by up to 2 C, and replacing the m records of a unit, all alike, by up to 2 C m.
+
+    Where K sites' sums are added before anyone but an aggregator sees them, each adds sigma / sqrt(K): sigma is the
+    noise of the sum over K sites, and what holds, holds against those who see that sum alone. A site knows its own
+    share of the noise, so where sites see the sum, K is the number of the others.
+    """
+
+    kind: Literal["gaussian-sum"] = "gaussian-sum"
+    clip_norm: _ClipNorm
+    noise_std: _NoiseStd
+    shares: _Shares = 1
+    records_per_unit: _RecordsPerUnit = 1
+
+    @property
+    def share_std(self) -> float:
+        """Standard deviation of the noise that one site adds: sigma / sqrt(K), rounded up."""
+        return _share(self.noise_std, self.shares)
+
+    @property
+    def grid(self) -> float:
+        """The step of the grid that a sum is released on, a power of two that the noise alone sets."""
+        return math.ldexp(1.0, math.frexp(self.share_std)[1] - 1 - _SUM_BITS)
+
+
+_Weight = Annotated[float, Field(ge=0, le=16, description="0, or from 1/16 to 16; a part of weight 0 is left out")]
+_LEAST_WEIGHT = 1 / 16
+_NOISE_BITS, _COARSEST_BITS, _FINEST_BITS = 28, 4, 16
+_LEAST_STEPS, _LARGEST_STEPS = 2.0**6, 2.0**30
+
+
+class GaussianMoments(_EventModel):
+    """Counts, sums and second moments of every class as one vector, noised: sum phi(u_i, y_i) + N(0, sigma^2 I).
+
+    u = clip(v - c; R) / R has a norm of at most 1, c is public or was released before, and
+
+        phi(u, y) = (a e_y, b e_y u, s u u^T, w e_y u u^T)
+
+    with e_y the unit vector of the class y: its count, its sum, the second moment that all classes share, and its own.
+    How far a unit moves the sum, `sensitivity.moments_sensitivity` says; R scales out of it. `shares` are as of a sum.
+    """
+
+    kind: Literal["gaussian-moments"] = "gaussian-moments"
+    noise_std: _NoiseStd = Field(description="sigma, of the joint vector of records of norm 1")
+    clip_norm: _ClipNorm = Field(description="R, which a record's vector is clipped to and divided by")
+    count_weight: _Weight = Field(description="a")
+    sum_weight: _Weight = Field(description="b")
+    shared_weight: _Weight = Field(description="s")
+    class_weight: _Weight = Field(description="w")
+    shares: _Shares = 1
+    records_per_unit: _RecordsPerUnit = 1
+
+    @property
+    def share_std(self) -> float:
+        """Standard deviation of the noise that one site adds to the joint vector: sigma / sqrt(K), rounded up."""
+        return _share(self.noise_std, self.shares)
+
+    @property
+    def part_stds(self) -> dict[str, float]:
+        """Standard deviation of one site's noise on each part that there is, its weight divided out, rounded up.
+
+        Of `shared` and `second` it is that of the diagonal. An entry off the diagonal stands in the joint vector twice,
+        or once times sqrt(2), so that its noise is 1 / sqrt(2) of that.
+        """
+        weights = {
+            "counts": self.count_weight,
+            "sums": self.sum_weight,
+            "shared": self.shared_weight,
+            "second": self.class_weight,
+        }
+        return {name: self.share_std / weight * _ROUNDED_UP for name, weight in weights.items() if weight}
+
+    @property
+    def grid(self) -> float:
+        """gamma: u is rounded to its multiples, so that counts and sums are multiples of it, second moments of gamma^2.
+
+        A power of two that the noise alone sets, as fine as noise on integers can be drawn for quickly.
+        """
+        stds = self.part_stds
+        squares = [stds[name] for name in ("shared", "second") if name in stds]
+        exponent = math.frexp(max(squares or stds.values()))[1]
+        bits = (_NOISE_BITS - exponent) // 2 if squares else _NOISE_BITS - exponent
+        return math.ldexp(1.0, -min(max(bits, _COARSEST_BITS), _FINEST_BITS))
+
+    @model_validator(mode="after")
+    def _is_on_a_grid(self) -> Self:
+        weights = (self.count_weight, self.sum_weight, self.shared_weight, self.class_weight)
+        if not any(weights) or any(0 < weight < _LEAST_WEIGHT for weight in weights):
+            raise ValueError(f"weights are 0 or from 1/16 to 16, and one at least is not 0. Found {weights}")
+        for name, std in self.part_stds.items():
+            steps = std / (self.grid if name in ("counts", "sums") else self.grid**2)
+            if not _LEAST_STEPS <= steps <= _LARGEST_STEPS:
+                raise ValueError(
+                    "noise is from 2^6 to 2^30 steps of its grid, which integers hold and hide behind. Found "
+                    f"{steps:g} on {name}; choose weights closer to each other, or a budget from 0.01 to 100"
+                )
+        return self
+
+
 class PoissonGaussian(_EventModel):
     """DP-SGD: `steps` noised sums, sum clip(g_i; C) + N(0, sigma^2 I), each over a fresh Poisson sample."""
 
@@ -156,7 +283,14 @@ class DeclaredPublic(_EventModel):
 
 ReleaseEvent = LatentGaussian | LatentGaussianGrid | LatentLaplace | Unprotected
 ProtectedEvent = (
-    LatentGaussian | LatentGaussianGrid | LatentLaplace | PoissonGaussian | RandomizedResponse | GaussianHistogram
+    LatentGaussian
+    | LatentGaussianGrid
+    | LatentLaplace
+    | PoissonGaussian
+    | RandomizedResponse
+    | GaussianHistogram
+    | GaussianSum
+    | GaussianMoments
 )
 Event = ProtectedEvent | Unprotected | DeclaredPublic
 
