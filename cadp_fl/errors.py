@@ -9,7 +9,7 @@
     |   +-- LedgerError       the ledger is missing, locked, full, damaged or older than it was
     |   +-- PolicyError       the site's policy does not allow the request
     |       +-- TotalBudgetError, MechanismError, UnprotectedModelError, UnitError, CohortError, SeededNoiseError,
-    |           EvaluationError, ReviewError
+    |           EvaluationError, ReviewError, AggregatorError
     +-- ExchangeError         what a site or a server sent does not fit what was asked for
     +-- TrainingError         training cannot go on
     |   +-- MemoryLimitError  not even one record fits into the device's memory
@@ -20,6 +20,7 @@ the server does so as its `code` alone: the text may hold values that records ha
 """
 
 __all__ = [
+    "AggregatorError",
     "BudgetError",
     "CadpError",
     "CohortError",
@@ -166,6 +167,13 @@ class ReviewError(PolicyError):
 
     code = 318
     meaning = "the site's steward has not approved the release"
+
+
+class AggregatorError(PolicyError):
+    """The policy trusts no aggregator, so that a site adds all of its noise itself."""
+
+    code = 319
+    meaning = "the site's policy trusts no aggregator with values that have a share of the noise alone"
 
 
 class ExchangeError(CadpError):

@@ -6,9 +6,12 @@ import re
 import pytest
 import torch
 
+from cadp_fl.config import BudgetConfig, MomentsConfig
 from cadp_fl.errors import CadpError, PolicyError
 from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Relation, epsilon_of
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.sensitivity import moments_sensitivity
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
@@ -51,6 +54,36 @@ def test_the_classical_formula_adds_too_little_noise_above_8_4():
 
     assert "above 8.4" in PAGE
     assert excess(8.3) < 0 < excess(8.5)
+
+
+def test_the_sensitivities_of_moments_are_those_of_the_page():
+    def within_and_across(a, b, s, w):
+        squares = s**2 + w**2
+        cosine = max(-1, -(b**2) / (2 * squares))
+        return 2 * b**2 * (1 - cosine) + 2 * squares * (1 - cosine**2), 2 * (a**2 + b**2 + squares)
+
+    assert "they are 6.25 and\n6.125, so D = 2.5" in PAGE
+    assert within_and_across(0.25, 1, 1, 1) == (6.25, 6.125)
+    assert moments_sensitivity(0.25, 1, 1, 1, replaces=True) == 2.5
+    assert "at a = b = w = 1 they are 4.5 and 6" in PAGE
+    assert within_and_across(1, 1, 0, 1) == (4.5, 6)
+    assert moments_sensitivity(1, 1, 0, 1, replaces=True) ** 2 == pytest.approx(6)
+    assert "1.75 in the first case" in PAGE
+    assert moments_sensitivity(0.25, 1, 1, 1, replaces=False) == 1.75
+
+
+def test_the_noise_of_moments_on_the_page_is_what_a_budget_gives():
+    budget = Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5), "public")
+    centre, moments = budget.moments_events(MomentsConfig(centre_clip_norm=1.0), beside=())
+    assert "sigma = 9.57" in PAGE
+    assert moments.noise_std == pytest.approx(9.57, abs=0.005)
+    assert "33.37 C" in PAGE
+    assert centre.noise_std == pytest.approx(33.37, abs=0.005)
+
+
+def test_the_error_of_a_sum_of_shares_is_below_what_the_page_says():
+    assert "less than 10^-17000" in PAGE
+    assert 2 * math.log10(10_000) - (math.pi * 64) ** 2 / math.log(10) < -17_000
 
 
 @pytest.mark.parametrize(("batch", "told"), [(1, 187), (2, 127), (128, 5.4)])

@@ -24,7 +24,8 @@ account = typer.Typer(
 _EVENTS = (
     "gaussian:clip-norm=C,noise-std=S; laplace:clip-norm=C,noise-scale=B; "
     "dp-sgd:clip-norm=C,noise-std=S,sampling-rate=Q,steps=T; randomized-response:epsilon=E; histogram:noise-std=S "
-    "(histograms=1, times=1). All but dp-sgd take records-per-patient=M."
+    "(histograms=1, times=1); sum:clip-norm=C,noise-std=S (shares=1); moments:noise-std=S (count-weight=0.25, "
+    "sum-weight=1, shared-weight=1, class-weight=1, shares=1). All but dp-sgd take records-per-patient=M."
 )
 _Delta = Annotated[
     float | None, typer.Option("--delta", help="At most 1 / (10 n). Needed wherever noise is Gaussian; no default.")
@@ -63,8 +64,9 @@ def epsilon(
     An event is written gaussian:clip-norm=1,noise-std=7.46 or
     laplace:clip-norm=1,noise-scale=2 or
     dp-sgd:clip-norm=1,noise-std=2,sampling-rate=0.1,steps=30 or
-    randomized-response:epsilon=0.5 or histogram:noise-std=9; all but dp-sgd
-    take records-per-patient=M too.
+    randomized-response:epsilon=0.5 or histogram:noise-std=9 or
+    sum:clip-norm=8,noise-std=270 or moments:noise-std=9.6; all but dp-sgd take
+    records-per-patient=M too.
     """
     from cadp_fl.privacy.costs import costs_of
     from cadp_fl.privacy.notation import parse_event
@@ -125,7 +127,13 @@ def _cost_table(title: str, costs: "Costs") -> Table:
 
 def _words(event: dict[str, Any]) -> str:
     """Return an event's kind and parameters."""
-    left_out = {"kind", "stage", "sha256", "dataset", *(name for name in ("records_per_unit",) if event.get(name) == 1)}
+    left_out = {
+        "kind",
+        "stage",
+        "sha256",
+        "dataset",
+        *(name for name in ("records_per_unit", "shares") if event.get(name) == 1),
+    }
     parameters = [_parameter(name, value) for name, value in event.items() if name not in left_out]
     return f"{event['kind']}: {', '.join(parameters)}"
 
@@ -149,7 +157,7 @@ def _print_costs(console: Console, costs: "Costs") -> None:
 
 
 def _print_study(console: Console, told: "StudyAccount") -> None:
-    from cadp_fl.privacy.claims import format_epsilon
+    from cadp_fl.privacy.claims import format_against, format_epsilon
 
     for each in told.methods:
         _print_method(console, each)
@@ -163,8 +171,8 @@ def _print_study(console: Console, told: "StudyAccount") -> None:
     else:
         console.print(
             f"All methods on the same records: epsilon {format_epsilon(together.epsilon)} (add-or-remove "
-            f"{format_epsilon(told.protected_together.add_remove)}) at delta {together.delta:g}; across plans, "
-            "epsilons and deltas add.",
+            f"{format_epsilon(told.protected_together.add_remove)}) at delta {together.delta:g}"
+            f"{format_against(together.against)}; across plans, epsilons and deltas add.",
             soft_wrap=True,
         )
     console.print(
@@ -175,7 +183,7 @@ def _print_study(console: Console, told: "StudyAccount") -> None:
 
 
 def _print_method(console: Console, told: "MethodAccount") -> None:
-    from cadp_fl.privacy.claims import format_epsilon
+    from cadp_fl.privacy.claims import format_against, format_epsilon
 
     delta, claim = told.costs.delta or 0.0, told.claim
     table = _cost_table(f"{told.method}: epsilon of each event alone, at delta {delta:g}", told.costs)
@@ -196,7 +204,8 @@ def _print_method(console: Console, told: "MethodAccount") -> None:
         "given-flow": "NOT end-to-end: it would hold had the flow been fixed without these records",
         "none": "no guarantee",
     }[claim.guarantee]
-    table.add_row("in all", f"{words}; at delta {claim.delta:g}", *(format_epsilon(figure) for figure in figures))
+    guarantee = f"{words}{format_against(claim.against)}; at delta {claim.delta:g}"
+    table.add_row("in all", guarantee, *(format_epsilon(figure) for figure in figures))
     console.print(table)
     for more in told.one_more:
         console.print(

@@ -87,7 +87,7 @@ def train_central(
 
 
 def _described(made: dict[str, Any]) -> str:
-    from cadp_fl.privacy.claims import format_epsilon
+    from cadp_fl.privacy.claims import format_against, format_epsilon
 
     lines = [f"Classifier: {made['classifier']}, trained on {made['records']} released records."]
     for release in made["releases"]:
@@ -96,6 +96,8 @@ def _described(made: dict[str, Any]) -> str:
             claims += f", epsilon {format_epsilon(release['epsilon'])}"
         elif claims == "given-flow":
             claims += f", flow NOT covered ({format_epsilon(release['epsilon_if_flow_were_fixed'])} if it were fixed)"
+        if claims != "none":
+            claims += format_against(release["against"])
         seeded = "; noise was SEEDED, which protects nothing" if release["noise"] == "seeded" else ""
         lines.append(f"  {release['site']}: {release['records']} records, guarantee {claims}{seeded}")
     if "test" in made:

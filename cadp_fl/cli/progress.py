@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from cadp_fl.federated.recorder import Watcher, describe_step
-from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.report.page import format_figure
 
 __all__ = ["progress_to", "results_table"]
@@ -147,5 +147,6 @@ def _release(release: dict[str, Any]) -> str:
 
 def _guarantee(row: dict[str, Any]) -> str:
     if row["guarantee"] == "given-flow":
-        return f"given-flow: flow NOT covered ({format_epsilon(row['epsilon_if_flow_were_fixed'])} if it were fixed)"
-    return str(row["guarantee"]) if row["guarantee"] == "end-to-end" else "none: no privacy"
+        conditional = format_epsilon(row["epsilon_if_flow_were_fixed"])
+        return f"given-flow: flow NOT covered ({conditional} if it were fixed)" + format_against(row["against"])
+    return row["guarantee"] + format_against(row["against"]) if row["guarantee"] == "end-to-end" else "none: no privacy"

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError, LedgerError
-from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.privacy.claims import format_against, format_epsilon
 
 __all__ = ["approve", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
 
@@ -209,7 +209,7 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
         spent = ", ".join(f"{stage} {count}{planned.get(stage, '')}" for stage, count in amounts.items())
         table.add_row(
             Text(ascii(plan["plan"])[1:-1]),
-            "NOT protected" if plan["guarantee"] == "none" else plan["guarantee"],
+            "NOT protected" if plan["guarantee"] == "none" else plan["guarantee"] + format_against(plan["against"]),
             format_epsilon(plan["epsilon"]),
             format_epsilon(plan["epsilon_add_remove"]),
             f"{plan['delta']:g}",
@@ -246,8 +246,8 @@ def waiting(outbox: Outbox, as_json: AsJson = False) -> None:
         epsilon = claim.epsilon_if_flow_were_fixed if claim.guarantee == "given-flow" else claim.epsilon
         typer.echo(
             f"{manifest.event_id}: {each.decision or 'waits'}. {manifest.records} records by the {manifest.mechanism} "
-            f"mechanism; guarantee {claim.guarantee}, epsilon {format_epsilon(epsilon)} at delta {claim.delta:g}, "
-            f"'{claim.relation}'."
+            f"mechanism; guarantee {claim.guarantee}{format_against(claim.against)}, epsilon {format_epsilon(epsilon)} "
+            f"at delta {claim.delta:g}, '{claim.relation}'."
         )
     if not staged:
         typer.echo("No release was made.")

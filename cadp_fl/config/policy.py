@@ -46,6 +46,11 @@ class PolicyConfig(PrivacyUnit):
         description="sha256 of flows that no record of this site had a part in, by the steward's own knowledge, since "
         "what a server declares public is no more than its word; any, where unprotected is true",
     )
+    aggregator: Literal["none", "trusted"] = Field(
+        "none",
+        description="trusted: the site may add a share of the noise alone to values that an aggregator adds up over "
+        "sites; claims then hold against those who see the sum, and not against the aggregator",
+    )
     min_units: Count = Field(100, description="training units below which the site takes no part")
     min_class_units: int = Field(
         10, ge=0, description="declared or noised count below which a class of the site is not released; 0: any"

@@ -23,6 +23,7 @@ __all__ = [
     "EvaluationConfig",
     "FlowConfig",
     "FlowTrainingConfig",
+    "MomentsConfig",
     "PartitionConfig",
     "PretrainedConfig",
     "ReleaseConfig",
@@ -156,6 +157,33 @@ class FlowTrainingConfig(Settings):
     max_gradient_norm: Positive = Field(10.0, description="clipping norm of the averaged gradient (no privacy)")
 
 
+_Weight = Annotated[float, Field(ge=0, le=16)]
+
+
+class MomentsConfig(Settings):
+    """Noised moments of the sites' records, which a flow's affine layer is made of: counts, sums, second moments.
+
+    Weights say what the noise falls on: a part of twice the weight has half the noise. Each is 0, for a part that is
+    left out, or from 1/16 to 16.
+    """
+
+    centre_clip_norm: float = Field(
+        8.0, ge=1e-6, le=1e6, description="R0: a record's norm after clipping, in the sum that the centre is made of"
+    )
+    clip_norm: float = Field(4.5, ge=1e-6, le=1e6, description="R: a record's norm after clipping around the centre")
+    count_weight: _Weight = Field(0.25, description="a: of the classes' counts")
+    sum_weight: _Weight = Field(1.0, description="b: of the classes' sums")
+    shared_weight: _Weight = Field(1.0, description="s: of the second moment that all classes share")
+    class_weight: _Weight = Field(1.0, description="w: of the second moments of each class")
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> "MomentsConfig":
+        weights = (self.count_weight, self.sum_weight, self.shared_weight, self.class_weight)
+        if not any(weights) or any(0 < weight < 1 / 16 for weight in weights):
+            raise ValueError(f"weights are 0 or from 1/16 to 16, and one at least is not 0. Found {weights}")
+        return self
+
+
 class PretrainedConfig(Settings):
     """A flow to start from."""
 
@@ -192,17 +220,6 @@ class LowPassConfig(Settings):
         None, ge=0, le=4, description="p: coefficient (i, j) is scaled by (1 + i + j)^-p; by default as for the size"
     )
     detail: Positive = Field(0.02, description="standard deviation of every other coefficient, as pixels of 0 to 1")
-
-
-class MomentsConfig(Settings):
-    """The noised moments that a flow is warm-started from. Every default is a public constant."""
-
-    centre_clip_norm: Positive | None = Field(None, description="R0: a record's norm in the released mean")
-    clip_norm: Positive | None = Field(None, description="R: a centred record's norm in the released moments")
-    count_weight: Positive = Field(0.25, description="a: weight of the counts in the joint vector")
-    sum_weight: Positive = Field(1.0, description="b: weight of the sums")
-    shared_weight: float = Field(1.0, ge=0, description="s: weight of the second moment of all classes together")
-    class_weight: float = Field(1.0, ge=0, description="w: weight of the second moment of each class")
 
 
 class FlowConfig(Settings):
@@ -332,7 +349,8 @@ class BudgetConfig(PrivacyUnit):
     split: dict[str, Fraction] = Field(
         {},
         description="shares of epsilon of the stages beside a method's release or classifier, which gets the rest: "
-        "labels (0.2 by default) and counts (0.05), where labels are covered",
+        "labels (0.2 by default) and counts (0.05), where labels are covered; of what those leave, moments (0.9) and "
+        "flow (0), where a method has them beside another stage",
     )
     retry_reserve: float = Field(
         0.0, ge=0, le=0.9, description="share set aside for events whose result a crash of the site lost"

@@ -22,7 +22,7 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import new_file, new_folder
 from cadp_fl.phases.bundles import open_bundles
-from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.release.bundle import Bundle
 from cadp_fl.release.manifest import Manifest, manifest_to_json
 
@@ -146,8 +146,8 @@ def _readme(manifests: Sequence[Manifest]) -> str:
         if claim.guarantee == "given-flow":
             epsilon = f"none ({format_epsilon(claim.epsilon_if_flow_were_fixed)} if the flow were fixed)"
         lines.append(
-            f"| {manifest.site} | {manifest.records} | {manifest.mechanism} | {claim.guarantee} | {epsilon} | "
-            f"{claim.delta:g} | {claim.relation} |"
+            f"| {manifest.site} | {manifest.records} | {manifest.mechanism} | "
+            f"{claim.guarantee}{format_against(claim.against)} | {epsilon} | {claim.delta:g} | {claim.relation} |"
         )
     for line in dict.fromkeys(line for manifest in manifests for line in manifest.claim.declared):
         lines += ["", f"End-to-end rests on a declaration: {line}."]

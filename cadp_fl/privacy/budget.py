@@ -1,7 +1,8 @@
 """One budget, over all stages of a method: what is set aside for each, before anything runs.
 
-Labels and counts cost, each by itself, its share of epsilon. The main stage, a release or a classifier, gets the least
-noise with which everything composes to the budget, so that nothing of it is left over.
+Labels and counts cost, each by itself, its share of epsilon; a flow's moments and its training, each by itself, a share
+of what those leave. The main stage, a release, a classifier or the moments themselves, gets the least noise with which
+everything composes to the budget, so that nothing of it is left over.
 """
 
 import math
@@ -9,22 +10,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from cadp_fl.config import BudgetConfig
+from cadp_fl.config import BudgetConfig, MomentsConfig
 from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
     GaussianHistogram,
+    GaussianMoments,
+    GaussianSum,
+    ProtectedEvent,
     RandomizedResponse,
     Unprotected,
     calibrate_noise,
 )
 from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
+from cadp_fl.privacy.sensitivity import moments_sensitivity
 
-__all__ = ["SPLIT", "Budget"]
+__all__ = ["CENTRE_SHARE", "SPLIT", "Budget"]
 
-SPLIT = {"labels": 0.2, "counts": 0.05}
-"""Shares of epsilon of the stages beside a method's main one, where the study names none."""
+_FIRST, _OF_THE_REST = {"labels": 0.2, "counts": 0.05}, {"moments": 0.9, "flow": 0.0}
+SPLIT = _FIRST | _OF_THE_REST
+"""Shares of the stages beside a method's main one, where the study names none: of epsilon for labels and counts, and of
+what those leave of it for a flow's moments and its training."""
+
+CENTRE_SHARE = 0.05
+"""Of mu^2 of the moments: what the sum takes that records are centred by."""
+
+_WEIGHTS = ("count_weight", "sum_weight", "shared_weight", "class_weight")
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Budget:
         unit: what one neighbouring data set may change.
         records_per_unit: m, the records that one unit contributes.
         labels: whether a record's label is public by declaration, or covered by the claim.
-        split: share of epsilon of the stages beside the main one.
+        split: share of the stages beside the main one.
     """
 
     total: Allowance
@@ -57,10 +69,10 @@ class Budget:
         if unknown := sorted(set(config.split) - set(SPLIT)):
             raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
         split = SPLIT | config.split
-        if sum(split.values()) >= 1:
+        if any(sum(split[stage] for stage in stages) >= 1 for stages in (_FIRST, _OF_THE_REST)):
             raise ConfigError(
-                f"budget.split leaves a share to the release or the classifier. Found {split}; let them add up to less "
-                "than 1."
+                f"budget.split leaves a share to the release or the classifier. Found {split}; let labels and counts, "
+                "and moments and flow, add up to less than 1."
             )
         reserve = config.retry_reserve
         return cls(
@@ -106,8 +118,54 @@ class Budget:
         """Return what the released labels cost; nothing where they are public."""
         if self.labels == "public":
             return ()
-        epsilon = min(self.split["labels"] * self.epsilon / self.records_per_unit, 20.0)
+        epsilon = min(self.share("labels") / self.records_per_unit, 20.0)
         return (RandomizedResponse(stage="labels", epsilon=epsilon, records_per_unit=self.records_per_unit),)
+
+    def share(self, stage: str) -> float:
+        """Return the epsilon that a stage costs by itself."""
+        if stage in _FIRST or self.labels == "public":
+            return self.split[stage] * self.epsilon
+        return self.split[stage] * (1 - sum(self.split[each] for each in _FIRST)) * self.epsilon
+
+    def moments_events(
+        self, settings: MomentsConfig, *, shares: int = 1, beside: Sequence[ProtectedEvent] | None = None
+    ) -> tuple[GaussianSum, GaussianMoments]:
+        """Return what the centre and the moments around it cost, the centre `CENTRE_SHARE` of both in mu^2.
+
+        Args:
+            settings: clip norms and weights.
+            shares: K, sites whose values an aggregator adds up; each adds its part of the noise alone.
+            beside: the other events of the plan, where moments get all that those leave; without it, both cost the
+                moments' share by themselves.
+
+        Raises:
+            BudgetError: no noise meets the budget.
+        """
+        m, weights = self.records_per_unit, settings.model_dump(include={*_WEIGHTS})
+        sensitivity = moments_sensitivity(*(weights[name] for name in _WEIGHTS), replaces=True)
+
+        def both(noise: float) -> tuple[GaussianSum, GaussianMoments]:
+            """Return the events of 1 / mu = noise."""
+            centre = GaussianSum(
+                stage="moments",
+                clip_norm=settings.centre_clip_norm,
+                noise_std=2 * settings.centre_clip_norm * m * noise / math.sqrt(CENTRE_SHARE),
+                shares=shares,
+                records_per_unit=m,
+            )
+            moments = GaussianMoments(
+                stage="moments",
+                noise_std=sensitivity * m * noise / math.sqrt(1 - CENTRE_SHARE),
+                clip_norm=settings.clip_norm,
+                shares=shares,
+                records_per_unit=m,
+                **weights,
+            )
+            return centre, moments
+
+        epsilon = self.share("moments") if beside is None else self.epsilon
+        others = tuple(beside or ())
+        return both(calibrate_noise(lambda noise: [*others, *both(noise)], epsilon, self.delta, clip_norm=1.0))
 
     @property
     def _counts(self) -> GaussianHistogram:
@@ -116,9 +174,10 @@ class Budget:
                 stage="counts", histograms=1, noise_std=noise_std, records_per_unit=self.records_per_unit
             )
 
-        share = self.split["counts"] * self.epsilon
         return counts(
-            calibrate_noise(lambda std: [counts(std)], share, self.delta, clip_norm=float(self.records_per_unit))
+            calibrate_noise(
+                lambda std: [counts(std)], self.share("counts"), self.delta, clip_norm=float(self.records_per_unit)
+            )
         )
 
 

@@ -9,15 +9,17 @@ from typing import Any, Literal
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
+    GaussianMoments,
     LatentGaussian,
     LatentGaussianGrid,
     LatentLaplace,
+    PoissonGaussian,
     Relation,
     Unprotected,
 )
 from cadp_fl.privacy.costs import epsilons_of
 from cadp_fl.privacy.ledger import Ledger
-from cadp_fl.privacy.plan import Labels, Plan, Unit
+from cadp_fl.privacy.plan import Against, Labels, Plan, Unit, against
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
@@ -32,8 +34,10 @@ __all__ = [
     "Together",
     "claim_of",
     "compose_plans",
+    "format_against",
     "format_delta",
     "format_epsilon",
+    "names_flow",
     "plan_beside",
     "relation_of",
     "stage_costs",
@@ -111,6 +115,9 @@ class Claim:
         delta: the delta of all epsilons.
         unprotected: what leaves without any protection.
         declared: what the claim takes to be public, by declaration.
+        against: the server, or the recipients of sums over sites alone.
+        flow_made_of: kinds of the noised events that the flow of a release is taken to be made of; what else it is made
+            of, no record of the site had a part in.
     """
 
     guarantee: Guarantee
@@ -121,17 +128,20 @@ class Claim:
     delta: float
     unprotected: tuple[str, ...] = ()
     declared: tuple[str, ...] = ()
+    against: Against = "server"
+    flow_made_of: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim as plain JSON values."""
-        return {**vars(self), "unprotected": list(self.unprotected), "declared": list(self.declared)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
 def claim_of(plan: Plan) -> Claim:
     """Return what the events of a plan allow to claim.
 
     A release needs a flow, and that is a part of it: a plan that is silent on where its flow is from claims no more
-    than one whose flow was trained without differential privacy.
+    than one whose flow was trained without differential privacy. A flow may be made of noised events of the same plan:
+    what they cost is a part of the plan's, and all that is made of them alone is free.
     """
     events = _said_and_unsaid(plan)
     open_stages = {event.stage for event in events if isinstance(event, Unprotected)}
@@ -152,7 +162,14 @@ def claim_of(plan: Plan) -> Claim:
         declared=tuple(
             f"{event.what} (sha256 {event.sha256[:12]}...)" for event in events if isinstance(event, DeclaredPublic)
         ),
+        against=plan.against,
+        flow_made_of=_flow_made_of(plan),
     )
+
+
+def format_against(whom: Against) -> str:
+    """Return what stands behind a guarantee that does not hold against everyone, or nothing."""
+    return {"server": "", "recipients": " (not against the aggregator of the sites' sums)"}[whom]
 
 
 def format_delta(delta: float) -> str:
@@ -175,14 +192,36 @@ def plan_beside(plan: Plan, ledger: Ledger) -> Plan:
     return replace(plan, events=(*plan.events, *unprotected))
 
 
-def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:
-    """Return a plan's events, and that its flow is unprotected if it releases latents and does not say of which flow.
+def names_flow(event: Event) -> bool:
+    """Tell whether an event says where a release's flow is from: public, unprotected, or made of what the event noised.
 
-    No site trains a flow under differential privacy yet, so that a noised event of the stage `flow` says nothing of it.
+    A flow is made of noised moments, or of the steps of DP-SGD in the stage `flow`. A table of counts makes none.
     """
-    releases = any(isinstance(event, (LatentGaussian, LatentGaussianGrid, LatentLaplace)) for event in plan.events)
-    named = any(event.stage == "flow" and isinstance(event, (DeclaredPublic, Unprotected)) for event in plan.events)
-    return plan.events if named or not releases else (*plan.events, UNNAMED_FLOW)
+    return (event.stage == "flow" and isinstance(event, (DeclaredPublic, Unprotected, PoissonGaussian))) or _is_moments(
+        event
+    )
+
+
+def _is_moments(event: Event) -> bool:
+    return event.stage == "moments" and isinstance(event, GaussianMoments)
+
+
+def _releases_latents(plan: Plan) -> bool:
+    return any(isinstance(event, (LatentGaussian, LatentGaussianGrid, LatentLaplace)) for event in plan.events)
+
+
+def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:
+    """Return a plan's events, and that its flow is unprotected if it releases latents and does not name a flow."""
+    named = any(names_flow(event) for event in plan.events)
+    return plan.events if named or not _releases_latents(plan) else (*plan.events, UNNAMED_FLOW)
+
+
+def _flow_made_of(plan: Plan) -> tuple[str, ...]:
+    """Return the kinds of noised events that a release's flow is made of, those that only go with them included."""
+    if not _releases_latents(plan):
+        return ()
+    stages = {event.stage for event in plan.protected().events if names_flow(event)}
+    return tuple(dict.fromkeys(event.kind for event in plan.protected().events if event.stage in stages))
 
 
 @dataclass(frozen=True)
@@ -229,11 +268,13 @@ class Together:
         epsilon: the sum over plans; None if something left unprotected.
         delta: the sum over plans; None likewise.
         unprotected: what left unprotected.
+        against: the server, or the recipients of sums over sites alone if any plan holds against no one else.
     """
 
     epsilon: float | None
     delta: float | None
     unprotected: tuple[str, ...]
+    against: Against = "server"
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
@@ -242,9 +283,10 @@ class Together:
 
 def compose_plans(plans: Sequence[Plan]) -> Together:
     """Return what plans on the same records compose to. Epsilons and deltas add, whatever made the plans follow."""
+    whom = against(event for plan in plans for event in plan.events)
     if unprotected := _unprotected(plans):
-        return Together(None, None, unprotected)
-    return Together(sum(plan.epsilon() for plan in plans), sum(plan.delta for plan in plans), ())
+        return Together(None, None, unprotected, whom)
+    return Together(sum(plan.epsilon() for plan in plans), sum(plan.delta for plan in plans), (), whom)
 
 
 def format_epsilon(epsilon: float | None) -> str:

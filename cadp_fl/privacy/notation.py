@@ -5,16 +5,22 @@ laplace              clip-norm, noise-scale, [records-per-patient]    a release,
 dp-sgd               clip-norm, noise-std, sampling-rate, steps
 randomized-response  epsilon, [records-per-patient]                   of each label
 histogram            noise-std, [histograms], [times], [records-per-patient]
+sum                  clip-norm, noise-std, [shares], [records-per-patient]
+moments              noise-std, [count-weight], [sum-weight], [shared-weight], [class-weight], [clip-norm], [shares],
+                     [records-per-patient]                            weights as a study's, noise of records of norm 1
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cadp_fl.config import MomentsConfig
 from cadp_fl.config.settings import parse
 from cadp_fl.errors import InputError
 from cadp_fl.privacy.accounting import (
     GaussianHistogram,
+    GaussianMoments,
+    GaussianSum,
     LatentGaussian,
     LatentLaplace,
     PoissonGaussian,
@@ -47,19 +53,29 @@ class Kind:
         return next((name for name in self.needed if name.startswith("noise-")), None)
 
 
+_MOMENTS = {name: value for name, value in MomentsConfig().model_dump().items() if name != "centre_clip_norm"}
+"""A study's own weights and clip norm; the latter moves no cost."""
+
 KINDS = {
     "gaussian": Kind(LatentGaussian, "release", ("clip-norm", "noise-std")),
     "laplace": Kind(LatentLaplace, "release", ("clip-norm", "noise-scale")),
     "dp-sgd": Kind(PoissonGaussian, "classifier", ("clip-norm", "noise-std", "sampling-rate", "steps"), ()),
     "randomized-response": Kind(RandomizedResponse, "labels", ("epsilon",)),
     "histogram": Kind(GaussianHistogram, "counts", ("noise-std",), ("histograms", "times", "records-per-patient")),
+    "sum": Kind(GaussianSum, "moments", ("clip-norm", "noise-std"), ("shares", "records-per-patient")),
+    "moments": Kind(
+        GaussianMoments,
+        "moments",
+        ("noise-std",),
+        (*(name.replace("_", "-") for name in _MOMENTS), "shares", "records-per-patient"),
+    ),
 }
 
 _ALSO = {kind.model.model_fields["kind"].default: name for name, kind in KINDS.items()}
 """What ledgers and tables call a kind, as a person copies it."""
 
 _FIELDS = {"records-per-patient": "records_per_unit"}
-_DEFAULTS: dict[str, dict[str, Any]] = {"histogram": {"histograms": 1}}
+_DEFAULTS: dict[str, dict[str, Any]] = {"histogram": {"histograms": 1}, "moments": _MOMENTS}
 
 
 @dataclass(frozen=True)
@@ -70,7 +86,7 @@ class Noiseless:
         text: as it was written.
         noise: name of the parameter that is to be found.
         at: the event with an amount of noise.
-        clip_norm: what the noise is in proportion to: C, or m for counts.
+        clip_norm: what the noise is in proportion to: C, or m for counts and moments.
     """
 
     text: str
@@ -105,7 +121,8 @@ def parse_noiseless(text: str) -> Noiseless:
         raise InputError(f"The noise is what is asked for. Found {noise} in '{text}'; leave it out.")
     sample = _event(text, name, kind, parameters | {noise: "1"})
     fixed = sample.model_dump()
-    clip_norm = float(fixed.get("clip_norm", fixed.get("records_per_unit", 1)))
+    by_clip = "clip-norm" in kind.needed
+    clip_norm = float(fixed["clip_norm"] if by_clip else fixed.get("records_per_unit", 1))
 
     def at(amount: float) -> ProtectedEvent:
         return kind.model.model_validate(fixed | {noise.replace("-", "_"): amount})

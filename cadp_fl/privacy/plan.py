@@ -6,7 +6,7 @@ stops early: a crash never refunds.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,13 +19,21 @@ from cadp_fl.privacy.accounting import (
     events_from_json,
 )
 
-__all__ = ["METHOD_NAME", "NOTHING", "Allowance", "Labels", "Plan", "Unit"]
+__all__ = ["METHOD_NAME", "NOTHING", "Against", "Allowance", "Labels", "Plan", "Unit", "against"]
 
 METHOD_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 """Of a method: no name holds what a plan's key or an event's id puts between names."""
 
 Unit = Literal["record", "patient"]
 Labels = Literal["public", "covered"]
+Against = Literal["server", "recipients"]
+"""Whom a claim protects against: the server, and so everyone; or those alone who see sums over sites, and nothing that
+an aggregator adds up to them, so that the aggregator is trusted."""
+
+
+def against(events: Iterable[Event]) -> Against:
+    """Return whom what events cost holds against: the recipients alone if a site adds a share of some noise only."""
+    return "recipients" if any(getattr(event, "shares", 1) > 1 for event in events) else "server"
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,11 @@ class Plan:
         `<run>/<method>` would be charged to it, and training units with it.
         """
         return "/".join([*([self.run] if self.run else []), self.method]) + (":test" if self.units == "test" else "")
+
+    @property
+    def against(self) -> Against:
+        """Whom the plan's epsilon holds against."""
+        return against(self.events)
 
     def epsilon(self, relation: Relation = Relation.REPLACE_ONE) -> float:
         """Return the epsilon of all events together, and of retries; infinite if one is unprotected."""

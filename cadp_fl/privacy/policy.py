@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from cadp_fl.config import EvaluationPolicy, PolicyConfig
 from cadp_fl.errors import (
+    AggregatorError,
     CohortError,
     EvaluationError,
     MechanismError,
@@ -23,7 +24,7 @@ from cadp_fl.privacy.accounting import (
     ReleaseEvent,
     Unprotected,
 )
-from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, names_flow
 from cadp_fl.privacy.mechanisms import MECHANISMS
 from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
 
@@ -43,6 +44,7 @@ def open_policy(
         labels=labels,
         mechanisms=tuple(MECHANISMS),
         unprotected=True,
+        aggregator="trusted",
         min_units=1,
         min_class_units=0,
         seeded_noise=True,
@@ -128,9 +130,15 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
         )
     releases = any(isinstance(event, ReleaseEvent) and event.stage == "release" for event in plan.events)
     responds = any(isinstance(event, RandomizedResponse) for event in plan.events)
-    if releases and not policy.unprotected and not any(event.stage == "flow" for event in plan.events):
+    if releases and not policy.unprotected and not any(names_flow(event) for event in plan.events):
         raise UnprotectedModelError(
-            "A release says which flow it is made with. A plan is silent on it; name the flow that is public."
+            "A release says which flow it is made with. A plan is silent on it; name the flow that is public, or plan "
+            "the moments or the steps of DP-SGD that it is made of."
+        )
+    if plan.against == "recipients" and policy.aggregator != "trusted":
+        raise AggregatorError(
+            "A site adds all of its noise itself unless its policy trusts an aggregator (policy: aggregator). A plan "
+            "adds a share of it; plan it with shares 1."
         )
     if plan.labels == "covered" and releases and not responds:
         raise UnitError(

@@ -91,6 +91,12 @@ class ReleaseClaim(_Model):
     epsilon_if_flow_were_fixed: _Epsilon
     delta: float = Field(gt=0, lt=1)
     declared: tuple[_Line, ...] = Field((), description="what the claim takes to be public")
+    against: Literal["server", "recipients"] = Field(
+        "server", description="recipients: of sums over sites, and not the aggregator that adds them up"
+    )
+    flow_made_of: tuple[_Line, ...] = Field(
+        (), description="kinds of noised events that the flow is taken to be made of, where records had a part in it"
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "ReleaseClaim":
@@ -114,6 +120,8 @@ class ReleaseClaim(_Model):
             epsilon_if_flow_were_fixed=claim.epsilon_if_flow_were_fixed,
             delta=claim.delta,
             declared=claim.declared,
+            against=claim.against,
+            flow_made_of=claim.flow_made_of,
         )
 
 

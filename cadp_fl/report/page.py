@@ -9,7 +9,7 @@ import numpy as np
 
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.figures import curves, image_grid
 
@@ -35,6 +35,7 @@ def write_report(folder: Path) -> Path:
     environment.filters |= {
         "figure": format_figure,
         "epsilon": format_epsilon,
+        "against": format_against,
         "size": format_bytes,
     }
     pictures = _pictures(folder, bundles)

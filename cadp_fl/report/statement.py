@@ -1,6 +1,6 @@
 """The privacy statement in words: who is protected against whom, what is covered, and what is not."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.privacy.accounting import DeclaredPublic
@@ -91,7 +91,8 @@ def not_covered(scope: Scope) -> list[str]:
         "part.",
         "What else leaves a site: another run, a release made apart, or what an app around this study sends.",
         "What floating-point rounding of noised values reveals, above all under weights that a server chose to that "
-        "end. Of releases by the mechanism grid-gaussian it reveals nothing.",
+        "end. Of releases by the mechanism grid-gaussian, and of noised counts, sums and moments, it reveals "
+        "nothing.",
     ]
 
 
@@ -101,13 +102,14 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
         return f"{name}: no privacy. This left the sites without any protection: {'; '.join(claim.unprotected)}."
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     if claim.guarantee == "end-to-end":
+        whom = "the server and all that it shares with" if claim.against == "server" else _RECIPIENTS
         return (
             f"{name}: everything computed from training records that leaves a site is accounted, or declared public. "
             f"For two data sets of a site that differ by '{relation}', it {holds} {_pair(claim.epsilon, claim.delta)}-"
-            "differentially private, over everything that the method does, against the server and all that it shares "
-            "with. "
+            f"differentially private, over everything that the method does, against {whom}. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
             + "".join(f" This rests on a declaration: {each}." for each in claim.declared)
+            + _on_the_flow(claim)
         )
     conditional = _pair(claim.epsilon_if_flow_were_fixed, claim.delta)
     if claim.declared:  # its own flow is public, so that what is unprotected left by another plan
@@ -134,6 +136,24 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -
     return (
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be "
         f"{conditional}-differentially private ('{relation}') had {fixed}; {truth}."
+        + (f" That is against {_RECIPIENTS}." if claim.against == "recipients" else "")
+        + _on_the_flow(claim)
+    )
+
+
+_RECIPIENTS = (
+    "those alone who see sums over sites: each site adds a share of their noise, and the aggregator, which sees more, "
+    "is trusted, as is every site not to tell its own share"
+)
+
+
+def _on_the_flow(claim: Claim) -> str:
+    """Return what a claim takes a release's flow to be made of, where noised events of the plan made it, or nothing."""
+    if not claim.flow_made_of:
+        return ""
+    return (
+        f" It takes the flow to be made of what these events of the method released, {', '.join(claim.flow_made_of)}, "
+        "and of nothing else from these records."
     )
 
 
@@ -190,7 +210,13 @@ RESUMED = (
 
 
 def statement_of_study(
-    study: StudyConfig, scope: Scope, methods: Mapping[str, str], *, resumed: bool, test_units: str = ""
+    study: StudyConfig,
+    scope: Scope,
+    methods: Mapping[str, str],
+    *,
+    resumed: bool,
+    test_units: str = "",
+    summed: Sequence[str] = (),
 ) -> str:
     """Return the paragraph on a whole study, that a data protection officer can paste.
 
@@ -198,7 +224,12 @@ def statement_of_study(
         methods: statement of each.
         resumed: whether the run was interrupted and went on.
         test_units: statement on them.
+        summed: names of the methods whose sites add a share of some noise alone.
     """
+    shares = (
+        f" In {' and '.join(summed)} the sites add a share of some noise each, so that what holds, holds against "
+        f"{_RECIPIENTS}."
+    )
     source = (
         "The privacy noise of this run was derived from a seed, so that the run can be repeated. Whoever knows the "
         "seed can remove the noise: nothing released here is protected."
@@ -214,7 +245,8 @@ def statement_of_study(
         [
             f"This is a simulation of {study.sites.count} sites. The privacy unit is one {scope.unit} of a site's "
             f"training data; the neighbouring relation is '{scope.relation}'. Each {scope.unit} is protected against "
-            "the server and all that it shares with, since every site adds its own noise; the site itself is trusted.",
+            "the server and all that it shares with, since every site adds its own noise; the site itself is trusted."
+            + (shares if summed else ""),
             source,
             *([retries] if reserve else []),
             *([RESUMED] if resumed else []),

@@ -1,6 +1,6 @@
 """`summary.json` and `privacy.json`: what a run found, and what may be claimed of it. Formats others rely on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -9,7 +9,7 @@ from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans, relation_of, stage_costs
-from cadp_fl.privacy.plan import Plan
+from cadp_fl.privacy.plan import Against, Plan, against
 from cadp_fl.report.statement import (
     RESUMED,
     assumptions,
@@ -179,7 +179,7 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
         **figures.pooled.to_json(),
         **worst.to_json(),
         "relation": results.relation,
-        "against": "server",
+        "against": _against(results.accounts.get(name, {}).values()),
         "test": _test(results, name),
         "classifier": figures.classifier,
         **({"caution": caution} if (caution := _caution(results, name)) else {}),
@@ -211,6 +211,10 @@ def _caution(results: Results, name: str) -> str:
     return " ".join(sorted({caution_on_flow(account.plan, results.dataset) for account in accounts} - {""}))
 
 
+def _against(accounts: Iterable[Account]) -> Against:
+    return against(event for account in accounts for event in account.plan.events)
+
+
 def _worst(claims: list[Claim]) -> Claim:
     """Return the weakest claim, and of equals that of the site that spent the most; no patient is at two sites."""
     order = ("end-to-end", "given-flow", "none")
@@ -234,7 +238,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
         methods[name] = {
             "guarantee": worst.guarantee,
             "relation": results.relation,
-            "against": "server",
+            "against": _against(accounts.values()),
             "statement": f"{said} {caution}".strip(),
             "sites": {site: _account(account) for site, account in sorted(accounts.items())},
         }
@@ -265,6 +269,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
             {name: entry["statement"] for name, entry in methods.items()},
             resumed=bool(results.resumed),
             test_units=test_units["statement"],
+            summed=[name for name, entry in methods.items() if entry["against"] == "recipients"],
         ),
     }
 

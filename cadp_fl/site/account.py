@@ -59,6 +59,7 @@ def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
         "units": plan.units,
         "labels": plan.labels,
         "guarantee": claim.guarantee,
+        "against": claim.against,
         "epsilon": protected.epsilon(),
         "epsilon_add_remove": protected.epsilon(Relation.ADD_OR_REMOVE_ONE),
         "delta": plan.delta,

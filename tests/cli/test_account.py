@@ -53,6 +53,10 @@ def test_the_pinned_case_costs_one(call):
         ("laplace:clip-norm=1,noise-scale=4,records-per-patient=5", 2.5, 1.25),
         ("randomized-response:epsilon=0.7,records-per-patient=3", 2.1, 2.1),
         ("histogram:noise-std=5.27585,records-per-patient=1", 1.000, 0.684),
+        ("sum:clip-norm=3,noise-std=67.1508,records-per-patient=3", 1.000, 0.469),
+        ("moments:noise-std=9.32650", 1.000, 0.677),
+        ("moments:noise-std=18.653,clip-norm=9,shares=5,records-per-patient=2", 1.000, 0.677),
+        ("moments:noise-std=7.4612,count-weight=0,shared-weight=0,class-weight=0", 1.000, 0.469),
         ("histogram:noise-std=52.7585,histograms=4,times=25", 1.000, 0.684),
     ],
 )
@@ -80,7 +84,14 @@ def test_what_has_no_delta_needs_none(call):
 
 
 @pytest.mark.parametrize(
-    "event", ["dp-sgd:clip-norm=3,sampling-rate=0.1,steps=50", "histogram:histograms=3", "laplace:clip-norm=1"]
+    "event",
+    [
+        "dp-sgd:clip-norm=3,sampling-rate=0.1,steps=50",
+        "histogram:histograms=3",
+        "laplace:clip-norm=1",
+        "sum:clip-norm=8",
+        "moments:class-weight=0.5",
+    ],
 )
 def test_the_least_noise_meets_the_budget_with_what_is_beside_it(call, event):
     arguments = ("--epsilon", "2", "--delta", "1e-5", "--beside", "randomized-response:epsilon=0.4")
@@ -216,6 +227,21 @@ def test_every_question_has_an_example(call):
         code, out, _ = call(question, "--help")
         assert code == 0
         assert f"Example: cadp-fl account {question}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "event", ["sum:clip-norm=8,noise-std=270,shares=3", "moments:noise-std=9.6,class-weight=0.5,records-per-patient=2"]
+)
+def test_every_parameter_of_sums_and_moments_is_printed_by_the_name_that_it_is_typed_by(call, event):
+    code, out, _ = call("epsilon", event, "--delta", "1e-5")
+    assert code == 0
+    (asked,) = told(call, "epsilon", event, "--delta", "1e-5")["events"]
+    kind, row = asked["kind"], " ".join(out.split())
+    parameters = {name for name in asked if name not in ("kind", "stage", "epsilon", "epsilon_add_remove")}
+    parameters -= {name for name in ("shares", "records_per_unit") if asked[name] == 1}
+    assert all(f"{name.replace('_', '-')} {asked[name]:g}" in row for name in parameters), row
+    again = f"{kind}:" + ",".join(f"{name.replace('_', '-')}={asked[name]}" for name in parameters)
+    assert told(call, "epsilon", again, "--delta", "1e-5")["events"] == [asked]
 
 
 def test_what_is_printed_of_an_event_can_be_typed_again(call):

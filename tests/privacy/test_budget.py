@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cadp_fl.config import BudgetConfig
+from cadp_fl.config import BudgetConfig, MomentsConfig
+from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.accounting import DeclaredPublic, PoissonGaussian, Relation, calibrate_noise, epsilon_of
-from cadp_fl.privacy.budget import Budget
+from cadp_fl.privacy.budget import CENTRE_SHARE, SPLIT, Budget
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, claim_of
 from cadp_fl.privacy.mechanisms import mechanism_type
 
@@ -34,7 +35,7 @@ def budgets(draw):
 @st.composite
 def stages(draw):
     """Draw a method's main stage: given its budget, all of its events, calibrated."""
-    clip_norm, kind = draw(st.floats(1e-3, 1e3)), draw(st.sampled_from(["gaussian", "laplace", "dp-sgd"]))
+    clip_norm, kind = draw(st.floats(1e-3, 1e3)), draw(st.sampled_from(["gaussian", "laplace", "dp-sgd", "moments"]))
     rate, steps = draw(st.floats(0.01, 1.0)), draw(st.integers(1, 300))
 
     def release(budget):
@@ -54,7 +55,15 @@ def stages(draw):
 
         return tuple(events(calibrate_noise(events, budget.epsilon, budget.delta, clip_norm=clip_norm)))
 
-    return dp_sgd if kind == "dp-sgd" else release
+    weights = [draw(st.sampled_from([0.0, 0.25, 1.0, 2.0])) for _ in range(3)]
+
+    def moments(budget):
+        beside = budget.count_events()
+        names = ("count_weight", "shared_weight", "class_weight")
+        settings = MomentsConfig(clip_norm=clip_norm, **dict(zip(names, weights, strict=True)))
+        return *beside, *budget.moments_events(settings, shares=steps + 2, beside=beside)
+
+    return {"dp-sgd": dp_sgd, "moments": moments}.get(kind, release)
 
 
 def check_that_a_plan_spends_its_budget(drawn, stage):
@@ -99,6 +108,46 @@ def test_labels_and_counts_cost_their_shares_whatever_a_patient_has(m):
     assert 0.98 * 0.05 * 3.0 <= epsilon_of(budget.count_events(), budget.delta) <= 0.05 * 3.0
     public = Budget.of(config, "public")
     assert public.label_events() == public.count_events() == ()
+
+
+def mu(event, sensitivity):
+    return event.records_per_unit * sensitivity / event.noise_std
+
+
+@pytest.mark.parametrize("labels", ["public", "covered"])
+def test_moments_cost_their_share_of_what_labels_and_counts_leave_and_a_release_fits_beside_them(labels):
+    config = BudgetConfig(epsilon=4.0, delta=1e-5, unit="patient", records_per_patient=3, retry_reserve=0.25)
+    budget = Budget.of(config, labels)
+    centre, moments = events = budget.moments_events(MomentsConfig(centre_clip_norm=7.0))
+    share = 0.9 * 3.0 * (1.0 if labels == "public" else 0.75)
+    assert budget.share("moments") == pytest.approx(share)
+    assert 0.999 * share <= epsilon_of(events, budget.delta) <= share
+    assert mu(centre, 14.0) ** 2 == pytest.approx(CENTRE_SHARE * (mu(centre, 14.0) ** 2 + mu(moments, 2.5) ** 2))
+    assert {event.stage for event in events} == {"moments"}
+    beside = (*budget.count_events(), *budget.label_events(), *events)
+    mechanism = mechanism_type("gaussian").calibrated(
+        1.0, budget.epsilon, budget.delta, records_per_unit=3, beside=beside
+    )
+    claim = claim_of(budget.plan("m", (*beside, mechanism.event())))
+    assert claim.guarantee == "end-to-end"
+    assert 0.98 * 4.0 <= claim.epsilon <= 4.0
+    assert claim.flow_made_of == ("gaussian-sum", "gaussian-moments")
+
+
+def test_the_noise_of_moments_is_the_pinned_cases_in_other_units():
+    """mu = 2 / 7.4612 is epsilon 1 at 1e-5; D = 2.5 at the weights by default."""
+    budget = Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5), "public")
+    centre, moments = budget.moments_events(MomentsConfig(centre_clip_norm=3.0), beside=())
+    assert moments.noise_std == pytest.approx(2.5 * 7.4612 / 2 / math.sqrt(0.95), rel=1e-4)
+    assert centre.noise_std == pytest.approx(2 * 3.0 * 7.4612 / 2 / math.sqrt(0.05), rel=1e-4)
+
+
+def test_a_split_leaves_something_to_the_last_stage():
+    assert set(SPLIT) == {"labels", "counts", "moments", "flow"}
+    Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5, split={"labels": 0.5, "moments": 0.6, "flow": 0.3}), "covered")
+    for split in ({"labels": 0.95}, {"moments": 0.6, "flow": 0.4}, {"flow": 0.2}):
+        with pytest.raises(ConfigError, match="leaves a share"):
+            Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5, split=split), "covered")
 
 
 def test_what_leaves_unprotected_reserves_nothing_to_leave_again():

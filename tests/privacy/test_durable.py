@@ -26,7 +26,7 @@ from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.plan import Allowance, Plan
 from tests.conftest import ROOT
-from tests.privacy.ledger_events import LAPLACE, LIMIT, STEP, WEIGHTS
+from tests.privacy.ledger_events import CENTRE, LAPLACE, LIMIT, MOMENTS, STEP, WEIGHTS
 
 TERMS = {"population": "chest", "unit": "record"}
 TWO = Plan("m", (LAPLACE,) * 2, 1e-6, run="first")
@@ -57,6 +57,17 @@ class TestEveryLedger:
             any_ledger.spend("dp-sgd", STEP)
         assert any_ledger.spent("dp-sgd") == (STEP,) * 3
         assert any_ledger.plans() == (plan,)
+
+    def test_a_centre_and_the_moments_around_it_are_spent_once_each(self, any_ledger):
+        any_ledger.reserve(Plan("m", (CENTRE, MOMENTS), 1e-6), LIMIT)
+        for number, event in enumerate((CENTRE, MOMENTS), start=1):
+            with pytest.raises(BudgetError):
+                any_ledger.spend("m", event.model_copy(update={"shares": 3}))
+            assert any_ledger.spend("m", event) == f"m-moments-{number}"
+            with pytest.raises(BudgetError):
+                any_ledger.spend("m", event)
+        assert any_ledger.spent("m") == (CENTRE, MOMENTS)
+        assert any_ledger.plans() == (Plan("m", (CENTRE, MOMENTS), 1e-6),)
 
     def test_nothing_is_spent_without_a_plan(self, any_ledger):
         with pytest.raises(BudgetError, match="'m' has none"):

@@ -1,10 +1,19 @@
 import pytest
 
 from cadp_fl.errors import BudgetError
-from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, LatentLaplace, PoissonGaussian, Unprotected
+from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
+    GaussianHistogram,
+    LatentGaussian,
+    LatentLaplace,
+    PoissonGaussian,
+    Unprotected,
+    epsilon_of,
+)
 from cadp_fl.privacy.claims import UNNAMED_FLOW, claim_of, compose_plans, format_epsilon
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.plan import Plan
+from tests.privacy.ledger_events import CENTRE, MOMENTS
 
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=7.4612)
 STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
@@ -93,12 +102,50 @@ def test_a_release_by_a_public_flow_is_end_to_end_with_the_plans_epsilon():
 
 
 @pytest.mark.parametrize("release", [RELEASE, LAPLACE])
-@pytest.mark.parametrize("other", [(), (steps(1, stage="flow"),), (PUBLIC.model_copy(update={"stage": "classifier"}),)])
+@pytest.mark.parametrize(
+    "other",
+    [
+        (),
+        (GaussianHistogram(stage="flow", histograms=1, noise_std=9.0),),
+        (steps(1),),
+        (CENTRE,),
+        (MOMENTS.model_copy(update={"stage": "flow"}),),
+        (PUBLIC.model_copy(update={"stage": "classifier"}),),
+    ],
+)
 def test_a_release_by_a_flow_that_the_plan_does_not_name_is_not_end_to_end(release, other):
     plan = Plan("m", (*other, release), 1e-5)
     claim = claim_of(plan)
     assert (claim.guarantee, claim.epsilon, claim.unprotected) == ("given-flow", None, (UNNAMED_FLOW.what,))
     assert compose_plans([plan]).epsilon is None
+
+
+@pytest.mark.parametrize(
+    ("made_of", "kinds"),
+    [
+        ((CENTRE, MOMENTS), ("gaussian-sum", "gaussian-moments")),
+        ((steps(1, stage="flow"),), ("poisson-gaussian",)),
+        ((MOMENTS, steps(2, stage="flow"), STEPS), ("gaussian-moments", "poisson-gaussian")),
+    ],
+)
+def test_a_flow_that_is_made_of_noised_events_of_the_plan_is_named_by_them_and_composes(made_of, kinds):
+    plan = Plan("m", (*made_of, RELEASE), 1e-5)
+    claim = claim_of(plan)
+    assert (claim.guarantee, claim.unprotected, claim.flow_made_of) == ("end-to-end", (), kinds)
+    assert claim.epsilon == epsilon_of(plan.events, 1e-5) > claim_of(Plan("m", (PUBLIC, RELEASE), 1e-5)).epsilon
+    assert claim_of(Plan("m", made_of, 1e-5)).flow_made_of == ()
+    spoiled = claim_of(Plan("m", (FLOW, *made_of, RELEASE), 1e-5))
+    assert (spoiled.guarantee, spoiled.epsilon, spoiled.unprotected) == ("given-flow", None, (FLOW.what,))
+
+
+def test_a_share_of_noise_alone_holds_against_no_aggregator():
+    share = MOMENTS.model_copy(update={"shares": 3})
+    own, summed = (Plan(name, (event,), 1e-5) for name, event in (("a", MOMENTS), ("b", share)))
+    assert (own.against, summed.against) == ("server", "recipients")
+    assert [claim_of(plan).against for plan in (own, summed)] == ["server", "recipients"]
+    assert claim_of(own).epsilon == claim_of(summed).epsilon
+    assert (compose_plans([own]).against, compose_plans([own, summed]).against) == ("server", "recipients")
+    assert Plan.from_json(summed.to_json()) == summed
 
 
 def test_a_flow_without_dp_leaves_no_epsilon_but_the_conditional_one():

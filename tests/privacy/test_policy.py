@@ -4,6 +4,7 @@ import pytest
 
 from cadp_fl.config import PolicyConfig, load_policy
 from cadp_fl.errors import (
+    AggregatorError,
     CohortError,
     ConfigError,
     EvaluationError,
@@ -25,11 +26,13 @@ from cadp_fl.privacy.claims import FLOW_WEIGHTS
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts, check_plan, open_policy
+from tests.privacy.ledger_events import CENTRE, MOMENTS
 
 PUBLIC = DeclaredPublic(stage="flow", what="a flow of public records", sha256="a" * 64)
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=8.0)
 LABELS = RandomizedResponse(stage="labels", epsilon=0.5)
 STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
+SHARE = MOMENTS.model_copy(update={"shares": 3})
 TABLE = GaussianHistogram(stage="evaluation", histograms=3, noise_std=5.0, times=4)
 
 
@@ -50,6 +53,7 @@ def test_the_defaults_are_careful():
     made = policy()
     assert (made.labels, made.unprotected, made.seeded_noise, made.review) == ("covered", False, False, True)
     assert made.evaluation is None
+    assert made.aggregator == "none"
     assert made.min_units >= 100
     assert "none" not in made.mechanisms
 
@@ -82,6 +86,12 @@ def test_the_defaults_are_careful():
             plan(PUBLIC, LABELS, LatentLaplace(stage="release", clip_norm=1.0, noise_scale=2.0)),
             {},
         ),
+        (UnprotectedModelError, 313, {}, plan(TABLE.model_copy(update={"stage": "flow"}), LABELS, RELEASE), {}),
+        (UnprotectedModelError, 313, {}, plan(CENTRE, LABELS, RELEASE), {}),
+        (UnprotectedModelError, 313, {}, plan(FLOW_WEIGHTS, MOMENTS, LABELS, RELEASE), {}),
+        (UnitError, 314, {"unit": "patient", "records_per_patient": 3}, plan(MOMENTS, unit="patient"), {}),
+        (AggregatorError, 319, {}, plan(SHARE), {}),
+        (AggregatorError, 319, {}, plan(CENTRE.model_copy(update={"shares": 3}), MOMENTS), {}),
         (EvaluationError, 317, {}, plan(TABLE, units="test"), {}),
     ],
 )
@@ -95,6 +105,11 @@ def test_a_plan_beyond_the_policy_is_refused_by_number(error, code, rules, asked
 def test_what_the_policy_allows_passes():
     check(policy(), plan())
     check(policy(), plan(STEPS))
+    check(policy(), plan(CENTRE, MOMENTS))
+    check(policy(), plan(CENTRE, MOMENTS, LABELS, RELEASE))
+    check(policy(), plan(STEPS.model_copy(update={"stage": "flow"}), LABELS, RELEASE))
+    check(policy(aggregator="trusted"), plan(SHARE))
+    check(open_policy(labels="covered"), plan(SHARE))
     check(policy(labels="public", unprotected=True), plan(FLOW_WEIGHTS, RELEASE, labels="public"))
     check(policy(evaluation={"epsilon": 1.0, "delta": 1e-5, "count": 4}), plan(TABLE, units="test"))
     check(open_policy(), plan(FLOW_WEIGHTS, RELEASED_RECORDS, labels="public"), units=1, noise="seeded")
@@ -155,7 +170,7 @@ def test_a_patients_records_of_a_class_count_as_one_unit():
     check_class_counts(policy(**rules, class_counts={"a": 10}), None, ("a",))
 
 
-@pytest.mark.parametrize("event", [STEPS, RELEASE, LABELS])
+@pytest.mark.parametrize("event", [STEPS, RELEASE, LABELS, CENTRE, MOMENTS])
 def test_a_plan_on_test_units_holds_counts_alone(event):
     rules = policy(evaluation={"exact": True, "epsilon": 1.0, "delta": 1e-5})
     with pytest.raises(EvaluationError):

@@ -6,6 +6,7 @@ from cadp_fl.privacy.accounting import LatentGaussian
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, Scope, claim_of
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.statement import RESUMED, assumptions, not_covered, statement_of_method, statement_of_study
+from tests.privacy.ledger_events import CENTRE, MOMENTS
 
 EVENT = LatentGaussian(stage="release", clip_norm=2.0, noise_std=8.0)
 PLAIN = Scope("record", 1, "public")
@@ -56,6 +57,27 @@ def test_the_statement_of_a_method_has_the_relation(events, scope):
     plan = Plan("m", events, 1e-5, unit=scope.unit, labels=scope.labels)
     text = statement_of_method("m", claim_of(plan), noise="entropy", relation=scope.relation)
     assert text.count(f"'{scope.relation}'") == text.count("replace one") == 1
+
+
+def said(*events):
+    return statement_of_method("m", claim_of(Plan("m", events, 1e-5)), noise="entropy", relation="replace one record")
+
+
+def test_a_claim_says_what_it_takes_the_flow_of_a_release_to_be_made_of():
+    text = said(CENTRE, MOMENTS, EVENT)
+    assert "what these events of the method released, gaussian-sum, gaussian-moments, and of nothing else" in text
+    assert "against the server and all that it shares with" in text
+    assert "takes the flow" not in said(CENTRE, MOMENTS)
+
+
+def test_a_claim_on_sums_over_sites_trusts_the_aggregator_and_says_so(tiny):
+    share = MOMENTS.model_copy(update={"shares": 3})
+    for events in ((share,), (FLOW_WEIGHTS, share, EVENT)):
+        assert "against those alone who see sums over sites" in said(*events)
+        assert "the aggregator, which sees more, is trusted" in said(*events)
+        assert "against the server" not in said(*events)
+    assert "In moments the sites add a share" in statement_of_study(tiny, PLAIN, {}, resumed=False, summed=["moments"])
+    assert "aggregator" not in statement_of_study(tiny, PLAIN, {}, resumed=False)
 
 
 def test_a_resumed_run_says_that_its_accounts_leave_something_out(tiny):
