@@ -14,7 +14,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, bits_per_dim, train_flow
 from cadp_fl.privacy.accounting import PoissonGaussian
-from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, LaplaceMechanism, NoMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
@@ -86,7 +86,7 @@ def test_dp_sgd_makes_no_tensor_without_its_inputs_device(trap):
     images, labels = tensors()
     event = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=1.0, sampling_rate=0.5, steps=2)
     train_dp_sgd(
-        trap[1], as_input(images), labels, event,
+        trap[1], cross_entropy_of(as_input(images), labels), event, units=torch.arange(24, device=CPU)[:, None],
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), noise=NoiseSource.from_seed(0),
     )  # fmt: skip
     assert all(torch.isfinite(parameter).all() for parameter in trap[1].parameters())

@@ -38,7 +38,7 @@ from cadp_fl.flow.low_pass import LowPass
 from cadp_fl.flow.permutations import PERMUTATIONS, permutation
 from cadp_fl.flow.subnets import ConvolutionalSubnet, DenseSubnet
 
-__all__ = ["DOWNSAMPLINGS", "ConditionalFlow", "check_flow"]
+__all__ = ["DOWNSAMPLINGS", "FLOW_CONTAINERS", "ConditionalFlow", "check_flow"]
 
 DOWNSAMPLINGS: dict[str, type[nn.Module]] = {
     "haar": fm.HaarDownsampling,
@@ -217,6 +217,10 @@ class _Blocks(nn.Module):
                 x, change = couple((permute(x), condition))
             log_det = log_det + change
         return x, log_det
+
+
+FLOW_CONTAINERS: tuple[type[nn.Module], ...] = (ConditionalFlow, _Scale, _Blocks)
+"""What holds a flow's layers together."""
 
 
 def check_flow(config: FlowConfig, shape: tuple[int, int, int]) -> None:

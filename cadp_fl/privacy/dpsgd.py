@@ -1,41 +1,43 @@
-"""DP-SGD: w <- w - lr (sum_i clip(g_i; C) + N(0, sigma^2 I)) / (q n) over a Poisson sample of rate q.
+"""DP-SGD: w <- w - lr (sum_u clip(g_u; C) + N(0, sigma^2 I)) / (q n) over a Poisson sample of rate q.
 
-The sum is over privacy units: g_i is a record's gradient, or the mean of a patient's. Opacus computes per-record
-gradients and keeps the optimizer's books. Four things differ from its stock optimizer, and follow the project's privacy
-rules: noise and samples come from the site's own entropy source; a unit whose gradient is not finite counts as zero,
-instead of turning the whole sum into NaN; norms are taken in float64 and clipped with a margin; and sums are added up
-and noised in float64, so that rounding does not move them by more than the margin.
+The sum is over privacy units: g_u is a record's gradient, or the mean over a patient's records, and over copies of each
+that the loss changes at random. `ClippedGradients` computes the sum. Noise and samples come from the site's own entropy
+source, the divisor is the public q n, and an empty sample takes its noised step as any other.
+
+What follows a noised step costs nothing: momentum, a schedule, an average of the weights.
 
 References:
     Abadi et al.: Deep learning with differential privacy, arXiv 1607.00133.
+    De, Berrada, Hayes, Smith, Balle: Unlocking high-accuracy differentially private image classification through scale,
+    arXiv 2204.13650 (copies, averages of weights).
     Yousefpour et al.: Opacus, arXiv 2109.12298.
 """
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
 
-from cadp_fl.device import PhysicalBatch
+from cadp_fl.device import PhysicalBatch, swift_batch
 from cadp_fl.errors import PrivacyError
 from cadp_fl.privacy.accounting import PoissonGaussian
-from cadp_fl.privacy.clipping import clip_factors, is_clippable
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.per_record import GRADIENT_LAYERS, ClippedGradients
 
-_root_handlers = logging.root.handlers[:]
-from opacus import GradSampleModule  # noqa: E402
-from opacus.optimizers import DPOptimizer  # noqa: E402
+__all__ = [
+    "COVERED_LAYERS",
+    "Loss",
+    "WeightAverage",
+    "check_layers",
+    "cross_entropy_of",
+    "opacus_gradients",
+    "train_dp_sgd",
+]
 
-logging.root.handlers[:] = _root_handlers  # importing Opacus adds one, which would print every library's debug lines
-
-__all__ = ["COVERED_LAYERS", "check_layers", "train_dp_sgd"]
-
-COVERED_LAYERS = (
-    nn.Conv2d,
-    nn.Linear,
-    nn.GroupNorm,
+COVERED_LAYERS: tuple[type[nn.Module], ...] = (
+    *GRADIENT_LAYERS,
     nn.ReLU,
     nn.Tanh,
     nn.AdaptiveAvgPool2d,
@@ -45,185 +47,236 @@ COVERED_LAYERS = (
 )
 """Layers that treat each record of a batch by itself and keep nothing of it. All others are refused."""
 
+Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""(model, which records: int64 (batch,)) to a loss of each, (batch,), that depends on that record alone."""
 
-_UNITS_IN_FLOAT64 = 64
-"""Gradients that are held in float64 at once, so that memory stays near that of float32."""
+_MOST_RECORDS = 1024
+_INSTEAD = {
+    "BatchNorm": "GroupNorm",
+    "InstanceNorm": "GroupNorm",
+    "LayerNorm": "GroupNorm",
+    "AllInOneBlock": "GLOWCouplingBlock after a fixed permutation",
+    "ActNorm": "a coupling block alone: it learns its start from a batch",
+    "OrthogonalTransform": "a fixed permutation",
+    "HouseholderPerm": "a fixed permutation",
+    "ConvTranspose": "Conv2d",
+    "MultiheadAttention": "Linear layers",
+    "Dropout": "nothing in its place",
+}
 
 
-def check_layers(model: nn.Module) -> None:
-    """Check that no layer mixes records or learns buffers from them.
+def check_layers(model: nn.Module, also: Collection[type[nn.Module]] = ()) -> None:
+    """Check that no layer mixes records or learns buffers from them, and that all that is trained can be clipped.
+
+    Args:
+        also: further classes that treat each record by itself, on the word of whoever names them. Any weights that they
+            train are in covered layers inside of them.
 
     Raises:
-        PrivacyError: a layer is not on the list.
+        PrivacyError: a layer is not on the list, or trains what no covered layer has.
     """
-    for name, layer in model.named_modules():
-        if type(layer) not in COVERED_LAYERS:  # a class derived from one may do anything in its forward
+    known = {*COVERED_LAYERS, *also}
+    for path, layer in model.named_modules():
+        name, place = type(layer).__name__, f"'{path or 'the top'}'"
+        if type(layer) not in known:  # a class derived from one may do anything in its forward
+            instead = next((f"use {text}" for part, text in _INSTEAD.items() if name.startswith(part)), "")
             raise PrivacyError(
-                f"DP-SGD takes layers that treat each record by itself. Found {type(layer).__name__} at "
-                f"'{name or 'the top'}'; use GroupNorm for a norm, and one of: "
+                f"DP-SGD takes layers that treat each record by itself. Found {name} at {place}; "
+                f"{instead or 'use GroupNorm for a norm'}, and one of: "
                 f"{', '.join(kind.__name__ for kind in COVERED_LAYERS)}."
+            )
+        trained = {key for key, value in layer.named_parameters(recurse=False) if value.requires_grad}
+        if trained - {"weight", "bias"} or (trained and not isinstance(layer, GRADIENT_LAYERS)):
+            raise PrivacyError(
+                f"DP-SGD trains the weight and bias of {', '.join(kind.__name__ for kind in GRADIENT_LAYERS)}. Found "
+                f"{', '.join(sorted(trained))} of {name} at {place}; freeze it, or compute it by such a layer."
+            )
+        if isinstance(layer, nn.Conv2d) and trained and layer.padding_mode != "zeros":
+            raise PrivacyError(
+                f"DP-SGD trains a convolution that pads with zeros. Found {layer.padding_mode} at {place}; use zeros."
+            )
+        if isinstance(layer, nn.ReLU) and layer.inplace:
+            raise PrivacyError(
+                f"Under DP-SGD what went through a layer stays as it was. Found an in-place ReLU at {place}; leave "
+                "inplace out."
             )
 
 
-class _SiteOptimizer(DPOptimizer):
-    """Opacus' optimizer with the site's own noise, and with sums that one bad record cannot spoil."""
+class WeightAverage:
+    """a <- a + (w - a) (1 - b) / (1 - b^t) after step t: the mean of all weights so far, older ones b times less each.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, event: PoissonGaussian, units: int, noise: NoiseSource):
-        super().__init__(
-            optimizer,
-            noise_multiplier=event.noise_std / event.clip_norm,
-            max_grad_norm=event.clip_norm,
-            # The public q n, not the realised size of the sample, which depends on who is in it.
-            expected_batch_size=event.sampling_rate * units,
-            loss_reduction="sum",
-        )
-        self._noise = noise
-        self._noise_std = event.noise_std
+    It starts at nothing, so the weights before the first step have no part in it. Post-processing: it costs nothing.
 
-    def clip_and_accumulate(self, present: torch.Tensor) -> None:
-        """Add sum_i clip(g_i; C) over the units at hand to every parameter's `summed_grad`, and drop their gradients.
+    Args:
+        model: whose trainable weights are averaged.
+        decay: b, in [0, 1).
 
-        Args:
-            present: bool (units, m): which of the records whose gradients are at hand, m of each unit, are no blanks.
-        """
-        gradients = [self._get_flat_grad_sample(parameter) for parameter in self.params]
-        if present.shape[1] > 1:
-            gradients = [_means(gradient, present) for gradient in gradients]
-        for start in range(0, len(present), _UNITS_IN_FLOAT64):
-            self._add_clipped([gradient[start : start + _UNITS_IN_FLOAT64].double() for gradient in gradients])
-        for parameter in self.params:
-            parameter.grad_sample = None
+    Raises:
+        PrivacyError: the decay is out of range.
+    """
 
-    def _add_clipped(self, gradients: list[torch.Tensor]) -> None:
-        """Add sum_i clip(g_i; C) to every parameter's `summed_grad`; of each, a float64 gradient (units, ...)."""
-        squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients]
-        norms = torch.stack(squares).sum(dim=0).sqrt()
-        factors = clip_factors(norms, self.max_grad_norm)
-        clippable = is_clippable(norms)
-        for parameter, gradient in zip(self.params, gradients, strict=True):
-            keep = clippable.view(-1, *[1] * (gradient.dim() - 1))
-            parameter.summed_grad += torch.einsum("i,i...", factors, gradient.where(keep, 0.0))
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise PrivacyError(f"An average of weights forgets: its decay is in [0, 1). Found {decay}; try 0.99.")
+        self._weights = [each for each in model.parameters() if each.requires_grad]
+        self._means = [each.detach().clone() for each in self._weights]
+        self._decay, self._steps = decay, 0
 
-    def noised_step(self) -> None:
-        """Take one step along (sum_i clip(g_i; C) + N(0, sigma^2 I)) / (q n)."""
-        self.add_noise()
-        for parameter in self.params:
-            parameter.grad /= self.expected_batch_size
-        self.original_optimizer.step()
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the model's weights in, as they are after a step."""
+        self._steps += 1
+        share = (1 - self._decay) / (1 - self._decay**self._steps)
+        for mean, weight in zip(self._means, self._weights, strict=True):
+            mean.lerp_(weight, share)
 
-    def add_noise(self) -> None:
-        """Write sum_i clip(g_i; C) + N(0, sigma^2 I) into every parameter's `grad`."""
-        for parameter in self.params:
-            summed = parameter.summed_grad
-            noised = summed + self._noise.normal(tuple(summed.shape), self._noise_std, like=summed)
-            parameter.grad = noised.to(parameter.dtype)
+    @torch.no_grad()
+    def replace(self) -> None:
+        """Write the average into the model."""
+        for mean, weight in zip(self._means, self._weights, strict=True):
+            weight.copy_(mean)
 
 
-def _means(gradients: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-    """Return the mean gradient of each unit's records, (units, ...), from those of m a unit, (units m, ...)."""
-    each = gradients.view(*present.shape, *gradients.shape[1:])
-    kept = torch.where(present.view(*present.shape, *[1] * (gradients.dim() - 1)), each, torch.zeros_like(each))
-    counts = present.sum(dim=1).clamp_min(1).to(gradients.dtype)
-    return kept.sum(dim=1) / counts.view(-1, *[1] * (gradients.dim() - 1))
+def cross_entropy_of(images: torch.Tensor, labels: torch.Tensor) -> Loss:
+    """Return the loss of a classifier: -log p(y | x) of images, float (records, c, h, w), and labels, int64."""
+
+    def loss(model: nn.Module, records: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(images[records]), labels[records], reduction="none")
+
+    return loss
 
 
 def train_dp_sgd(
     model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    loss: Loss,
     event: PoissonGaussian,
     *,
+    units: torch.Tensor,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     noise: NoiseSource,
-    units: torch.Tensor | None = None,
-    physical_batch: int = 1024,
+    copies: int = 1,
+    schedule: Callable[[float], float] = lambda position: 1.0,
+    average: WeightAverage | None = None,
+    covered: Collection[type[nn.Module]] = (),
+    physical_batch: int | None = None,
 ) -> None:
-    """Train in place for `event.steps` steps of cross-entropy. Nothing but the weights comes back.
+    """Train in place for `event.steps` steps. Nothing but the weights comes back.
 
     Where a Poisson sample does not fit into memory, its gradients are clipped and summed in parts: the sample, the
     noise and the cost stay the same.
 
     Args:
-        model: made of covered layers alone; (batch, ...) to logits (batch, classes).
-        images: float, (records, channels, height, width), on the model's device.
-        labels: int64, (records,).
+        model: made of covered layers alone. Parameters that do not require gradients stay as they are.
+        loss: of each record by itself. It may draw at random, anew whenever it is called.
         event: clip norm, noise, sampling rate and steps; what the call costs.
+        units: int64 (units, m), on the model's device: which records each privacy unit contributes, -1 for none; the
+            first is no -1. `torch.arange(n)[:, None]` makes each record a unit.
         optimizer: makes the optimizer of the noised gradients.
         noise: draws noise and samples.
-        units: int64 (units, m), on the same device: which records each privacy unit contributes, -1 for none; each
-            record is a unit of its own by default.
-        physical_batch: records whose gradients are held at once, to begin with.
+        copies: K; each record goes K times into `loss`, and its gradient is their mean.
+        schedule: maps the share of the steps that are done, in [0, 1), to a factor of the optimizer's learning rates.
+        average: takes the weights in after each step; whoever made it decides whether they replace the model's.
+        covered: classes beside `COVERED_LAYERS` that treat each record by itself.
+        physical_batch: records, copies counted, that pass through the model at once, to begin with; what a processor's
+            cache holds by default.
 
     Raises:
-        PrivacyError: the model has a layer that is not covered.
-        MemoryLimitError: the gradient of a single record does not fit.
+        PrivacyError: the model has a layer that is not covered, or a loss is not one a record.
+        MemoryLimitError: the gradient of a single unit does not fit.
     """
-    check_layers(model)
-    if units is None:
-        units = torch.arange(len(labels), device=labels.device)[:, None]
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+    check_layers(model, covered)
+    gradients = ClippedGradients(model, event.clip_norm)
+    stepper = optimizer(gradients.parameters)
+    rates = [group["lr"] for group in stepper.param_groups]
+    source, samples = noise.child("gradients"), noise.child("samples")
+    places = units.shape[1] * copies
+    was_training = model.training
+    model.train()
     try:
-        stepper = _SiteOptimizer(optimizer(list(model.parameters())), event, len(units), noise.child("gradients"))
-        samples = noise.child("samples")
-        physical = PhysicalBatch(max(1, physical_batch // units.shape[1]))
-        wrapped.train()
-        for _ in range(event.steps):
-            chosen = torch.from_numpy(samples.poisson_sample(len(units), event.sampling_rate)).to(images.device)
-            _sum_clipped_gradients(wrapped, stepper, images, labels, units[chosen], physical)
-            stepper.noised_step()
+        at_once = physical_batch or _swift_batch(model, loss, units)
+        physical = PhysicalBatch(max(1, at_once // places))
+        with gradients:
+            for step in range(event.steps):
+                chosen = torch.from_numpy(samples.poisson_sample(len(units), event.sampling_rate)).to(units.device)
+                _sum_clipped(gradients, model, loss, units[chosen], copies, physical)
+                for group, rate in zip(stepper.param_groups, rates, strict=True):
+                    group["lr"] = rate * schedule(step / event.steps)
+                _noised_step(gradients, stepper, event, source, event.sampling_rate * len(units))
+                if average is not None:
+                    average.update()
     finally:
-        wrapped.remove_hooks()
-        for parameter in model.parameters():
+        model.train(was_training)
+        for parameter in gradients.parameters:
             parameter.grad = None
-            for attribute in ("grad_sample", "summed_grad"):
-                if hasattr(parameter, attribute):
-                    delattr(parameter, attribute)
 
 
-def _sum_clipped_gradients(
-    model: GradSampleModule,
-    stepper: _SiteOptimizer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+def _swift_batch(model: nn.Module, loss: Loss, units: torch.Tensor) -> int:
+    if not len(units):
+        return _MOST_RECORDS
+    probe = PhysicalBatch(1)
+    return probe.each(1, lambda _: swift_batch(_MOST_RECORDS, model, lambda: loss(model, units[0, :1])))[0]
+
+
+def _sum_clipped(
+    gradients: ClippedGradients,
+    model: nn.Module,
+    loss: Loss,
     units: torch.Tensor,
+    copies: int,
     physical: PhysicalBatch,
 ) -> None:
-    """Write the sum of the units' clipped gradients into every parameter's `summed_grad`; zero if there is none."""
-
-    def clear() -> None:
-        _forget_unfinished_pass(model)
-        stepper.zero_grad(set_to_none=True)
-        for parameter in stepper.params:
-            parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)
+    """Set the gradients' sums to those of the sampled units; to zero if there is none."""
 
     def add(part: slice) -> None:
-        # A unit fills m places, whatever it has: how a record's gradient is rounded depends on how many are computed
+        # A unit fills m K places, whatever it has: how a record's gradient is rounded depends on how many are computed
         # beside it, and weights of an attacker's choice make that as large as the gradient. So the number of a unit's
         # records must not move the others' places.
-        chosen = units[part]
+        chosen = units[part].repeat_interleave(copies, dim=1)
         present = chosen >= 0
         records = torch.where(present, chosen, chosen[:, :1]).reshape(-1)
-        _backward(nn.functional.cross_entropy(model(images[records]), labels[records], reduction="sum"))
-        stepper.clip_and_accumulate(present)
+        gradients.add(lambda: loss(model, records), present)
 
-    clear()
-    physical.each(len(units), add, restart=clear)
-
-
-def _forget_unfinished_pass(model: nn.Module) -> None:
-    """Drop what Opacus' hooks recorded in a pass that ran out of memory."""
-    for module in model.modules():
-        for attribute in ("activations", "max_batch_len"):
-            if hasattr(module, attribute):
-                delattr(module, attribute)
-    for parameter in model.parameters():
-        parameter._forward_counter = 0  # type: ignore[attr-defined]
-        if hasattr(parameter, "_current_grad_sample"):
-            del parameter._current_grad_sample
+    gradients.clear()
+    physical.each(len(units), add, restart=gradients.restart)
 
 
-def _backward(loss: torch.Tensor) -> None:
-    """Call `loss.backward()` without torch's remark that images need no gradient, which is as it should be."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Full backward hook is firing")
-        loss.backward()
+@torch.no_grad()
+def _noised_step(
+    gradients: ClippedGradients,
+    stepper: torch.optim.Optimizer,
+    event: PoissonGaussian,
+    noise: NoiseSource,
+    expected: float,
+) -> None:
+    """Take one step along (sum_u clip(g_u; C) + N(0, sigma^2 I)) / (q n); `expected` is q n."""
+    for parameter, total in zip(gradients.parameters, gradients.sums, strict=True):
+        noised = total + noise.normal(tuple(total.shape), event.noise_std, like=total)
+        parameter.grad = (noised / expected).to(parameter.dtype)
+    stepper.step()
+
+
+def opacus_gradients(model: nn.Module, loss: Loss, records: torch.Tensor) -> list[torch.Tensor]:
+    """Return every trainable parameter's gradients of some records' losses as Opacus' hooks compute them.
+
+    A reference to compare with, and not a part of training.
+
+    Returns:
+        One tensor a trainable parameter, (records, ...).
+    """
+    root_handlers = logging.root.handlers[:]
+    from opacus import GradSampleModule  # half a second, which only a comparison is worth
+
+    logging.root.handlers[:] = root_handlers  # importing Opacus adds one, which would print every library's debug lines
+    trained = [each for each in model.parameters() if each.requires_grad]
+    wrapped = GradSampleModule(model, loss_reduction="sum", strict=False)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            loss(wrapped, records).sum().backward()
+        return [each.grad_sample for each in trained]  # type: ignore[attr-defined]
+    finally:
+        wrapped.remove_hooks()
+        for parameter in trained:
+            parameter.grad = None
+            if hasattr(parameter, "grad_sample"):
+                del parameter.grad_sample

@@ -35,7 +35,7 @@ from cadp_fl.privacy.claims import (
     LOCAL_TEST_RESULTS,
     relation_of,
 )
-from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.mechanisms import mechanism_of
@@ -332,14 +332,14 @@ class Site:
         start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
             train, event_id = self._data.train, self._spending.spend(request, asked.method, training.event)
+            images = as_input(torch.from_numpy(train.images).to(self._device))
             train_dp_sgd(
                 model,
-                as_input(torch.from_numpy(train.images).to(self._device)),
-                torch.from_numpy(train.labels).to(self._device),
+                cross_entropy_of(images, torch.from_numpy(train.labels).to(self._device)),
                 training.event,
+                units=torch.from_numpy(self._units.records).to(self._device),
                 optimizer=lambda parameters: _sgd(parameters, training),
                 noise=self._noise.child("dp-sgd", event_id),
-                units=torch.from_numpy(self._units.records).to(self._device),
             )
         else:
             self._spending.spend(request, asked.method, CLASSIFIER_WEIGHTS)

@@ -27,7 +27,7 @@ from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.claims import StageCost, claim_of, stage_costs
-from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
@@ -210,9 +210,9 @@ class _Probe:
         event = PoissonGaussian(stage="probe", clip_norm=1.0, noise_std=1.0, sampling_rate=1.0, steps=1)
         train_dp_sgd(
             self._classifier(config),
-            as_input(images),
-            labels,
+            cross_entropy_of(as_input(images), labels),
             event,
+            units=torch.arange(len(labels), device=self._device)[:, None],
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
             noise=NoiseSource.from_entropy(),
         )

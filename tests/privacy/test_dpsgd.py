@@ -10,7 +10,7 @@ from torch import nn
 from cadp_fl.errors import MemoryLimitError, PrivacyError
 from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.clipping import CLIP_MARGIN
-from cadp_fl.privacy.dpsgd import check_layers, train_dp_sgd
+from cadp_fl.privacy.dpsgd import check_layers, cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.noise import NoiseSource
 
 SILENT = 1e-9
@@ -39,9 +39,9 @@ def event(clip_norm=0.5, noise_std=SILENT, rate=1.0, steps=1):
 def train(network, images, labels, what, *, seed=0, learning_rate=1.0):
     train_dp_sgd(
         network,
-        images,
-        labels,
+        cross_entropy_of(images, labels),
         what,
+        units=torch.arange(len(labels))[:, None],
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=learning_rate),
         noise=NoiseSource.from_seed(seed),
     )

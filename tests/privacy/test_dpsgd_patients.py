@@ -7,7 +7,7 @@ from torch import nn
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.config import ClassifierConfig
 from cadp_fl.privacy.accounting import PoissonGaussian
-from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.noise import NoiseSource
 
 UNITS = torch.tensor([[0, 1, -1], [2, -1, -1], [3, 4, 5], [6, 7, -1]])
@@ -29,8 +29,7 @@ def step(network, images, labels, clip=0.3, physical=1024, rate=1.0, steps=1):
     )  # fmt: skip
     train_dp_sgd(
         network,
-        images,
-        labels,
+        cross_entropy_of(images, labels),
         event,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
         noise=NoiseSource.from_seed(0),
@@ -121,7 +120,8 @@ def test_the_number_of_a_patients_records_moves_no_other_patients_gradient(seed)
             return _Recording(parameters, made)
 
         train_dp_sgd(
-            network, images, labels, event, optimizer=optimizer, noise=NoiseSource.from_seed(0), units=units
+            network, cross_entropy_of(images, labels), event, optimizer=optimizer, noise=NoiseSource.from_seed(0),
+            units=units,
         )  # fmt: skip
         return made["gradient"] * patients
 
