@@ -13,7 +13,14 @@ from torch import nn
 
 from cadp_fl.errors import ExchangeError
 
-__all__ = ["average", "check_arrays", "get_weights", "set_weights", "structure_sha256", "weights_sha256"]
+__all__ = [
+    "average",
+    "check_arrays",
+    "get_weights",
+    "set_weights",
+    "structure_sha256",
+    "weights_sha256",
+]
 
 
 def get_weights(module: nn.Module) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ LEVELS = [
     {"errors"},
     {"outputs"},
     {"config", "device", "npz", "schedule", "storage", "weights"},
-    {"data", "privacy"},
+    {"data", "features", "privacy"},
     {"flow", "classifier"},
     {"release"},
     {"evaluation"},

@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from cadp_fl.classifier.quadratic import QuadraticDiscriminant
 from cadp_fl.config import ClassifierConfig
 from cadp_fl.errors import ConfigError
 
-__all__ = ["CLASSIFIERS", "build_classifier", "check_classifier"]
+__all__ = ["CLASSIFIERS", "QUADRATIC", "build_classifier", "check_classifier"]
 
 
 def _cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
@@ -43,14 +44,19 @@ def _linear(shape: tuple[int, int, int], classes: int, _width: int) -> nn.Module
 CLASSIFIERS: dict[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {"cnn": _cnn, "linear": _linear}
 
 
+QUADRATIC = "quadratic"
+"""The classifier that has a front end, as the flow that it is fitted to."""
+
+
 def check_classifier(config: ClassifierConfig) -> None:
     """Check that a config names a classifier.
 
     Raises:
         ConfigError: the classifier is unknown.
     """
-    if config.model not in CLASSIFIERS:
-        raise ConfigError(f"Unknown classifier '{config.model}'. Choose one of: {', '.join(sorted(CLASSIFIERS))}.")
+    known = [*CLASSIFIERS, QUADRATIC]
+    if config.model not in known:
+        raise ConfigError(f"Unknown classifier '{config.model}'. Choose one of: {', '.join(sorted(known))}.")
 
 
 def build_classifier(config: ClassifierConfig, shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Module:
@@ -64,4 +70,6 @@ def build_classifier(config: ClassifierConfig, shape: tuple[int, int, int], clas
     check_classifier(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if config.model == QUADRATIC:
+            return QuadraticDiscriminant(config.front_end, shape, classes)
         return CLASSIFIERS[config.model](shape, classes, config.width)

@@ -23,6 +23,7 @@ __all__ = [
     "EvaluationConfig",
     "FlowConfig",
     "FlowTrainingConfig",
+    "FrontEndConfig",
     "MomentsConfig",
     "PartitionConfig",
     "PretrainedConfig",
@@ -129,6 +130,34 @@ class SitesConfig(Settings):
         return self.quorum or max(1, self.count - 1)
 
 
+class FrontEndConfig(Settings):
+    """The fixed, public front end of a warm-started flow: few numbers of an image, of a norm of at most 1."""
+
+    size: int = Field(
+        6,
+        ge=1,
+        le=64,
+        description="k: the k x k lowest DCT coefficients of each channel; fewer if a side is shorter",
+    )
+    offset: float = Field(0.3, ge=0, le=1, description="grey level that is taken off every pixel")
+    contrast: float = Field(
+        0.2,
+        gt=0,
+        le=1,
+        description="root mean square of the lowest frequencies' image, beyond which contrast is cut off",
+    )
+    descriptor: Literal["oriented-gradients", "none"] = Field(
+        "oriented-gradients", description="what else of an image is told, so that classes differ"
+    )
+    image_weight: float = Field(
+        0.4, gt=0, le=1, description="alpha: share of the lowest frequencies in the norm, beside a descriptor"
+    )
+    radius: float = Field(
+        0.3, ge=1e-3, le=2, description="R: distance from the centre beyond which a record counts as if it were there"
+    )
+    detail: Positive = Field(0.02, description="standard deviation of every other coefficient, as pixels of 0 to 1")
+
+
 class ScaleConfig(Settings):
     """One scale of a convolutional flow: a downsampling, then coupling blocks."""
 
@@ -167,14 +196,13 @@ class MomentsConfig(Settings):
     left out, or from 1/16 to 16.
     """
 
-    centre_clip_norm: float = Field(
-        8.0, ge=1e-6, le=1e6, description="R0: a record's norm after clipping, in the sum that the centre is made of"
-    )
-    clip_norm: float = Field(4.5, ge=1e-6, le=1e6, description="R: a record's norm after clipping around the centre")
     count_weight: _Weight = Field(0.25, description="a: of the classes' counts")
-    sum_weight: _Weight = Field(1.0, description="b: of the classes' sums")
-    shared_weight: _Weight = Field(1.0, description="s: of the second moment that all classes share")
+    sum_weight: _Weight = Field(0.7, description="b: of the classes' sums")
+    shared_weight: _Weight = Field(0.3, description="s: of the second moment that all classes share")
     class_weight: _Weight = Field(1.0, description="w: of the second moments of each class")
+    ridge: float = Field(
+        1.5, ge=0, le=100, description="rho: added to every covariance, in units of the mean variance within a class"
+    )
 
     @model_validator(mode="after")
     def _weighs_something(self) -> "MomentsConfig":
@@ -210,18 +238,6 @@ class FlowDpSgdConfig(Settings):
     )
 
 
-class LowPassConfig(Settings):
-    """The fixed, public front end of a warm-started flow: the lowest frequencies of an image, apart from all others."""
-
-    size: Count | None = Field(
-        None, description="k: the k x k lowest DCT coefficients of each channel; by image size and budget by default"
-    )
-    power: float | None = Field(
-        None, ge=0, le=4, description="p: coefficient (i, j) is scaled by (1 + i + j)^-p; by default as for the size"
-    )
-    detail: Positive = Field(0.02, description="standard deviation of every other coefficient, as pixels of 0 to 1")
-
-
 class FlowConfig(Settings):
     """Architecture and training of the conditional flow. Without scales it is dense.
 
@@ -235,7 +251,7 @@ class FlowConfig(Settings):
     warm_start: Literal["none", "moments"] = Field(
         "none", description="what methods with an end-to-end guarantee start from: moments that sites release noised"
     )
-    low_pass: LowPassConfig = LowPassConfig()
+    front_end: FrontEndConfig = FrontEndConfig()
     moments: MomentsConfig = MomentsConfig()
     dp_sgd: FlowDpSgdConfig = FlowDpSgdConfig()
     scales: tuple[ScaleConfig, ...] = Field((), description="scales, the finest first; none for a dense flow")
@@ -267,7 +283,7 @@ class FlowConfig(Settings):
 
     def cold(self) -> "FlowConfig":
         """Return the flow without a warm start: what methods that train it without privacy take."""
-        return self.model_copy(update={"warm_start": "none", "low_pass": LowPassConfig()})
+        return self.model_copy(update={"warm_start": "none", "front_end": FrontEndConfig()})
 
     def architecture(self) -> "FlowConfig":
         """Return what the flow is, without how it is trained and what it starts from."""
@@ -337,6 +353,7 @@ class ClassifierConfig(Settings):
 
     model: str = Field("cnn", description="name of a classifier, for example cnn")
     width: Count = Field(16, description="channels of the first layer")
+    front_end: FrontEndConfig = Field(FrontEndConfig(), description="of the classifier quadratic")
     central: CentralTrainingConfig = CentralTrainingConfig()
 
 

@@ -141,19 +141,22 @@ class Federation:
             self.require(phase, len(replies))
         return replies
 
-    def require(self, phase: str, answered: int) -> None:
+    def require(self, phase: str, answered: int, *, least: int = 0) -> None:
         """Check that as many sites answered in a phase as are needed.
+
+        Args:
+            least: number of sites that the phase needs, whatever the study's quorum.
 
         Raises:
             FederationError: fewer did.
         """
-        if answered < self.needed:
+        if answered < (needed := max(self.needed, least)):
             sites_by_reason: dict[str, list[str]] = {}
             for gap in (gap for gap in self.missing if gap.phase == phase):
                 sites_by_reason.setdefault(gap.reason, []).append(gap.site)
             lost = " ".join(f"{', '.join(sites)}: {reason}" for reason, sites in sites_by_reason.items())
             raise FederationError(
-                f"Phase '{phase}' needs {self.needed} sites (sites.quorum). {answered} of {len(self.roster)} answered. "
+                f"Phase '{phase}' needs {needed} sites (sites.quorum). {answered} of {len(self.roster)} answered. "
                 f"{lost}"
             )
 

@@ -162,9 +162,6 @@ class _Conductor:
     def _run(self, method: Method, schema: Schema, sizes: dict[str, int]) -> MethodFigures:
         self._reserve(method.name)  # again, for a site that missed it and is back
         self._count_classes(method.name, schema)
-        releasing = [
-            plan.method for plan in self._plans.values() if any(each.stage == "release" for each in plan.events)
-        ]
         run = StudyRun(
             self._study,
             method.name,
@@ -175,20 +172,26 @@ class _Conductor:
             self._federation,
             self._folder,
             resolve_device(self._study.device),
-            releasing,
+            self._methods_with("release"),
+            self._methods_with("flow", "moments"),
             self._checkpoint.is_finished,
             lambda phase: self._finish(phase, method.name),
         )
         trained = method.run(run)
-        if trained.model is not None:
+        if trained.model is not None and trained.classifier is not None:
             card = ClassifierCard(trained.classifier, schema, self._study.seed, method.name, self._study.noise)
             save_classifier(self._folder / "models" / f"classifier-{method.name}.safetensors", trained.model, card)
-        figures = MethodFigures(trained.classifier.model, trained.pooled, trained.per_site, trained.release)
+        classifier = "bayes-rule" if trained.classifier is None else trained.classifier.model
+        figures = MethodFigures(classifier, trained.pooled, trained.per_site, trained.release)
         for phase in method.phases():
             if not self._checkpoint.is_finished(phase):
                 self._finish(phase, method.name)
         self._checkpoint.end_method(method.name, figures)
         return figures
+
+    def _methods_with(self, *stages: str) -> list[str]:
+        """Return the names of the methods that have an event of one of some stages."""
+        return [plan.method for plan in self._plans.values() if any(event.stage in stages for event in plan.events)]
 
     def _plan_evaluations(self, schema: Schema, sites: Mapping[str, SiteEntry]) -> dict[str, Plan]:
         """Return every method's plan on test units, now that their classes are known, by key.

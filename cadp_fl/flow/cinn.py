@@ -9,9 +9,13 @@ Every coupling block is told the condition y. Under the flow, z is standard norm
 What leaves at a split is a latent already. In z the coarsest dimensions come first: those of the dense blocks, then
 what left at the last scale, up to what left at the first.
 
-With a warm start, the coarsest dimensions are the lowest frequencies, and the affine layer is known before any step:
+With a warm start, the coarsest dimensions are those of a public front end, whose affine layer is known before any step:
 
-    x --low pass--> low --W_y (low - mu_y)--> dense coupling blocks --> z, and the other frequencies as they are
+    x --coordinates--> u --W_y (u - mu_y)--> dense coupling blocks --> z, and the other coordinates as they are
+
+Its front end may hold a descriptor of the image beside the image's own lowest frequencies. Then z is longer than x, and
+log p is that of a record's coordinates, the descriptor among them. It differs from log p(x | y) of a flow as above by
+more than a constant, but is as good to tell classes apart: what is left out of it does not depend on y.
 
 References:
     Ardizzone, Lüth, Kruse, Rother, Köthe: Guided image generation with conditional invertible neural networks,
@@ -32,9 +36,9 @@ from torch import nn
 from cadp_fl.config import FlowConfig, ScaleConfig
 from cadp_fl.device import swift_batch
 from cadp_fl.errors import ConfigError
+from cadp_fl.features.coordinates import Coordinates
 from cadp_fl.flow.affine import ConditionalAffine
 from cadp_fl.flow.coupling import COUPLINGS, coupling_block
-from cadp_fl.flow.low_pass import LowPass
 from cadp_fl.flow.permutations import PERMUTATIONS, permutation
 from cadp_fl.flow.subnets import ConvolutionalSubnet, DenseSubnet
 
@@ -78,13 +82,17 @@ class ConditionalFlow(nn.Module):
                 scales.append(_Scale(config, scale, shape, conditions))
                 shape = scales[-1].dims_on
             self.scales = nn.ModuleList(scales)
-            self.low_pass = _low_pass(config, shape) if config.is_warm else None
-            coarse = math.prod(shape) if self.low_pass is None else self.low_pass.dims
+            self.coordinates = Coordinates(config.front_end, shape) if config.is_warm else None
+            coarse = math.prod(shape) if self.coordinates is None else self.coordinates.dims
             self.affine = ConditionalAffine(conditions, coarse) if config.is_warm else None
             subnet = partial(DenseSubnet, hidden=config.dense.width, conditions=conditions)
             self.dense = _Blocks(config, config.dense.blocks, (coarse,), subnet)
         self._coarse_shape = shape
         self.coarse_dims = coarse
+        self.leading_dims = self.dims
+        if self.coordinates is not None:
+            self.dims = coarse + self.coordinates.other_dims
+            self.leading_dims = self.coordinates.front.image_dims
 
     def encode(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return z = f(x; y) and log |det df/dx|.
@@ -96,11 +104,10 @@ class ConditionalFlow(nn.Module):
         Returns:
             z (batch, dims) and the log-determinant (batch,).
         """
-        if self.low_pass is not None and self.affine is not None:
-            low, rest = self.low_pass(x)
-            u, log_det = self.affine(low, condition)
-            z, change = self.dense(u, condition)
-            return torch.cat([z, rest], dim=1), log_det + change + self.low_pass.log_det
+        if self.coordinates is not None:
+            u, others = self.coordinates(x)
+            z, log_det = self.whiten(u, condition)
+            return torch.cat([z, others], dim=1), log_det
         state = (x - 0.5) * self.input_scale
         log_det = state.new_full((len(x),), self.dims * math.log(self.input_scale))
         latents: list[torch.Tensor] = []
@@ -119,15 +126,30 @@ class ConditionalFlow(nn.Module):
             condition: (batch, conditions).
         """
         state, rest = z[:, : self.coarse_dims], z[:, self.coarse_dims :]
+        if self.coordinates is not None:
+            return self.coordinates.inverse(self.colour(state, condition), rest)
         state = self.dense(state, condition, rev=True)[0]
-        if self.low_pass is not None and self.affine is not None:
-            return self.low_pass.inverse(self.affine.inverse(state, condition), rest)
         state = state.view(-1, *self._coarse_shape)
         for scale in reversed(self.scales):
             assert isinstance(scale, _Scale)
             leaving, rest = rest[:, : scale.dims_leaving], rest[:, scale.dims_leaving :]
             state = scale.inverse(state, leaving, condition)
         return state / self.input_scale + 0.5
+
+    def whiten(self, u: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the coarse latents of a warm-started flow's coordinates u, (batch, coarse_dims), and log |det dz/du|.
+
+        They are standard normal under the flow.
+        """
+        assert self.affine is not None, "a warm-started flow has one"
+        white, log_det = self.affine(u, condition)
+        z, change = self.dense(white, condition)
+        return z, log_det + change
+
+    def colour(self, z: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return the coordinates u of coarse latents; the inverse of `whiten`."""
+        assert self.affine is not None, "a warm-started flow has one"
+        return self.affine.inverse(self.dense(z, condition, rev=True)[0], condition)
 
     def swift_batch(self, records: int) -> int:
         """Return how many of some records to encode, decode or train on at once: what the device is fastest at."""
@@ -234,11 +256,6 @@ def check_flow(config: FlowConfig, shape: tuple[int, int, int]) -> None:
         if name not in known:
             raise ConfigError(f"Unknown {field} '{name}'. Choose one of: {', '.join(sorted(known))}.")
     if config.is_warm:
-        if config.low_pass.size is not None and config.low_pass.size > min(shape[1:]):
-            raise ConfigError(
-                f"flow.low_pass.size is at most an image's shorter side. Found {config.low_pass.size} for "
-                f"{shape[1]} x {shape[2]}; take fewer coefficients."
-            )
         return
     factor = 2 ** len(config.scales)
     if shape[1] % factor or shape[2] % factor:
@@ -248,14 +265,6 @@ def check_flow(config: FlowConfig, shape: tuple[int, int, int]) -> None:
         )
     if not config.scales and math.prod(shape) < 2:
         raise ConfigError(f"A coupling block needs two dimensions. An image of shape {shape} has one; add pixels.")
-
-
-def _low_pass(config: FlowConfig, shape: tuple[int, int, int]) -> LowPass:
-    """Return the front end of a config in which every default was filled in."""
-    size, power = config.low_pass.size, config.low_pass.power
-    if size is None or power is None:
-        raise ConfigError("A warm-started flow is built when flow.low_pass.size and power are known. Give both.")
-    return LowPass(shape, size=size, power=power, detail=config.low_pass.detail)
 
 
 @contextmanager

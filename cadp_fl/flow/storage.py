@@ -29,7 +29,7 @@ __all__ = [
 ARCHITECTURE = ("scales", "coupling", "downsampling", "permutation", "dense", "clamp", "input_scale")
 """The fields of a flow's config that say what it is, and not how it is trained."""
 
-WARM_ARCHITECTURE = (*ARCHITECTURE, "warm_start", "low_pass")
+WARM_ARCHITECTURE = (*ARCHITECTURE, "warm_start", "front_end")
 """Those of a warm-started flow; the hash of any other does not change with them."""
 
 TrainedOn = Literal["public", "private"]

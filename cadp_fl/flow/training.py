@@ -14,7 +14,7 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.schedule import cosine
 
-__all__ = ["Progress", "bits_per_dim", "dequantize", "quantize", "train_flow"]
+__all__ = ["Progress", "bits_of", "bits_per_dim", "dequantize", "quantize", "train_flow", "training_alone"]
 
 STEPS_BETWEEN_LOOKS = 16
 
@@ -45,10 +45,14 @@ def quantize(x: torch.Tensor, levels: int) -> torch.Tensor:
     return torch.round(values * (255 / (levels - 1))).to(torch.uint8)
 
 
+def bits_of(flow: ConditionalFlow, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+    """Return -log2 p(x | y) / dims, (batch,), of x in [0, 1]."""
+    return -flow.log_prob(x, condition) / (flow.dims * math.log(2))
+
+
 def bits_per_dim(flow: ConditionalFlow, images: torch.Tensor, labels: torch.Tensor, levels: int) -> torch.Tensor:
     """Return -log2 p(x | y) / dims + log2(levels) at the middle of each level, (batch,)."""
-    log_prob = flow.log_prob(dequantize(images, levels), condition_of(labels, flow.conditions))
-    return -log_prob / (flow.dims * math.log(2)) + math.log2(levels)
+    return bits_of(flow, dequantize(images, levels), condition_of(labels, flow.conditions)) + math.log2(levels)
 
 
 def train_flow(
@@ -89,7 +93,7 @@ def train_flow(
         return nats.item() / (records * flow.dims * math.log(2)) + math.log2(levels)
 
     flow.train()
-    with reduced_precision(), _gradients_of(flow, parameters):
+    with reduced_precision(), training_alone(flow, parameters):
         for step in range(steps):
             if step % batches == 0:
                 order = torch.randperm(len(labels), generator=generator, device=images.device)
@@ -137,7 +141,7 @@ def _accumulate_gradients(
 
 
 @contextmanager
-def _gradients_of(flow: ConditionalFlow, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+def training_alone(flow: ConditionalFlow, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
     """Compute gradients of these parameters alone inside the block."""
     others = [each for each in flow.parameters() if each.requires_grad and not any(each is kept for kept in parameters)]
     for parameter in others:

@@ -17,7 +17,7 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
-from cadp_fl.federated.methods.cadp import CHECKPOINTS
+from cadp_fl.federated.methods.central import CHECKPOINTS
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.outputs import check_new
 from cadp_fl.phases.bundles import open_bundles

@@ -15,7 +15,8 @@ import numpy as np
 
 from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, InputError
-from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, declared_public, release_request
+from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, release_request
+from cadp_fl.federated.methods.given_flow import declared_public
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new
 from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of

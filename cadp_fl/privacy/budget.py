@@ -6,7 +6,7 @@ everything composes to the budget, so that nothing of it is left over.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -60,15 +60,18 @@ class Budget:
     split: dict[str, float]
 
     @classmethod
-    def of(cls, config: BudgetConfig, labels: Labels) -> "Budget":
+    def of(cls, config: BudgetConfig, labels: Labels, shares: Mapping[str, float] | None = None) -> "Budget":
         """Return the budget that a study gives each of its methods.
+
+        Args:
+            shares: of stages where the method's defaults are others than `SPLIT`.
 
         Raises:
             ConfigError: the split names no stage, or leaves nothing for the main one.
         """
         if unknown := sorted(set(config.split) - set(SPLIT)):
             raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
-        split = SPLIT | config.split
+        split = SPLIT | dict(shares or {}) | config.split
         if any(sum(split[stage] for stage in stages) >= 1 for stages in (_FIRST, _OF_THE_REST)):
             raise ConfigError(
                 f"budget.split leaves a share to the release or the classifier. Found {split}; let labels and counts, "
@@ -128,12 +131,13 @@ class Budget:
         return self.split[stage] * (1 - sum(self.split[each] for each in _FIRST)) * self.epsilon
 
     def moments_events(
-        self, settings: MomentsConfig, *, shares: int = 1, beside: Sequence[ProtectedEvent] | None = None
+        self, settings: MomentsConfig, radius: float, *, shares: int = 1, beside: Sequence[ProtectedEvent] | None = None
     ) -> tuple[GaussianSum, GaussianMoments]:
         """Return what the centre and the moments around it cost, the centre `CENTRE_SHARE` of both in mu^2.
 
         Args:
-            settings: clip norms and weights.
+            settings: weights.
+            radius: R, of the ball around the centre. That of the sum is 1, which no record's features are longer than.
             shares: K, sites whose values an aggregator adds up; each adds its part of the noise alone.
             beside: the other events of the plan, where moments get all that those leave; without it, both cost the
                 moments' share by themselves.
@@ -148,15 +152,15 @@ class Budget:
             """Return the events of 1 / mu = noise."""
             centre = GaussianSum(
                 stage="moments",
-                clip_norm=settings.centre_clip_norm,
-                noise_std=2 * settings.centre_clip_norm * m * noise / math.sqrt(CENTRE_SHARE),
+                clip_norm=1.0,
+                noise_std=2 * m * noise / math.sqrt(CENTRE_SHARE),
                 shares=shares,
                 records_per_unit=m,
             )
             moments = GaussianMoments(
                 stage="moments",
                 noise_std=sensitivity * m * noise / math.sqrt(1 - CENTRE_SHARE),
-                clip_norm=settings.clip_norm,
+                clip_norm=radius,
                 shares=shares,
                 records_per_unit=m,
                 **weights,

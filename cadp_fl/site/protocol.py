@@ -1,4 +1,4 @@
-"""What may be asked of a site: ten actions, each a request of JSON settings and named arrays.
+"""What may be asked of a site: twelve actions, each a request of JSON settings and named arrays.
 
 This module imports neither torch nor data code, so that the code which a server ships to a site stays thin.
 """
@@ -17,6 +17,8 @@ Action = Literal[
     "describe",
     "reserve",
     "train_flow",
+    "moments",
+    "train_private_flow",
     "count",
     "release",
     "fetch",
@@ -30,6 +32,8 @@ ACTIONS: dict[Action, str] = {
     "describe": "query.cadp_describe",
     "reserve": "query.cadp_reserve",
     "train_flow": "train.cadp_flow",
+    "moments": "query.cadp_moments",
+    "train_private_flow": "train.cadp_private_flow",
     "count": "query.cadp_count",
     "release": "query.cadp_release",
     "fetch": "query.cadp_fetch",

@@ -5,10 +5,17 @@ The server builds these models; a site parses what arrives against them again, s
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from cadp_fl.config import ClassifierConfig, FlowConfig, Settings
-from cadp_fl.privacy.accounting import GaussianHistogram, PoissonGaussian, RandomizedResponse, ReleaseEvent
+from cadp_fl.config import ClassifierConfig, FlowConfig, FrontEndConfig, Settings
+from cadp_fl.privacy.accounting import (
+    GaussianHistogram,
+    GaussianMoments,
+    GaussianSum,
+    PoissonGaussian,
+    RandomizedResponse,
+    ReleaseEvent,
+)
 from cadp_fl.privacy.plan import METHOD_NAME
 
 __all__ = [
@@ -20,6 +27,8 @@ __all__ = [
     "FetchRequest",
     "FlowRequest",
     "LocalRequest",
+    "MomentsRequest",
+    "PrivateFlowRequest",
     "ReleaseRequest",
     "ReserveRequest",
 ]
@@ -41,6 +50,28 @@ class FlowRequest(Settings):
     seed: int
     freeze: tuple[str, ...] = Field((), description="parts of the flow that stay as they are")
     round: int = Field(ge=1, description="from 1")
+
+
+class MomentsRequest(Settings):
+    """Tell the noised sum of what a flow's front end makes of records; or its moments, around the array `centre`."""
+
+    method: MethodName
+    front_end: FrontEndConfig
+    event: Annotated[GaussianSum | GaussianMoments, Field(discriminator="kind")]
+
+
+class PrivateFlowRequest(Settings):
+    """Train the flow in the request's arrays for one round of DP-SGD."""
+
+    method: MethodName
+    flow: FlowConfig
+    seed: int
+    freeze: tuple[str, ...] = Field((), description="parts of the flow that stay as they are")
+    round: int = Field(ge=1, description="from 1")
+    rounds: int = Field(ge=1, description="of the whole training")
+    event: PoissonGaussian = Field(description="what the round costs")
+    copies: int = Field(ge=1, le=64, description="noisy copies of a record whose gradients are averaged")
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
 
 
 class CountRequest(Settings):
@@ -111,9 +142,16 @@ class LocalRequest(Settings):
 
 
 class EvaluateRequest(Settings):
-    """Evaluate the classifier in the request's arrays on the test records."""
+    """Evaluate the classifier in the request's arrays on the test records, or the Bayes rule of the flow there."""
 
     method: MethodName
-    classifier: ClassifierConfig
+    classifier: ClassifierConfig | None = None
+    flow: FlowConfig | None = Field(None, description="of which the Bayes rule is the classifier, in its place")
     seed: int
     event: GaussianHistogram | None = Field(None, description="what the evaluation costs; none where it is exact")
+
+    @model_validator(mode="after")
+    def _one_is_evaluated(self) -> "EvaluateRequest":
+        if (self.classifier is None) == (self.flow is None):
+            raise ValueError("an evaluation is of a classifier or of a flow. Found both or neither")
+        return self

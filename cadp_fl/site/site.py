@@ -23,11 +23,14 @@ from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
+from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.private_training import train_flow_privately
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import GaussianHistogram, Unprotected
+from cadp_fl.privacy.accounting import GaussianHistogram, GaussianMoments, Unprotected
 from cadp_fl.privacy.claims import (
     CLASSIFIER_WEIGHTS,
     EXACT_TEST_RESULTS,
@@ -51,6 +54,7 @@ from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.description import Description
 from cadp_fl.site.evaluation import exact_counts, told_with_noise
+from cadp_fl.site.moments import check_moments, told_moments
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import (
     ClassifierRequest,
@@ -61,17 +65,28 @@ from cadp_fl.site.requests import (
     FetchRequest,
     FlowRequest,
     LocalRequest,
+    MomentsRequest,
+    PrivateFlowRequest,
     ReleaseRequest,
     ReserveRequest,
 )
 from cadp_fl.site.review import Review
-from cadp_fl.site.spending import Spending, check_declared
+from cadp_fl.site.spending import Spending
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
 
 __all__ = ["COUNT_DOUBT", "Site"]
 
 
-_SPENDING = ("count", "release", "train_flow", "train_classifier", "train_local", "evaluate")
+_SPENDING = (
+    "count",
+    "moments",
+    "release",
+    "train_flow",
+    "train_private_flow",
+    "train_classifier",
+    "train_local",
+    "evaluate",
+)
 """Actions whose answers are kept, so that none is paid for twice."""
 
 
@@ -139,6 +154,8 @@ class Site:
             "describe": self._describe,
             "reserve": self._reserve,
             "train_flow": self._train_flow,
+            "moments": self._moments,
+            "train_private_flow": self._train_private_flow,
             "count": self._count,
             "release": self._release,
             "fetch": self._fetch,
@@ -216,11 +233,16 @@ class Site:
         counts = self._units.class_counts(self._data.train)
         noised = noised_counts(counts, asked.event, noise=self._noise.child("counts", event_id))
         told = dict(zip(self._data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
-        self._outbox.mkdir(parents=True, exist_ok=True)
-        with replaced_file(self._counts_file(request, asked.method)) as file:
-            least = {name: count - COUNT_DOUBT * asked.event.noise_std for name, count in told.items()}
-            file.write_text(json.dumps(least), encoding="utf-8")
+        self._remember_counts(request, asked.method, noised, asked.event.noise_std)
         return Reply({"class_counts": told})
+
+    def _remember_counts(self, request: Request, method: str, noised: np.ndarray, noise_std: float) -> None:
+        """Write down how many contributed records each class almost surely has at least."""
+        least = (noised - COUNT_DOUBT * noise_std).tolist()
+        self._outbox.mkdir(parents=True, exist_ok=True)
+        with replaced_file(self._counts_file(request, method)) as file:
+            named = dict(zip(self._data.train.schema.classes, least, strict=True))
+            file.write_text(json.dumps(named), encoding="utf-8")
 
     def _counts_file(self, request: Request, method: str) -> Path:
         name = hashlib.sha256(f"{request.run}/{method}".encode()).hexdigest()[:16]
@@ -257,6 +279,48 @@ class Site:
         figures = self._simulation_only(bits_per_dim=loss, seconds=time.perf_counter() - start)
         return Reply({"structure": structure_sha256(flow), **figures}, trained)
 
+    def _moments(self, request: Request) -> Reply:
+        """Answer with the noised sum of the records' features, or with their noised moments around a centre."""
+        asked = parse(MomentsRequest, request.settings)
+        schema, event = self._data.train.schema, asked.event
+        if schema.attributes:
+            raise ExchangeError("Moments are of classes, and these records have attributes; leave the attributes out.")
+        front = FrontEnd(asked.front_end, schema.shape)
+        check_moments(front, len(schema.classes), event)
+        centre = request.arrays.get("centre")
+        if isinstance(event, GaussianMoments) and (centre is None or centre.shape != (front.dims,)):
+            raise ExchangeError(f"Moments are told around a centre of {front.dims} numbers. Found none; send it.")
+        event_id = self._spending.spend(request, asked.method, event)
+        noise = self._noise.child("moments", event_id)
+        told = told_moments(front, self._data.train, self._units, event, centre, noise=noise)
+        if isinstance(event, GaussianMoments) and "counts" in told:
+            self._remember_counts(request, asked.method, told["counts"], event.part_stds["counts"])
+        return Reply({}, told)
+
+    def _train_private_flow(self, request: Request) -> Reply:
+        """Train a flow for one round of DP-SGD, and answer with its weights and nothing else."""
+        asked = parse(PrivateFlowRequest, request.settings)
+        train = self._data.train
+        flow = self._flow(asked.flow, asked.seed, request)
+        frozen = flow.frozen_names(asked.freeze)
+        self._spending.check_flow(self._spending.plan(request, asked.method), flow_sha256(flow))
+        event_id = self._spending.spend(request, asked.method, asked.event)
+        train_flow_privately(
+            flow,
+            torch.from_numpy(train.images).to(self._device),
+            torch.from_numpy(train.condition).to(self._device),
+            asked.event,
+            units=torch.from_numpy(self._units.records).to(self._device),
+            copies=asked.copies,
+            learning_rate=asked.learning_rate,
+            progress=Progress(asked.round - 1, asked.rounds),
+            levels=train.schema.levels,
+            noise=self._noise.child("flow", event_id),
+            frozen=frozen,
+        )
+        trained = {name: array for name, array in get_weights(flow).items() if name not in frozen}
+        return Reply({"structure": structure_sha256(flow)}, trained)
+
     def _release(self, request: Request) -> Reply:
         """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
         asked = parse(ReleaseRequest, request.settings)
@@ -282,7 +346,7 @@ class Site:
             )
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
         sha256 = flow_sha256(flow)
-        check_declared(plan, sha256)
+        self._spending.check_flow(plan, sha256)
         claim = ReleaseClaim.of(self._spending.claim(plan), relation_of(plan.unit, plan.labels, schema.attributes))
         event_id = self._spending.spend(request, asked.method, *settings.cost)
         head = ReleaseHead(
@@ -351,7 +415,7 @@ class Site:
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
         self._spending.check_evaluation(asked.event, len(self._data.test.schema.classes))
-        model = self._classifier(asked.classifier, asked.seed)
+        model = self._evaluated(asked)
         set_weights(model, request.arrays)
         event_id = self._spending.spend(request, asked.method, asked.event or EXACT_TEST_RESULTS, units="test")
         return self._evaluation_of(model, asked.event, event_id)
@@ -403,6 +467,13 @@ class Site:
         """Return a new classifier, with the initial weights of a seed."""
         schema = self._data.train.schema
         return build_classifier(config, schema.shape, len(schema.classes), seed=seed).to(self._device)
+
+    def _evaluated(self, asked: EvaluateRequest) -> torch.nn.Module:
+        """Return what is evaluated, a classifier or a flow's Bayes rule, before its weights."""
+        if asked.flow is None:
+            assert asked.classifier is not None, "a request names one of the two"
+            return self._classifier(asked.classifier, asked.seed)
+        return FlowBayes.of(asked.flow, self._data.train.schema, seed=asked.seed).to(self._device)
 
     def _shuffler(self, seed: int, *purpose: str | int, device: torch.device | None = None) -> torch.Generator:
         """Return the generator that shuffles and dequantizes for a purpose. Not a source of privacy."""

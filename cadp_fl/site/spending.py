@@ -4,7 +4,13 @@ from typing import Any, Literal
 
 from cadp_fl.config import PolicyConfig
 from cadp_fl.errors import BudgetError, PrivacyError, TotalBudgetError
-from cadp_fl.privacy.accounting import DeclaredPublic, Event, GaussianHistogram, check_delta
+from cadp_fl.privacy.accounting import (
+    DeclaredPublic,
+    Event,
+    GaussianHistogram,
+    PoissonGaussian,
+    check_delta,
+)
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, Claim, claim_of, plan_beside
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.plan import Plan
@@ -12,7 +18,7 @@ from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_numb
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.protocol import Request
 
-__all__ = ["Spending", "check_declared"]
+__all__ = ["Spending"]
 
 
 class Spending:
@@ -100,6 +106,21 @@ class Spending:
             check_exact_evaluation(self._policy)
             check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
 
+    def check_flow(self, plan: Plan, flow_sha256: str) -> None:
+        """Check that a plan which rests on a public flow is carried out with that very flow, or one trained from it.
+
+        Raises:
+            PrivacyError: the flow is another one.
+        """
+        if any(isinstance(event, PoissonGaussian) and event.stage == "flow" for event in self._ledger.spent(plan.key)):
+            return
+        for event in plan.events:
+            if isinstance(event, DeclaredPublic) and event.sha256 != flow_sha256:
+                raise PrivacyError(
+                    f"A plan uses the flow that was declared public, sha256 {event.sha256[:12]}... Found another "
+                    f"one, {flow_sha256[:12]}...; reserve a plan for it."
+                )
+
     def account(self, run: str) -> dict[str, Any]:
         """Return what the ledger holds of a run, as JSON values: plans and events, and nothing of records."""
         ledger = self._ledger
@@ -130,17 +151,3 @@ class Spending:
     def _test_plans(self) -> list[Plan]:
         """Return what was reserved for test units, as far as it adds up: in a simulation nothing does."""
         return [] if self._simulation else [plan for plan in self._ledger.plans() if plan.units == "test"]
-
-
-def check_declared(plan: Plan, flow_sha256: str) -> None:
-    """Check that a plan which rests on a public flow is carried out with that very flow.
-
-    Raises:
-        PrivacyError: the flow is another one.
-    """
-    for event in plan.events:
-        if isinstance(event, DeclaredPublic) and event.sha256 != flow_sha256:
-            raise PrivacyError(
-                f"A release uses the flow that was declared public, sha256 {event.sha256[:12]}... Found another "
-                f"one, {flow_sha256[:12]}...; reserve a plan for it."
-            )

@@ -33,11 +33,9 @@ CONFIGS = {
         dense={"blocks": 2, "width": 16},
         permutation="soft",
     ),
-    "warm": FlowConfig(
-        warm_start="moments", low_pass={"size": 3, "power": 0.7, "detail": 0.5}, dense={"blocks": 2, "width": 16}
-    ),
-    "warm-affine-only": FlowConfig(
-        warm_start="moments", low_pass={"size": 4, "power": 0.0, "detail": 0.5}, dense={"blocks": 0}
+    "warm": FlowConfig(warm_start="moments", front_end={"size": 3, "detail": 0.5}, dense={"blocks": 2, "width": 16}),
+    "warm-image": FlowConfig(
+        warm_start="moments", front_end={"size": 3, "descriptor": "none"}, dense={"blocks": 1, "width": 16}
     ),
     "split-only": FlowConfig(scales=[{"blocks": 2, "channels": 8, "split": 0.25}] * 2, dense={"blocks": 0}),
 }
@@ -63,6 +61,7 @@ def batch(count, shape=SHAPE, seed=0):
 
 
 every_flow = pytest.mark.parametrize("name", list(CONFIGS))
+every_cold_flow = pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if not config.is_warm])
 
 
 @every_flow
@@ -93,7 +92,7 @@ def test_decode_inverts_encode_after_training(name):
         assert (flow.decode(flow.encode(x, condition)[0], condition) - x).abs().max() < 1e-4
 
 
-@every_flow
+@every_cold_flow
 def test_the_log_determinant_is_that_of_autograds_jacobian(name):
     flow = build(name, (1, 4, 4)).double()
     x, condition = batch(2, (1, 4, 4))
@@ -142,7 +141,7 @@ def test_the_condition_reaches_the_latent_and_gradients_reach_every_parameter(na
             assert parameter.grad.abs().sum() > 0, parameter_name
 
 
-@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if not config.is_warm])
+@every_cold_flow
 def test_a_new_flow_permutes_and_scales_alone(name):
     flow = ConditionalFlow(CONFIGS[name], SHAPE, 5, seed=0)
     x, condition = batch(3)
@@ -160,7 +159,7 @@ def test_samples_repeat_with_their_generator(name):
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "warm-affine-only"])  # nothing there is random
+@every_flow
 def test_one_config_and_seed_build_one_flow(name):
     first, second, other = (ConditionalFlow(CONFIGS[name], SHAPE, 5, seed=seed) for seed in (1, 1, 2))
     assert structure_sha256(first) == structure_sha256(second) != structure_sha256(other)

@@ -9,10 +9,13 @@ from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow
 from cadp_fl.federated.methods.federated_classifier import DpSgd, FedAvg
 from cadp_fl.federated.methods.local import Local
+from cadp_fl.federated.methods.of_flow import FlowBayesRule, FlowSamples, Moments
 
 __all__ = ["METHODS", "build_methods"]
 
-METHODS: dict[str, type[Method]] = {kind.name: kind for kind in (Cadp, CadpGivenFlow, DpSgd, FedAvg, Local)}
+METHODS: dict[str, type[Method]] = {
+    kind.name: kind for kind in (Cadp, FlowSamples, FlowBayesRule, Moments, CadpGivenFlow, DpSgd, FedAvg, Local)
+}
 
 
 def build_methods(study: StudyConfig) -> list[Method]:

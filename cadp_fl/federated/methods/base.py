@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.config import ClassifierConfig, StudyConfig
+from cadp_fl.config import ClassifierConfig, FlowConfig, StudyConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
 from cadp_fl.evaluation.noised import NoisedEvaluation, noised_metrics_of, pool_noised
@@ -52,6 +52,7 @@ class StudyRun:
         folder: the run folder.
         device: where the server computes.
         releasing: names of the study's methods that make releases.
+        flows: names of those that make a flow.
         is_finished: tells whether a phase was finished before the run was interrupted.
         finish: writes down that a phase is finished, so that a run which is interrupted later need not repeat it.
     """
@@ -66,6 +67,7 @@ class StudyRun:
     folder: Path
     device: torch.device
     releasing: Collection[str]
+    flows: Collection[str]
     is_finished: Callable[[str], bool]
     finish: Callable[[str], None]
 
@@ -87,6 +89,14 @@ class StudyRun:
         first = next(name for name in self.study.methods if name in self.releasing)
         return self.folder / ("releases" if method == first else f"releases-{method}")
 
+    def flow_file(self) -> Path:
+        """Return the file of the method's flow: `models/flow` for the study's first, `models/flow-<method>` beside it.
+
+        Formats that others rely on have `models/flow.safetensors`, and a study may compare several methods with flows.
+        """
+        first = next(name for name in self.study.methods if name in self.flows)
+        return self.folder / "models" / f"flow{'' if self.method == first else f'-{self.method}'}.safetensors"
+
     def classifier(self, config: ClassifierConfig) -> nn.Module:
         """Return a new classifier with the study's initial weights, on the server's device."""
         model = build_classifier(config, self.schema.shape, len(self.schema.classes), seed=self.study.seed)
@@ -99,14 +109,14 @@ class Trained:
 
     Attributes:
         model: the classifier; None where every site keeps one of its own.
-        classifier: its config.
+        classifier: its config; None where the classifier is the flow's Bayes rule.
         pooled: figures on the test records of all sites together.
         per_site: figures by site.
         release: every number of the release, each by itself, where the method made one.
     """
 
     model: nn.Module | None
-    classifier: ClassifierConfig
+    classifier: ClassifierConfig | None
     pooled: Metrics
     per_site: dict[str, Metrics]
     release: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +131,8 @@ class PhaseCost:
         rounds: number of rounds.
         down: bytes of tensors to one site in one round.
         up: bytes of tensors from one site in one round, at most.
-        work: what is computed: `flow`, `release`, `classifier`, `dp-sgd` at a site, or `central` at the server.
+        work: what is computed: `flow`, `dp-flow`, `moments`, `bayes`, `release`, `classifier` or `dp-sgd` at a site, or
+            `central` at the server.
         records: number of records that the largest site (or the server) computes in one round.
         classifier: of the last three kinds of work.
     """
@@ -130,7 +141,7 @@ class PhaseCost:
     rounds: int
     down: int
     up: int
-    work: Literal["flow", "release", "classifier", "dp-sgd", "central"]
+    work: Literal["flow", "dp-flow", "moments", "bayes", "release", "classifier", "dp-sgd", "central"]
     records: int
     classifier: ClassifierConfig | None = None
 
@@ -180,13 +191,27 @@ def plan_of(method: Method, study: StudyConfig) -> Plan:
 
 
 def evaluate_at_sites(
-    run: StudyRun, model: nn.Module, classifier: ClassifierConfig, *, phase: str, round: int, of: int
+    run: StudyRun,
+    model: nn.Module,
+    architecture: ClassifierConfig | FlowConfig,
+    *,
+    phase: str,
+    round: int = 1,
+    of: int = 1,
+    seed: int | None = None,
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """Return a classifier's figures on the sites' test records: pooled, and by site.
 
     With noise a site answers once for each method: evaluate its final classifier (`StudyRun.evaluates`).
+
+    Args:
+        architecture: of the classifier, or of the flow of which it is the Bayes rule.
+        seed: of its fixed parts; the study's by default.
     """
-    settings = EvaluateRequest(method=run.method, classifier=classifier, seed=run.study.seed, event=run.evaluation)
+    named = {"flow" if isinstance(architecture, FlowConfig) else "classifier": architecture}
+    settings = EvaluateRequest(
+        method=run.method, seed=run.study.seed if seed is None else seed, event=run.evaluation, **named
+    )
     request = Request("evaluate", settings.model_dump(mode="json"), get_weights(model))
     return ask_for_evaluations(run, request, phase=phase, round=round, of=of)
 

@@ -1,0 +1,51 @@
+"""x <-> (u, others): where a record lies as seen from a centre, in the ball that moments are taken in.
+
+    u = (v(x) - c) / max(|v(x) - c|, R)        |u| <= 1
+
+v is the front end's, c a noised mean of it. What the ball cuts off is a contrast, and stands among the others with the
+front end's own and with the coefficients that v leaves out, so that a record comes back from its coordinates whole. The
+prior of a contrast is log-normal around the public one, or around `spread`, which follows from the centre.
+"""
+
+import torch
+from torch import nn
+
+from cadp_fl.config import FrontEndConfig
+from cadp_fl.features.front_end import FrontEnd
+
+__all__ = ["Coordinates"]
+
+CONTRAST_STD = 0.1
+"""Standard deviation of the logarithm of a contrast under the flow."""
+
+
+class Coordinates(nn.Module):
+    """Images (batch, channels, height, width) to u (batch, dims) and others (batch, other_dims), and back.
+
+    The others are the rest of the coefficients, the logarithm of |v - c| where it is cut off, and that of the image's
+    own contrast; standard normal under the flow. The centre and the spread come with the moments, and are trained by no
+    gradient.
+    """
+
+    def __init__(self, config: FrontEndConfig, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.front = FrontEnd(config, shape)
+        self.radius = config.radius
+        self.dims, self.other_dims = self.front.dims, self.front.rest_dims + 2
+        self.centre = nn.Parameter(torch.zeros(self.dims))
+        self.spread = nn.Parameter(torch.ones(1))
+        """Distance from the centre at which records are drawn, (1,)."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return u and the others."""
+        v, image_contrast, rest = self.front(x)
+        apart = v - self.centre
+        contrast = apart.norm(dim=1).clamp_min(self.radius)
+        logs = torch.stack([(contrast / self.spread).log(), image_contrast.log()], dim=1)
+        return apart / contrast[:, None], torch.cat([rest, logs / CONTRAST_STD], dim=1)
+
+    def inverse(self, u: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """Return images. What u says of a descriptor is left out."""
+        rest, logs = others[:, :-2], others[:, -2:] * CONTRAST_STD
+        contrast, image_contrast = self.spread * logs[:, 0].exp(), logs[:, 1].exp()
+        return self.front.image(self.centre + contrast[:, None] * u, image_contrast, rest)

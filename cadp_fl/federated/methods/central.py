@@ -1,0 +1,163 @@
+"""Training at the server: the central classifier, on what left the sites and on what a flow draws.
+
+Both are post-processing of what was told already, however many records are drawn and however long it takes.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+from cadp_fl.classifier.models import QUADRATIC
+from cadp_fl.classifier.quadratic import QuadraticDiscriminant
+from cadp_fl.classifier.training import train_class_balanced
+from cadp_fl.config import ClassifierConfig, StudyConfig
+from cadp_fl.data.schema import Schema
+from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.conditions import condition_of
+from cadp_fl.flow.training import dequantize, quantize
+from cadp_fl.weights import get_weights, set_weights
+
+__all__ = [
+    "CHECKPOINTS",
+    "central_classifier",
+    "coordinates_of",
+    "draw_coordinates",
+    "draw_records",
+    "fit_to_coordinates",
+    "train_centrally",
+]
+
+CHECKPOINTS = 5
+"""Evaluations of the central classifier over its training."""
+
+_BATCH = 512
+
+
+def central_classifier(study: StudyConfig, model: str | None) -> ClassifierConfig:
+    """Return the classifier of a method that makes its flow within the budget.
+
+    Args:
+        model: as the method's settings name it; by default the quadratic discriminant on the flow's own coordinates,
+            or the study's classifier if the flow has none.
+    """
+    name = model or (QUADRATIC if study.flow.is_warm else study.classifier.model)
+    return study.classifier.model_copy(update={"model": name, "front_end": study.flow.front_end})
+
+
+@torch.no_grad()
+def draw_records(
+    flow: ConditionalFlow, schema: Schema, count: int, *, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return records x ~ p(x | y) of equally many of each class: uint8 (records, channels, height, width) and int64.
+
+    Args:
+        flow: its condition is the class.
+        schema: of the records.
+        count: number of records; rounded up to as many of each class.
+        generator: on the CPU, as the flow.
+    """
+    labels = _balanced(len(schema.classes), count)
+    images = [
+        quantize(flow.sample(condition_of(part, len(schema.classes)), generator=generator), schema.levels)
+        for part in labels.split(_BATCH)
+    ]
+    return torch.cat(images), labels
+
+
+@torch.no_grad()
+def draw_coordinates(
+    flow: ConditionalFlow, count: int, *, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return coordinates u ~ p(u | y) of a warm-started flow, of equally many of each class: (records, dims) and int64.
+
+    Those of real records are in the unit ball, so these are brought there.
+    """
+    labels = _balanced(flow.conditions, count)
+    drawn = [
+        flow.colour(torch.randn(len(part), flow.coarse_dims, generator=generator), condition_of(part, flow.conditions))
+        for part in labels.split(_BATCH)
+    ]
+    return _in_unit_ball(torch.cat(drawn)), labels
+
+
+@torch.no_grad()
+def coordinates_of(
+    flow: ConditionalFlow,
+    images: Iterable[torch.Tensor],
+    labels: torch.Tensor,
+    levels: int,
+    *,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return coordinates of released records: their images' own, and a descriptor drawn from p(descriptor | image, y).
+
+    A release decodes to an image; that image's edges are not those of any record, but the flow knows which descriptors
+    go with it.
+
+    Args:
+        images: uint8 (batch, channels, height, width) each, of all records together.
+        labels: int64 (records,), that the records left with.
+    """
+    assert flow.coordinates is not None, "a warm-started flow has them"
+    assert flow.affine is not None, "a warm-started flow has one"
+    kept, parts, start = flow.coordinates.front.image_dims, [], 0
+    for batch in images:
+        condition = condition_of(labels[start : start + len(batch)], flow.conditions)
+        start += len(batch)
+        white, _ = flow.affine(flow.coordinates(dequantize(batch, levels))[0], condition)
+        white[:, kept:] = torch.randn(len(batch), white.shape[1] - kept, generator=generator)  # below the image's
+        parts.append(flow.affine.inverse(white, condition))
+    return _in_unit_ball(torch.cat(parts))
+
+
+def fit_to_coordinates(
+    run: StudyRun, config: ClassifierConfig, flow: ConditionalFlow, u: torch.Tensor, labels: torch.Tensor
+) -> Trained:
+    """Fit a quadratic discriminant to coordinates of a flow, and evaluate it at the sites."""
+    assert flow.coordinates is not None, "a warm-started flow has them"
+    phase, model = f"{run.method}/central", run.classifier(config)
+    assert isinstance(model, QuadraticDiscriminant), "what is fitted to coordinates is one"
+    set_weights(model.coordinates, get_weights(flow.coordinates))
+    model.fit(u.to(run.device), labels.to(run.device))
+    run.federation.recorder.round(phase, CHECKPOINTS, CHECKPOINTS)
+    pooled, per_site = evaluate_at_sites(run, model, config, phase=f"{run.method}/evaluate")
+    return Trained(model, config, pooled, per_site)
+
+
+def train_centrally(run: StudyRun, config: ClassifierConfig, images: torch.Tensor, labels: torch.Tensor) -> Trained:
+    """Train a classifier and evaluate it at the sites: at every checkpoint, or once with noise.
+
+    Args:
+        config: of the classifier.
+        images: uint8, (records, channels, height, width); nothing that only records inside of a site hold.
+        labels: int64, (records,).
+    """
+    phase = f"{run.method}/central"
+    model = run.classifier(config)
+    losses = train_class_balanced(
+        model,
+        images,
+        labels,
+        config.central,
+        checkpoints=CHECKPOINTS,
+        generator=torch.Generator().manual_seed(run.study.seed),
+    )
+    for number, loss in enumerate(losses, start=1):
+        run.federation.recorder.round(phase, number, CHECKPOINTS, loss=loss)
+        if run.evaluates(number, CHECKPOINTS):
+            pooled, per_site = evaluate_at_sites(
+                run, model, config, phase=f"{run.method}/evaluate", round=number, of=CHECKPOINTS
+            )
+    return Trained(model, config, pooled, per_site)
+
+
+def _balanced(classes: int, count: int) -> torch.Tensor:
+    """Return equally many labels of each class, at least `count` together."""
+    return torch.arange(classes).repeat(-(-count // classes))
+
+
+def _in_unit_ball(u: torch.Tensor) -> torch.Tensor:
+    """Return vectors (batch, dims), longer ones scaled to norm 1."""
+    within: torch.Tensor = u / u.norm(dim=1, keepdim=True).clamp_min(1.0)
+    return within

@@ -1,0 +1,68 @@
+"""The flow as a classifier: argmax_y p(x | y), exact, with no sample drawn.
+
+A conditional flow gives the density of a record under every class. With equally likely classes, Bayes' rule is then a
+classifier, and a function of the flow alone: it costs nothing beside it.
+
+References:
+    Ardizzone, Mackowiak, Rother, Köthe: Training normalizing flows with the information bottleneck for competitive
+    generative classification, arXiv 2001.06448.
+"""
+
+import torch
+from torch import nn
+
+from cadp_fl.config import FlowConfig
+from cadp_fl.data.schema import Schema
+from cadp_fl.errors import ConfigError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.conditions import condition_of
+
+__all__ = ["FlowBayes"]
+
+
+class FlowBayes(nn.Module):
+    """x -> log p(x | y) of every class y, which are the logits of a classifier.
+
+    Args:
+        flow: its condition is the class, one-hot.
+        levels: number of grey levels of an image.
+    """
+
+    def __init__(self, flow: ConditionalFlow, *, levels: int) -> None:
+        super().__init__()
+        self.flow = flow
+        self._levels = levels
+
+    @classmethod
+    def of(cls, config: FlowConfig, schema: Schema, *, seed: int) -> "FlowBayes":
+        """Return the rule of a new flow, to be given weights.
+
+        Raises:
+            ConfigError: the condition is not the class alone.
+        """
+        if schema.attributes:
+            raise ConfigError(
+                f"Bayes' rule is over classes that a flow is told alone. These records have {len(schema.attributes)} "
+                "attributes; leave the attributes out."
+            )
+        return cls(ConditionalFlow(config, schema.shape, len(schema.classes), seed=seed), levels=schema.levels)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return log p(x | y), (batch, classes).
+
+        Args:
+            images: (batch, channels, height, width), pixels in [-0.5, 0.5] as classifiers take them; each is a level v
+                of v / (levels - 1), and its density is that in the middle of the level, as `dequantize` has it.
+        """
+        x = ((images + 0.5) * (self._levels - 1) + 0.5) / self._levels
+        seen = x if self.flow.coordinates is None else self.flow.coordinates(x)[0]
+        classes = self.flow.conditions
+        each = torch.arange(classes, device=images.device)
+        return torch.stack([self._density(seen, condition_of(y.repeat(len(x)), classes, x.dtype)) for y in each], dim=1)
+
+    def _density(self, seen: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Return log p(x | y), (batch,); of a warm-started flow that of the coordinates which y has a part in."""
+        if self.flow.coordinates is None:
+            return self.flow.log_prob(seen, condition)
+        z, log_det = self.flow.whiten(seen, condition)
+        return log_det - 0.5 * z.square().sum(dim=1)

@@ -1,0 +1,207 @@
+"""From noised moments to a flow's affine layer: empirical Bayes, with nothing but what was told.
+
+The noise of every number is known, so each estimate is drawn towards a smooth one by as much as its noise makes likely:
+class means towards the mean of all, the covariance within classes towards a diagonal that falls with frequency, that of
+each class towards the one of all. How much the true ones differ from the smooth ones is estimated from the same
+numbers. Last, a ridge keeps directions apart from zero of which little is known. All of it is post-processing.
+
+References:
+    Efron, Morris: Stein's estimation rule and its competitors, an empirical Bayes approach, JASA 1973.
+    Ledoit, Wolf: A well-conditioned estimator for large-dimensional covariance matrices, 2004.
+    Friedman: Regularized discriminant analysis, JASA 1989.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cadp_fl.config import MomentsConfig
+from cadp_fl.errors import ConfigError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.privacy.moments import Moments
+
+__all__ = ["ToldMoments", "fit_affine", "fit_classes"]
+
+MEAN_POWER = 0.75
+"""q: class means are expected to differ by (1 + f)^-q at frequency f."""
+
+_LEAST_SHARE = 0.02
+"""Of all records that a class is taken to have, however few its noised count says."""
+
+_LEAST_VARIANCE = 0.05
+"""Of a record around its class, all directions together, where |u| <= 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class ToldMoments:
+    """What the sites told together.
+
+    Attributes:
+        centre: c, float64 (dims,), that the records were seen from.
+        moments: noised, of coordinates u with |u| <= 1.
+        records: public number of records that they are of.
+    """
+
+    centre: np.ndarray
+    moments: Moments
+    records: int
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """A normal distribution of u for every class: means (classes, dims) and covariances (classes, dims, dims)."""
+
+    means: np.ndarray
+    covariances: np.ndarray
+
+
+def fit_affine(flow: ConditionalFlow, told: ToldMoments, config: MomentsConfig) -> None:
+    """Set a warm-started flow's centre, spread and affine layer, in place, so that it is told's normal distributions.
+
+    Args:
+        flow: its blocks are the identity.
+        config: with the ridge.
+    """
+    assert flow.coordinates is not None, "a warm-started flow has them"
+    assert flow.affine is not None, "a warm-started flow has one"
+    front = flow.coordinates.front
+    block = np.arange(front.dims) >= front.image_dims
+    fitted = fit_classes(told, front.frequencies.numpy(), block, ridge=config.ridge)
+    factors = np.linalg.cholesky(fitted.covariances)
+    spread = math.sqrt(max(1 - float(told.centre @ told.centre), flow.coordinates.radius**2))  # of v, whose norm is 1
+    with torch.no_grad():
+        flow.coordinates.centre.copy_(torch.from_numpy(told.centre))
+        flow.coordinates.spread.fill_(spread)
+        flow.affine.mean.copy_(torch.from_numpy(fitted.means))
+        flow.affine.whitening.copy_(torch.from_numpy(np.linalg.inv(factors)).tril())
+
+
+def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray, *, ridge: float) -> Classes:
+    """Return a normal distribution for every class.
+
+    Args:
+        frequencies: of every dimension, float64 (dims,).
+        block: which of two kinds every dimension is of, bool (dims,): each has a scale of its own.
+        ridge: rho, in units of the mean variance within a class.
+
+    Raises:
+        ConfigError: counts, sums or all second moments were left out.
+    """
+    moments, records = told.moments, told.records
+    if moments.counts is None or moments.sums is None or (moments.shared is None and moments.second is None):
+        raise ConfigError(
+            "A warm start needs counts, sums and a second moment. A weight is 0; give flow.moments.count_weight, "
+            "sum_weight and one of shared_weight and class_weight a value."
+        )
+    counts = np.maximum(moments.counts, _LEAST_SHARE * records)
+    counts *= records / counts.sum()
+    means = _means(moments.sums, moments.noise["sums"], counts, frequencies, block)
+    within = _within(moments, means, counts, frequencies, block)
+    level = max(float(np.trace(within[1])), _LEAST_VARIANCE) / len(frequencies)
+    covariances = _by_class(moments, means, within[0], counts)
+    return Classes(means, covariances + ridge * level * np.eye(len(frequencies)))
+
+
+def _means(
+    sums: np.ndarray, noise: float, counts: np.ndarray, frequencies: np.ndarray, block: np.ndarray
+) -> np.ndarray:
+    """Return class means, each drawn towards the mean of all: their differences fall with frequency."""
+    overall, raw = sums.sum(axis=0) / counts.sum(), sums / counts[:, None]
+    variance = np.repeat(((noise / counts) ** 2)[:, None], len(frequencies), axis=1)
+    apart = np.zeros_like(raw)
+    for kind in np.unique(block):
+        own = block == kind
+        prior = np.repeat(((1 + frequencies[own]) ** (-2 * MEAN_POWER))[None], len(counts), axis=0)
+        found = (raw - overall)[:, own]
+        scale = _scale(found, prior, variance[:, own], start=float((found**2).mean() / prior.mean()))
+        apart[:, own] = _shrunk(found, scale * prior, variance[:, own])
+    result: np.ndarray = overall + apart
+    return result
+
+
+def _within(
+    moments: Moments, means: np.ndarray, counts: np.ndarray, frequencies: np.ndarray, block: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the covariance within classes, drawn towards a diagonal that falls with frequency; and as it was told."""
+    records, dims = counts.sum(), len(frequencies)
+    total, variance = _second_moment(moments)
+    told = total / records - (means.T * (counts / records)) @ means
+    noise = variance / records**2 * _noise_pattern(dims)
+    diagonal = np.zeros(dims)
+    for kind in np.unique(block):
+        own = block == kind
+        diagonal[own] = _power_law(np.diag(told)[own], frequencies[own], variance / records**2)
+    prior, found = np.outer(diagonal, diagonal), told - np.diag(diagonal)
+    off = ~np.eye(dims, dtype=bool)
+    scales = np.where(
+        off, _scale(found[off], prior[off], noise[off]), _scale(np.diag(found), np.diag(prior), np.diag(noise))
+    )
+    return _positive(np.diag(diagonal) + _shrunk(found, scales * prior, noise)), told
+
+
+def _second_moment(moments: Moments) -> tuple[np.ndarray, float]:
+    """Return the second moment of all classes together, and the variance of its noise on the diagonal.
+
+    It was told once for all and once by class; the mean of both, each weighed by how sure it is.
+    """
+    told: list[tuple[np.ndarray, float]] = []
+    if moments.shared is not None:
+        told.append((moments.shared, moments.noise["shared"] ** 2))
+    if moments.second is not None:
+        told.append((moments.second.sum(axis=0), len(moments.second) * moments.noise["second"] ** 2))
+    precision = sum(1 / variance for _, variance in told)
+    return sum((matrix / variance for matrix, variance in told), np.zeros(())) / precision, 1 / precision
+
+
+def _by_class(moments: Moments, means: np.ndarray, within: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return each class's covariance, drawn towards that within all classes, in the directions of the latter."""
+    if moments.second is None:
+        return np.repeat(within[None], len(counts), axis=0)
+    values, directions = np.linalg.eigh(within)
+    prior = np.outer(*[np.maximum(values, 1e-6)] * 2) * 2 * _noise_pattern(len(values))
+    noise = (moments.noise["second"] / counts[:, None, None]) ** 2 * _noise_pattern(len(values))
+    told = moments.second / counts[:, None, None] - means[:, :, None] * means[:, None, :] - within
+    found = directions.T @ told @ directions
+    scale = _scale(found, np.broadcast_to(prior, found.shape), noise)
+    apart = directions @ _shrunk(found, scale * prior, noise) @ directions.T
+    return np.stack([_positive(within + each) for each in apart])
+
+
+def _power_law(told: np.ndarray, frequencies: np.ndarray, variance: float) -> np.ndarray:
+    """Return A (1 + f)^-q, with A by least squares and q from 0 to 4 by likelihood."""
+    candidates = []
+    for power in np.arange(0, 4.01, 0.25):
+        shape = (1 + frequencies) ** -power
+        law = max(float(told @ shape / (shape @ shape)), 1e-9) * shape
+        spread = variance + (law / 2) ** 2  # the law itself is right to a half, say
+        candidates.append((float(((told - law) ** 2 / spread + np.log(spread)).sum()), law))
+    return min(candidates, key=lambda candidate: candidate[0])[1]
+
+
+def _scale(found: np.ndarray, prior: np.ndarray, noise: np.ndarray, *, start: float = 0.1, steps: int = 8) -> float:
+    """Return t with found ~ N(0, t prior + noise), about the likeliest: moments, weighed anew in every step."""
+    scale = start
+    for _ in range(steps):
+        weights = prior / (scale * prior + noise) ** 2
+        scale = max(1e-4, float((weights * (found**2 - noise)).sum() / (weights * prior).sum()))
+    return scale
+
+
+def _shrunk(found: np.ndarray, prior: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Return prior / (prior + noise) * found: the mean of what was found with noise, where N(0, prior) is expected."""
+    shrunk: np.ndarray = prior / (prior + noise) * found
+    return shrunk
+
+
+def _noise_pattern(dims: int) -> np.ndarray:
+    """Return the variance of a symmetric matrix's noise in units of that on its diagonal: half of it elsewhere."""
+    return (1 + np.eye(dims)) / 2
+
+
+def _positive(matrix: np.ndarray, least: float = 1e-9) -> np.ndarray:
+    """Return the nearest symmetric matrix whose eigenvalues are at least `least`."""
+    values, directions = np.linalg.eigh(matrix)
+    nearest: np.ndarray = (directions * np.maximum(values, least)) @ directions.T
+    return nearest
