@@ -248,7 +248,7 @@ class GaussianMoments(_EventModel):
             if not _LEAST_STEPS <= steps <= _LARGEST_STEPS:
                 raise ValueError(
                     "noise is from 2^6 to 2^30 steps of its grid, which integers hold and hide behind. Found "
-                    f"{steps:g} on {name}; choose weights closer to each other, or a budget from 0.01 to 100"
+                    f"{steps:g} on {name}; choose weights closer to each other, or another amount of noise"
                 )
         return self
 

@@ -181,8 +181,8 @@ def test_a_folder_without_a_run_has_no_report(monkeypatch, capsys, tmp_path):
     assert "A run folder holds summary.json" in err
 
 
-def row(guarantee, epsilon=None, conditional=None):
-    figures = dict.fromkeys(("accuracy", "balanced_accuracy", "auroc"), 0.9)
+def row(guarantee, epsilon=None, conditional=None, against="server"):
+    figures = dict.fromkeys(("accuracy", "balanced_accuracy", "auroc"), 0.9) | {"against": against}
     return figures | {"guarantee": guarantee, "epsilon": epsilon, "epsilon_if_flow_were_fixed": conditional}
 
 
@@ -217,6 +217,14 @@ def test_the_table_never_shows_a_conditional_epsilon_as_one():
     assert "3.00" in next(line for line in text.splitlines() if "dp-sgd" in line)
     assert "none: no privacy" in text
     assert "SEEDED: this run protects nothing" in text
+
+
+def test_the_table_says_where_a_guarantee_does_not_hold_against_the_aggregator():
+    text = shown(SUMMARY)
+    assert "aggregator" not in text
+    methods = {"m": row("end-to-end", 2.0, against="recipients"), "n": row("given-flow", None, 2.0, "recipients")}
+    text = " ".join(shown(SUMMARY | {"methods": methods}).split())
+    assert text.count("(not against the aggregator") == 2
 
 
 def test_an_incomplete_run_says_so_and_who():

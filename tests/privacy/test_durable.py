@@ -60,12 +60,14 @@ class TestEveryLedger:
 
     def test_a_centre_and_the_moments_around_it_are_spent_once_each(self, any_ledger):
         any_ledger.reserve(Plan("m", (CENTRE, MOMENTS), 1e-6), LIMIT)
-        for number, event in enumerate((CENTRE, MOMENTS), start=1):
+        ids = set()
+        for event in (CENTRE, MOMENTS):
             with pytest.raises(BudgetError):
                 any_ledger.spend("m", event.model_copy(update={"shares": 3}))
-            assert any_ledger.spend("m", event) == f"m-moments-{number}"
+            ids.add(any_ledger.spend("m", event))
             with pytest.raises(BudgetError):
                 any_ledger.spend("m", event)
+        assert len(ids) == 2
         assert any_ledger.spent("m") == (CENTRE, MOMENTS)
         assert any_ledger.plans() == (Plan("m", (CENTRE, MOMENTS), 1e-6),)
 
