@@ -14,7 +14,16 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import Progress, dequantize, train_flow
 
-__all__ = ["ENCODE_DECODE", "FLOW_TRAINING", "FLOW_TRAINING_SMALL", "SHAPE", "SMALL_FLOW", "synthetic_records"]
+__all__ = [
+    "ENCODE_DECODE",
+    "FLOW_TRAINING",
+    "FLOW_TRAINING_SMALL",
+    "LEVELS",
+    "PAPER_FLOW",
+    "SHAPE",
+    "SMALL_FLOW",
+    "synthetic_records",
+]
 
 SHAPE = (1, 28, 28)
 LEVELS = 256

@@ -16,6 +16,7 @@ import cadp_fl
 from cadp_fl.bench.aggregation import AGGREGATION
 from cadp_fl.bench.classifier import CLASSIFIER_TRAINING
 from cadp_fl.bench.contest import Benchmark, Setting, hold
+from cadp_fl.bench.dp_flows import DP_FLOW_OPACUS, DP_FLOW_TRAINING, DP_FLOW_TRAINING_LARGE
 from cadp_fl.bench.flows import ENCODE_DECODE, FLOW_TRAINING, FLOW_TRAINING_SMALL
 from cadp_fl.bench.noise import NOISE, NOISE_ON_GRID
 from cadp_fl.bench.release import RELEASE, RELEASE_ON_GRID
@@ -25,11 +26,14 @@ from cadp_fl.errors import ConfigError
 __all__ = ["BENCHMARKS", "Tick", "run_benchmarks", "steps_of"]
 
 TURNS, QUICK_TURNS = 7, 1
-LIBRARIES = ("torch", "numpy", "FrEIA", "cryptography")
+LIBRARIES = ("torch", "numpy", "FrEIA", "opacus", "cryptography")
 
 BENCHMARKS: dict[str, Benchmark] = {
     "flow-training": FLOW_TRAINING,
     "flow-training-small": FLOW_TRAINING_SMALL,
+    "dp-flow-training": DP_FLOW_TRAINING,
+    "dp-flow-training-large": DP_FLOW_TRAINING_LARGE,
+    "dp-flow-opacus": DP_FLOW_OPACUS,
     "encode-decode": ENCODE_DECODE,
     "release": RELEASE,
     "release-on-grid": RELEASE_ON_GRID,

@@ -50,7 +50,7 @@ GRADIENT_LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm)
 """Layers whose weights can be trained. Others may take part if they have none to train."""
 
 _SLACK = 2.0**-30
-_MOST_ROWS_TIMES_UNITS = 2**19
+_MOST_ROWS_OF_A_UNIT, _MOST_ROWS_TIMES_UNITS = 2**10, 2**19
 
 
 @dataclass
@@ -107,7 +107,7 @@ class ClippedGradients:
 
     def __enter__(self) -> Self:
         for layer in self._model.modules():
-            if isinstance(layer, GRADIENT_LAYERS) and any(each in self._sum_of for each in layer.parameters(False)):
+            if type(layer) in GRADIENT_LAYERS and any(each in self._sum_of for each in layer.parameters(False)):
                 self._hooks.append(layer.register_forward_hook(self._keep))
         for parameter in self.parameters:
             parameter.requires_grad_(False)
@@ -202,9 +202,11 @@ class ClippedGradients:
         a = inputs.reshape(current.units, -1, layer.in_features)
         d = gradient.reshape(current.units, -1, layer.out_features)
         rows = a.shape[1]
-        few = 2 * rows**2 <= layer.weight.numel() and rows * current.units**2 <= _MOST_ROWS_TIMES_UNITS
-        if current.calls[layer.weight] == 1 and (few or rows == 1):
-            current.factors[layer.weight] = _Factors(a.double(), d.double())
+        few = 2 * rows**2 <= layer.weight.numel() and rows <= _MOST_ROWS_OF_A_UNIT
+        exact = rows == 1 or rows * current.units**2 <= _MOST_ROWS_TIMES_UNITS
+        if current.calls[layer.weight] == 1 and few and exact:
+            # Copies, since they are scaled in place, and another layer may have been given the same gradient.
+            current.factors[layer.weight] = _Factors(*(each.to(torch.float64, copy=True) for each in (a, d)))
         else:
             self._note_product(layer.weight, d.transpose(1, 2), a, current, lambda total: total.view_as(layer.weight))
 

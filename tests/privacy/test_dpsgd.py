@@ -1,5 +1,6 @@
-"""DP-SGD against a micro-batch-of-one oracle that uses neither hooks nor Opacus."""
+"""DP-SGD against a micro-batch-of-one oracle that uses no hooks."""
 
+import logging
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from cadp_fl.errors import MemoryLimitError, PrivacyError
 from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.clipping import CLIP_MARGIN
-from cadp_fl.privacy.dpsgd import check_layers, cross_entropy_of, train_dp_sgd
+from cadp_fl.privacy.dpsgd import WeightAverage, check_layers, cross_entropy_of, opacus_gradients, train_dp_sgd
 from cadp_fl.privacy.noise import NoiseSource
 
 SILENT = 1e-9
@@ -36,7 +37,7 @@ def event(clip_norm=0.5, noise_std=SILENT, rate=1.0, steps=1):
     )
 
 
-def train(network, images, labels, what, *, seed=0, learning_rate=1.0):
+def train(network, images, labels, what, *, seed=0, learning_rate=1.0, **more):
     train_dp_sgd(
         network,
         cross_entropy_of(images, labels),
@@ -44,6 +45,7 @@ def train(network, images, labels, what, *, seed=0, learning_rate=1.0):
         units=torch.arange(len(labels))[:, None],
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=learning_rate),
         noise=NoiseSource.from_seed(seed),
+        **more,
     )
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
@@ -158,9 +160,9 @@ def test_a_layer_that_may_mix_records_is_refused_by_name(layer):
         check_layers(nn.Sequential(nn.Conv2d(1, 4, 3), layer))
 
 
-def test_importing_opacus_leaves_logging_as_it_was():
-    import logging
-
+def test_opacus_leaves_logging_as_it_was():
+    images, labels = records(2)
+    opacus_gradients(model(), cross_entropy_of(images, labels), torch.arange(2))
     assert not [handler for handler in logging.root.handlers if type(handler) is logging.StreamHandler]
 
 
@@ -196,6 +198,144 @@ def test_running_out_of_memory_halves_the_physical_batch_and_never_the_sample(mo
     room = 0
     with pytest.raises(MemoryLimitError, match="A record must fit into memory"):
         train(model(), images, labels, what)
+
+
+def start_of(network):
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()]).double()
+
+
+def brightened(images, labels, factors):
+    """A loss whose images are multiplied by factors in turn, and the factors that each call was given."""
+    seen = []
+
+    def loss(network, chosen):
+        of_each = torch.tensor(factors)[torch.arange(len(chosen)) % len(factors)]
+        seen.append((chosen, of_each))
+        changed = images[chosen] * of_each[:, None, None, None]
+        return nn.functional.cross_entropy(network(changed), labels[chosen], reduction="none")
+
+    return loss, seen
+
+
+@pytest.mark.parametrize("physical_batch", [None, 1, 7])
+def test_a_records_copies_are_averaged_before_the_clip(physical_batch):
+    (images, labels), factors, network = records(5), [0.5, 1.0, 2.0], model()
+    copied = torch.stack([record_gradients(model(), images * factor, labels) for factor in factors]).mean(dim=0)
+    loss, seen = brightened(images, labels, factors)
+    train_dp_sgd(
+        network, loss, event(0.3), units=torch.arange(5)[:, None], copies=3, noise=NoiseSource.from_seed(0),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0), physical_batch=physical_batch,
+    )  # fmt: skip
+    expected = start_of(model()) - clipped(copied, 0.3).sum(dim=0) / 5
+    torch.testing.assert_close(start_of(network), expected, rtol=1e-4, atol=1e-6)
+    assert all((chosen.view(-1, 3) == chosen.view(-1, 3)[:, :1]).all() for chosen, _ in seen[physical_batch is None :])
+
+
+def test_copies_of_a_patients_records_are_averaged_with_them_and_blanks_are_not():
+    (images, labels), network = records(3), model()
+    units = torch.tensor([[0, 1], [2, -1]])
+    loss, _ = brightened(images, labels, [0.5, 2.0])
+    train_dp_sgd(
+        network, loss, event(0.3), units=units, copies=2, noise=NoiseSource.from_seed(0),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+    )  # fmt: skip
+    copied = torch.stack([record_gradients(model(), images * factor, labels) for factor in (0.5, 2.0)]).mean(dim=0)
+    of_patients = torch.stack([copied[:2].mean(dim=0), copied[2]])
+    expected = start_of(model()) - clipped(of_patients, 0.3).sum(dim=0) / 2
+    torch.testing.assert_close(start_of(network), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_copies_that_are_alike_change_nothing():
+    images, labels = records()
+    one, three = (train(model(), images, labels, event(0.3), copies=copies) for copies in (1, 3))
+    torch.testing.assert_close(three, one, rtol=0, atol=1e-6)
+
+
+def test_the_schedule_multiplies_the_learning_rate_by_the_share_of_steps_done():
+    images, labels = records()
+    asked, rates = [], []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            super().step(closure)
+
+    def schedule(position):
+        asked.append(position)
+        return 1 - position
+
+    train_dp_sgd(
+        model(), cross_entropy_of(images, labels), event(steps=4), units=torch.arange(12)[:, None], schedule=schedule,
+        optimizer=lambda parameters: Watched(parameters, lr=0.8), noise=NoiseSource.from_seed(0),
+    )  # fmt: skip
+    assert asked == [0, 0.25, 0.5, 0.75]
+    assert rates == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_an_average_of_weights_weighs_older_ones_less_and_forgets_the_start(decay):
+    images, labels = records()
+    network, by_hand = model(), []
+    average = WeightAverage(network, decay)
+    for steps in (1, 2, 3):
+        by_hand.append(train(model(), images, labels, event(noise_std=0.1, steps=steps)))
+    last = train(network, images, labels, event(noise_std=0.1, steps=3), average=average)
+    assert torch.equal(last, by_hand[-1])
+    shares = torch.tensor([decay**2, decay, 1.0])
+    average.replace()
+    expected = (torch.stack(by_hand) * shares[:, None]).sum(dim=0) / shares.sum()
+    torch.testing.assert_close(start_of(network).float(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, math.nan])
+def test_an_average_that_never_forgets_is_refused(decay):
+    with pytest.raises(PrivacyError, match="its decay is in"):
+        WeightAverage(model(), decay)
+
+
+def test_training_leaves_frozen_weights_and_the_mode_as_they_were():
+    images, labels = records()
+    network = model().eval()
+    network[0].requires_grad_(False)
+    before = network[0].weight.clone()
+    train(network, images, labels, event(noise_std=1.0))
+    assert torch.equal(network[0].weight, before)
+    assert [each.requires_grad for each in network.parameters()] == [False, False, True, True, True, True]
+    assert not network.training
+
+
+class Scaled(nn.Linear):
+    """Not what it derives from."""
+
+    def forward(self, inputs):
+        return super().forward(2 * inputs)
+
+
+class Shifted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.shift = nn.Linear(4, 4), nn.Parameter(torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Scaled(4, 2), "Found bias, weight of Scaled at '1'; freeze it"),
+        (Shifted(), "Found shift of Shifted at '1'; freeze it"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "Found circular at '1'; use zeros"),
+        (nn.ReLU(inplace=True), "in-place ReLU at '1'; leave inplace out"),
+    ],
+)
+def test_what_is_vouched_for_still_trains_covered_layers_alone(layer, message):
+    with pytest.raises(PrivacyError, match=message):
+        check_layers(nn.Sequential(nn.Conv2d(1, 4, 3), layer), [Scaled, Shifted])
+
+
+def test_a_weight_that_a_hook_makes_of_others_is_refused():
+    with pytest.warns(FutureWarning):
+        layer = torch.nn.utils.weight_norm(nn.Linear(4, 2))
+    with pytest.raises(PrivacyError, match="Found weight_g, weight_v of Linear at '0'"):
+        check_layers(nn.Sequential(layer))
 
 
 def test_a_class_derived_from_a_covered_layer_is_not_covered():
