@@ -11,6 +11,8 @@ from rich.console import Console
 import cadp_fl
 from cadp_fl.cli.account import account
 from cadp_fl.cli.audit import audit
+from cadp_fl.cli.compare import compare
+from cadp_fl.cli.complaints import complain
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
@@ -37,17 +39,13 @@ def main() -> None:
     except CadpError as error:
         if _debug:
             raise
-        _complain(f"{error} (code {error.code})" if isinstance(error, PrivacyError) else str(error))
+        complain(f"{error} (code {error.code})" if isinstance(error, PrivacyError) else str(error))
         sys.exit(error.exit_status)
     except OSError as error:
         if _debug:
             raise
-        _complain(f"The system refused: {error}.")
+        complain(f"The system refused: {error}.")
         sys.exit(1)
-
-
-def _complain(sentence: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"cadp-fl: {sentence}", markup=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -98,7 +96,7 @@ def simulate(
         with progress_to(console, silent=silent) as watch:
             summary = run_study(config, output, set_ or [], watch=watch, resume=resume)
     except KeyboardInterrupt:
-        _complain(
+        complain(
             f"Stopped. No process was left behind. '{output}' holds what was written; go on with --resume, or give the "
             "next run another --output."
         )
@@ -136,6 +134,10 @@ def report(
     typer.echo(f"Report: {write_report(run).resolve()}")
 
 
+app.command(
+    epilog="Example: cadp-fl compare configs/quickstart.yaml --output comparisons/quickstart --epsilon 1 --epsilon 3 "
+    "--seeds 3"
+)(compare)
 app.command(
     epilog="Example: cadp-fl pretrain configs/quickstart.yaml --set data.source=mnist --output flows/mnist.safetensors"
 )(pretrain)

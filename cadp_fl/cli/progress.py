@@ -25,12 +25,17 @@ __all__ = ["progress_to", "results_table"]
 
 
 @contextmanager
-def progress_to(console: Console, *, silent: bool) -> Iterator[Watcher]:
-    """Yield a watcher that draws a bar for each phase on a terminal, and prints a line a round elsewhere."""
+def progress_to(console: Console, *, silent: bool, transient: bool = False) -> Iterator[Watcher]:
+    """Yield a watcher that draws a bar for each phase on a terminal, and prints a line a round elsewhere.
+
+    Args:
+        silent: draw and print nothing.
+        transient: whether the bars go when the run ends.
+    """
     if silent:
         yield lambda step: None
     elif console.is_terminal:
-        with _bars(console) as bars:
+        with _bars(console, transient=transient) as bars:
             yield _Bars(bars).watch
     else:
 
@@ -41,7 +46,7 @@ def progress_to(console: Console, *, silent: bool) -> Iterator[Watcher]:
         yield watch
 
 
-def _bars(console: Console) -> Progress:
+def _bars(console: Console, *, transient: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}", justify="left"),
         BarColumn(bar_width=24),
@@ -51,6 +56,7 @@ def _bars(console: Console) -> Progress:
         TimeRemainingColumn(),
         TextColumn("{task.fields[news]}"),
         console=console,
+        transient=transient,
     )
 
 

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from cadp_fl.errors import InputError
@@ -12,6 +11,7 @@ from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.figures import curves, image_grid
+from cadp_fl.report.rendering import render_page
 
 __all__ = ["format_bytes", "format_figure", "write_report"]
 
@@ -29,17 +29,10 @@ def write_report(folder: Path) -> Path:
     summary, privacy = _json(folder / "summary.json"), _json(folder / "privacy.json")
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     bundles = {site["site"]: bundle for site in summary["sites"] if (bundle := _bundle(folder, site["site"]))}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cadp_fl.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {
-        "figure": format_figure,
-        "epsilon": format_epsilon,
-        "against": format_against,
-        "size": format_bytes,
-    }
     pictures = _pictures(folder, bundles)
-    page = environment.get_template("report.html").render(
+    page = render_page(
+        "report.html",
+        {"figure": format_figure, "epsilon": format_epsilon, "against": format_against, "size": format_bytes},
         summary=summary,
         privacy=privacy,
         sites=[_site(site, bundles.get(site["site"])) for site in summary["sites"]],

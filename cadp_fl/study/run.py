@@ -27,7 +27,7 @@ from cadp_fl.study.launch import simulate
 from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.simulation import OUTBOX
 
-__all__ = ["check_study", "run_study"]
+__all__ = ["check_same_study", "check_study", "make_run_folder", "run_study"]
 
 
 def run_study(
@@ -46,9 +46,9 @@ def run_study(
     check_study(study)
     resolved = output.resolve() / "config.yaml"
     if resume:
-        _check_same_study(study, resolved)
+        check_same_study(study, resolved)
     else:
-        _make_run_folder(output)
+        make_run_folder(output)
         resolved.write_text(dump_study(study), encoding="utf-8")
     if not (resume and _is_over(output)):
         watch({"step": "start"})
@@ -61,7 +61,12 @@ def run_study(
     return summary
 
 
-def _make_run_folder(output: Path) -> None:
+def make_run_folder(output: Path) -> None:
+    """Make the folder of a run.
+
+    Raises:
+        InputError: it is in use, or cannot be made.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(
             f"A run folder is new or empty. '{output}' is neither; choose another --output, or go on with an "
@@ -73,7 +78,7 @@ def _make_run_folder(output: Path) -> None:
         raise InputError(f"A run folder can be made. '{output}' cannot: {error.strerror}; choose another.") from error
 
 
-def _check_same_study(study: StudyConfig, resolved: Path) -> None:
+def check_same_study(study: StudyConfig, resolved: Path) -> None:
     """Check that an interrupted run is of this study.
 
     Raises:

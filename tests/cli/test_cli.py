@@ -168,7 +168,7 @@ def test_the_version_is_the_packages(monkeypatch, capsys):
     assert (code, out) == (0, f"cadp-fl {cadp_fl.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["simulate", "report"])
+@pytest.mark.parametrize("command", ["simulate", "report", "compare"])
 def test_every_command_helps_with_an_example(monkeypatch, capsys, command):
     code, out, _ = call(monkeypatch, capsys, command, "--help")
     assert code == 0
