@@ -200,6 +200,11 @@ class MomentsConfig(Settings):
     sum_weight: _Weight = Field(0.7, description="b: of the classes' sums")
     shared_weight: _Weight = Field(0.3, description="s: of the second moment that all classes share")
     class_weight: _Weight = Field(1.0, description="w: of the second moments of each class")
+    noise: Literal["each-site", "aggregator"] = Field(
+        "each-site",
+        description="each-site: every site adds all of its noise, which holds against the server; aggregator: sites "
+        "add shares of one noise, and the server, which adds up what they tell, is trusted not to look before",
+    )
     ridge: float = Field(
         1.5, ge=0, le=100, description="rho: added to every covariance, in units of the mean variance within a class"
     )

@@ -7,7 +7,7 @@ means depends on the neighbouring relation. What events cost, `accounting` says.
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 __all__ = [
     "LARGEST_NOISE",
@@ -43,16 +43,9 @@ _ROUNDED_UP = 1 + 2.0**-50
 """A few rounding errors more than the two that a share of noise has, so that it is never below what is claimed."""
 
 
-def _three_or_more(shares: int) -> int:
-    if shares == 2:
-        raise ValueError("sums of fewer than 3 sites are never added up, since each would see the other's. Found 2")
-    return shares
-
-
 _Shares = Annotated[
     int,
-    Field(ge=1, le=10_000, description="K: sites whose values are added before anyone but the aggregator sees them"),
-    AfterValidator(_three_or_more),
+    Field(ge=1, le=10_000, description="K: sites whose noise adds up before anyone but the aggregator sees a value"),
 ]
 
 
@@ -157,9 +150,9 @@ class GaussianSum(_EventModel):
 
     Replacing a record moves it by up to 2 C, and replacing the m records of a unit, all alike, by up to 2 C m.
 
-    Where K sites' sums are added before anyone but an aggregator sees them, each adds sigma / sqrt(K): sigma is the
-    noise of the sum over K sites, and what holds, holds against those who see that sum alone. A site knows its own
-    share of the noise, so where sites see the sum, K is the number of the others.
+    Where sites' sums are added before anyone but an aggregator sees them, each adds sigma / sqrt(K): sigma is the noise
+    of K sites together, and what holds, holds against those who see the sum alone. A site knows its own share of the
+    noise, so where sites see the sum, it is over K + 1 of them at least: three, if noise is shared at all.
     """
 
     kind: Literal["gaussian-sum"] = "gaussian-sum"

@@ -13,24 +13,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.classifier.training import as_input, train_class_balanced, train_epochs
+from cadp_fl.classifier.training import as_input, log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
+from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
+from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods.base import Method, PhaseCost, plan_of
+from cadp_fl.flow.bayes import FlowBayes
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.private_training import train_flow_privately
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.accounting import PoissonGaussian
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import StageCost, claim_of, stage_costs
 from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize
+from cadp_fl.site.moments import told_moments
 from cadp_fl.study.launch import sites_at_once
 from cadp_fl.study.run import check_study
 
@@ -147,6 +155,9 @@ class _Probe:
         if key not in self._known:
             work: dict[str, Callable[[ClassifierConfig], object]] = {
                 "flow": lambda _: self._train_flow(),
+                "moments": lambda _: self._tell_moments(),
+                "dp-flow": lambda _: self._train_flow_privately(),
+                "bayes": lambda _: self._apply_bayes(),
                 "release": lambda _: self._release(),
                 "classifier": self._train_classifier,
                 "dp-sgd": self._train_dp_sgd,
@@ -167,7 +178,7 @@ class _Probe:
         return torch.from_numpy(self._records.condition).to(self._device)
 
     def _flow(self) -> Any:
-        card = FlowCard(self._study.flow.architecture(), self._records.schema, self._study.seed, "private")
+        card = FlowCard(self._study.flow.cold().architecture(), self._records.schema, self._study.seed, "private")
         return card.build().to(self._device)
 
     def _classifier(self, config: ClassifierConfig) -> torch.nn.Module:
@@ -186,10 +197,46 @@ class _Probe:
             generator=torch.Generator(device=self._device).manual_seed(0),
         )
 
+    def _warm_flow(self) -> ConditionalFlow:
+        config = self._study.flow.architecture()
+        flow: ConditionalFlow = FlowCard(config, self._records.schema, self._study.seed, "private").build()
+        return flow.to(self._device)
+
+    def _tell_moments(self) -> None:
+        flow_config, units = self._study.flow, Units.of(self._records, "record")
+        front = FrontEnd(flow_config.front_end, self._records.schema.shape)
+        events = Budget.of(self._study.budget, self._study.labels).moments_events(
+            flow_config.moments, flow_config.front_end.radius
+        )
+        for event in events:
+            centre = np.zeros(front.dims)
+            told_moments(front, self._records, units, event, centre, noise=NoiseSource.from_entropy())
+
+    def _train_flow_privately(self) -> None:
+        flow = self._warm_flow()
+        train_flow_privately(
+            flow,
+            self._tensors()[0],
+            self._condition(),
+            PoissonGaussian(stage="probe", clip_norm=1.0, noise_std=1.0, sampling_rate=1.0, steps=1),
+            units=torch.arange(len(self._records), device=self._device)[:, None],
+            copies=1,
+            learning_rate=1e-3,
+            levels=self._records.schema.levels,
+            progress=Progress(0, 1),
+            noise=NoiseSource.from_entropy(),
+            frozen=flow.frozen_names(["coordinates", "affine"] if flow.coordinates else []),
+        )
+
+    def _apply_bayes(self) -> None:
+        log_odds(FlowBayes(self._warm_flow(), levels=self._records.schema.levels), self._tensors()[0])
+
     def _release(self) -> None:
         flow = self._flow()
         settings = ReleaseSettings(
-            GaussianMechanism(1.0, 1.0), self._study.release.latent_dims or flow.dims, self._study.release.shrinkage
+            GaussianMechanism(1.0, 1.0),
+            self._study.release.latent_dims or flow.leading_dims,
+            self._study.release.shrinkage,
         )
         parts, _ = privatize(flow, self._records, settings, noise=NoiseSource.from_entropy(), device=self._device)
         list(parts)

@@ -417,13 +417,10 @@ def test_an_event_that_is_accepted_has_noise_that_integers_hold_and_hide_behind(
         assert 2**6 <= std / event.grid ** (1 if name in ("counts", "sums") else 2) <= 2**30
 
 
-def test_an_event_without_a_part_or_of_two_sites_is_refused():
+def test_an_event_without_a_part_is_refused():
     for wrong in ((0.0,) * 4, (0.01, 1.0, 1.0, 1.0), (1.0, 1.0, -1.0, 1.0), (17.0, 1.0, 1.0, 1.0)):
         with pytest.raises(ValidationError):
             moments_event(wrong)
-    for make in (moments_event, sum_event):
-        with pytest.raises(ValidationError, match="fewer than 3 sites"):
-            make(shares=2)
 
 
 def test_more_records_than_float64_adds_up_are_refused():

@@ -48,7 +48,7 @@ def ask_for_moments(
         arrays = {"centre": centre} if number == 2 else {}
         request = Request("moments", settings.model_dump(mode="json"), arrays)
         replies = run.federation.ask(request, phase=phase, round=number, of=2, check=check)
-        run.federation.require(phase, len(replies), least=told.shares)
+        run.federation.require(phase, len(replies), least=told.shares + 1 if told.shares > 1 else 0)
         run.federation.recorder.round(phase, number, 2)
         return sum(run.sizes[site] for site in replies) * run.study.budget.records_per_unit
 

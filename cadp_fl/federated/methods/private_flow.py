@@ -68,7 +68,9 @@ class PrivateFlow:
         self._moments: tuple[GaussianSum, GaussianMoments] | None = None
         if config.is_warm:
             beside = () if is_all and not self._trains else None
-            self._moments = budget.moments_events(config.moments, config.front_end.radius, beside=beside)
+            self._moments = budget.moments_events(
+                config.moments, config.front_end.radius, shares=_shares(study), beside=beside
+            )
         self._steps = self._calibrated(budget, is_all=is_all) if self._trains else None
 
     @property
@@ -143,16 +145,14 @@ class PrivateFlow:
             ConfigError: it is not.
         """
         flow = self._study.flow
-        if flow.pretrained is not None and flow.pretrained.trained_on == "private":
+        is_private = flow.pretrained is not None and flow.pretrained.trained_on == "private"
+        is_made = flow.is_warm or self._trains or (self._pretrained is not None and flow.is_fixed)
+        if is_private or not is_made:
+            story = "was trained on private records" if is_private else "is trained on the sites' records without it"
             raise ConfigError(
-                f"The method {self._method} takes a flow that no private record had an unprotected part in. This "
-                "study's is declared private; use cadp-given-flow."
-            )
-        if not flow.is_warm and not self._trains and self._pretrained is None:
-            raise ConfigError(
-                f"The method {self._method} takes a flow that is public or made under privacy. This study's flow is "
-                "trained on the sites' records without; give flow.warm_start: moments, flow.privacy: dp-sgd or "
-                "flow.pretrained with trained_on: public, or use cadp-given-flow."
+                f"The method {self._method} takes a flow that no private record had a part in without privacy. This "
+                f"study's {story}; give flow.warm_start: moments, flow.privacy: dp-sgd, or flow.pretrained with "
+                "trained_on: public and freeze: [all], or use the method cadp-given-flow."
             )
 
     def _calibrated(self, budget: Budget, *, is_all: bool) -> PoissonGaussian:
@@ -211,3 +211,21 @@ class PrivateFlow:
             run.federation.recorder.round(phase, number, own.rounds)
         means.replace()
         return replace(card, trained_on="private", dataset=run.schema, noise=run.study.noise)
+
+
+def _shares(study: StudyConfig) -> int:
+    """Return K, the sites whose noise adds up in a sum: one where each adds all of its own, else all but one.
+
+    Every site gets the flow, which is made of the sum, and knows its own share of the noise.
+
+    Raises:
+        ConfigError: noise is to be shared by fewer than three sites.
+    """
+    if study.flow.moments.noise == "each-site":
+        return 1
+    if study.sites.count < 3:
+        raise ConfigError(
+            f"Sites share one noise if there are three at least, since each knows its own part. Found "
+            f"{study.sites.count}; set flow.moments.noise: each-site."
+        )
+    return study.sites.count - 1
