@@ -9,6 +9,9 @@ import FrEIA.framework as ff
 import FrEIA.modules as fm
 from torch import nn
 
+from cadp_fl.features.coordinates import Coordinates
+from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.flow.affine import ConditionalAffine
 from cadp_fl.flow.cinn import DOWNSAMPLINGS, FLOW_CONTAINERS
 from cadp_fl.flow.coupling import COUPLINGS
 from cadp_fl.flow.permutations import PERMUTATIONS
@@ -18,6 +21,9 @@ __all__ = ["PER_RECORD_LAYERS"]
 
 PER_RECORD_LAYERS: tuple[type[nn.Module], ...] = (
     *FLOW_CONTAINERS,
+    Coordinates,
+    FrontEnd,
+    ConditionalAffine,
     *COUPLINGS.values(),
     *PERMUTATIONS.values(),
     *DOWNSAMPLINGS.values(),

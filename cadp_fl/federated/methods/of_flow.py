@@ -31,6 +31,9 @@ from cadp_fl.privacy.accounting import Event
 
 __all__ = ["FlowBayesRule", "FlowSamples", "Moments"]
 
+DRAWN = 20_000
+"""Records that a quadratic discriminant is fitted to in a second."""
+
 
 class _OfFlow(ABC):
     """A method that spends its whole budget on a flow."""
@@ -59,7 +62,13 @@ class _Settings(Settings):
     model: str | None = Field(
         None, description="classifier; quadratic by default above a warm start, and else the study's"
     )
-    records: int = Field(20_000, ge=100, le=10_000_000, description="records to draw for the classifier's training")
+    drawn: int | None = Field(
+        None,
+        ge=100,
+        le=10_000_000,
+        description="records that the flow draws for the classifier's training: 20,000 by default for quadratic, and "
+        "else as many as the sites have",
+    )
 
 
 class FlowSamples(_OfFlow):
@@ -81,14 +90,18 @@ class FlowSamples(_OfFlow):
         """Return what each phase will take."""
         central, config = self._classifier.central, self._classifier
         model = bytes_of(build_classifier(config, schema.shape, len(schema.classes), seed=self._study.seed))
-        steps = central.epochs * math.ceil(self._settings.records / central.batch_size) * central.batch_size
+        steps = central.epochs * math.ceil(self._count(sum(sizes)) / central.batch_size) * central.batch_size
         training = PhaseCost(f"{self.name}/central", CHECKPOINTS, model, 0, "central", steps // CHECKPOINTS, config)
         return [*self._flow.costs(schema, sizes), training]
+
+    def _count(self, records: int) -> int:
+        """Return how many records are drawn where the sites have some."""
+        return self._settings.drawn or (DRAWN if self._classifier.model == QUADRATIC else records)
 
     def run(self, run: StudyRun) -> Trained:
         """Make the flow, draw records, train the classifier on them."""
         flow, _ = self._flow.make(run)
-        generator, count = torch.Generator().manual_seed(run.study.seed), self._settings.records
+        generator, count = torch.Generator().manual_seed(run.study.seed), self._count(sum(run.sizes.values()))
         if self._classifier.model == QUADRATIC:
             u, labels = draw_coordinates(flow, count, generator=generator)
             return fit_to_coordinates(run, self._classifier, flow, u, labels)
