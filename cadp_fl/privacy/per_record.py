@@ -14,7 +14,7 @@ the data. A unit's records are averaged by their losses, before the pass, which 
 is not of the very numbers that are added up bounds nothing. Two forms are used:
 
 - *Products*: g_u is held as it was computed. The norm, taken in float64, and the sum, added up in float64, are of the
-  numbers held: however they were rounded, the unit's share is at most C (1 - margin) (1 + 1e-12) long.
+  numbers held: however they were rounded, the unit's share is at most C (1 - margin) (1 + 2^-53 n) long, for n weights.
 - *Factors*, where a linear layer has few rows a unit: ||g_u||^2 = sum_rs (a_r . a_s)(d_r . d_s), and sum_u f_u g_u is
   one product of matrices, both in float64, and g_u is never held. With one row, that is ||a||^2 ||d||^2, where nothing
   cancels. With several, let S = sum_r ||a_r|| ||d_r||. Float64 rounds the squared norm by less than

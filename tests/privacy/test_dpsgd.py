@@ -217,8 +217,8 @@ def brightened(images, labels, factors):
     return loss, seen
 
 
-@pytest.mark.parametrize("physical_batch", [None, 1, 7])
-def test_a_records_copies_are_averaged_before_the_clip(physical_batch):
+@pytest.mark.parametrize(("physical_batch", "at_most"), [(None, 15), (1, 3), (7, 6)])
+def test_a_records_copies_are_averaged_before_the_clip(physical_batch, at_most):
     (images, labels), factors, network = records(5), [0.5, 1.0, 2.0], model()
     copied = torch.stack([record_gradients(model(), images * factor, labels) for factor in factors]).mean(dim=0)
     loss, seen = brightened(images, labels, factors)
@@ -228,6 +228,7 @@ def test_a_records_copies_are_averaged_before_the_clip(physical_batch):
     )  # fmt: skip
     expected = start_of(model()) - clipped(copied, 0.3).sum(dim=0) / 5
     torch.testing.assert_close(start_of(network), expected, rtol=1e-4, atol=1e-6)
+    assert max(len(chosen) for chosen, _ in seen) == at_most
     assert all((chosen.view(-1, 3) == chosen.view(-1, 3)[:, :1]).all() for chosen, _ in seen[physical_batch is None :])
 
 
