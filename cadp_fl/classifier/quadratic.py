@@ -12,11 +12,9 @@ from torch import nn
 
 from cadp_fl.config import FrontEndConfig
 from cadp_fl.features.coordinates import Coordinates
+from cadp_fl.features.discriminant import log_densities, whitening_of
 
 __all__ = ["QuadraticDiscriminant"]
-
-RIDGE = 1e-3
-"""Added to every covariance, in units of its mean variance: so few records of a class never make it singular."""
 
 
 class QuadraticDiscriminant(nn.Module):
@@ -32,24 +30,22 @@ class QuadraticDiscriminant(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return log N(u; mu_y, Sigma_y) of every class, but for a constant."""
         u, _ = self.coordinates(images + 0.5)
-        white = torch.einsum("cij,bcj->bci", self.whitening.tril(), u[:, None] - self.mean)
-        log_det = self.whitening.diagonal(dim1=1, dim2=2).abs().log().sum(dim=1)
-        return log_det - 0.5 * white.square().sum(dim=2)
+        return log_densities(u, self.mean, self.whitening)
 
     @torch.no_grad()
-    def fit(self, u: torch.Tensor, labels: torch.Tensor) -> None:
+    def fit(self, u: torch.Tensor, labels: torch.Tensor, *, ridge: float) -> None:
         """Set mean and covariance of every class to those of some records, in place; those of all where it has none.
 
         Args:
             u: coordinates, (records, dims), seen from this classifier's centre.
             labels: int64, (records,).
+            ridge: rho, added to every covariance in units of the mean variance; above zero.
         """
-        for label in range(len(self.mean)):
-            own = u[labels == label].double()
-            own = own if len(own) else u.double()
-            mean = own.mean(dim=0)
-            covariance = (own - mean).T @ (own - mean) / len(own)
-            covariance += RIDGE * covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(len(mean)).to(covariance)
-            inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
-            self.mean[label] = mean.to(self.mean)
-            self.whitening[label] = inverse.tril().to(self.whitening)
+        of_class = [u[labels == label].double() for label in range(len(self.mean))]
+        of_class = [own if len(own) else u.double() for own in of_class]
+        means = torch.stack([own.mean(dim=0) for own in of_class])
+        covariances = torch.stack(
+            [(own - mean).T @ (own - mean) / len(own) for own, mean in zip(of_class, means, strict=True)]
+        )
+        self.mean.copy_(means)
+        self.whitening.copy_(whitening_of(covariances, ridge))

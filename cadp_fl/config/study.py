@@ -206,7 +206,10 @@ class MomentsConfig(Settings):
         "add shares of one noise, and the server, which adds up what they tell, is trusted not to look before",
     )
     ridge: float = Field(
-        1.5, ge=0, le=100, description="rho: added to every covariance, in units of the mean variance within a class"
+        1.5,
+        ge=0,
+        le=100,
+        description="rho: added to every class's covariance to tell classes apart, in units of the mean variance",
     )
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@
 
 v is the front end's, c a noised mean of it. What the ball cuts off is a contrast, and stands among the others with the
 front end's own and with the coefficients that v leaves out, so that a record comes back from its coordinates whole. The
-prior of a contrast is log-normal around the public one, or around `spread`, which follows from the centre.
+prior of a contrast is log-normal, around `spread`, which follows from the centre, and around a public constant.
 """
 
 import torch
@@ -15,8 +15,9 @@ from cadp_fl.features.front_end import FrontEnd
 
 __all__ = ["Coordinates"]
 
-CONTRAST_STD = 0.1
-"""Standard deviation of the logarithm of a contrast under the flow."""
+SPREAD_STD = 0.1
+IMAGE_CONTRAST, IMAGE_CONTRAST_STD = 1.5, 0.2
+"""Under the flow: of the logarithm of |v - c| and of that of an image's contrast, the latter around its own."""
 
 
 class Coordinates(nn.Module):
@@ -41,11 +42,12 @@ class Coordinates(nn.Module):
         v, image_contrast, rest = self.front(x)
         apart = v - self.centre
         contrast = apart.norm(dim=1).clamp_min(self.radius)
-        logs = torch.stack([(contrast / self.spread).log(), image_contrast.log()], dim=1)
-        return apart / contrast[:, None], torch.cat([rest, logs / CONTRAST_STD], dim=1)
+        apart_log = (contrast / self.spread).log() / SPREAD_STD
+        image_log = (image_contrast / IMAGE_CONTRAST).log() / IMAGE_CONTRAST_STD
+        return apart / contrast[:, None], torch.cat([rest, apart_log[:, None], image_log[:, None]], dim=1)
 
     def inverse(self, u: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """Return images. What u says of a descriptor is left out."""
-        rest, logs = others[:, :-2], others[:, -2:] * CONTRAST_STD
-        contrast, image_contrast = self.spread * logs[:, 0].exp(), logs[:, 1].exp()
-        return self.front.image(self.centre + contrast[:, None] * u, image_contrast, rest)
+        contrast = self.spread * (others[:, -2] * SPREAD_STD).exp()
+        image_contrast = IMAGE_CONTRAST * (others[:, -1] * IMAGE_CONTRAST_STD).exp()
+        return self.front.image(self.centre + contrast[:, None] * u, image_contrast, others[:, :-2])

@@ -7,6 +7,8 @@ with a positive diagonal, so that its log-determinant is the sum of the diagonal
 import torch
 from torch import nn
 
+from cadp_fl.features.discriminant import whitening_of
+
 __all__ = ["ConditionalAffine"]
 
 
@@ -32,6 +34,15 @@ class ConditionalAffine(nn.Module):
         whitening = self.whitening.tril()
         u = torch.bmm(whitening[y], (x - self.mean[y]).unsqueeze(2)).squeeze(2)
         return u, whitening.diagonal(dim1=1, dim2=2).abs().log().sum(dim=1)[y]
+
+    def smoothed(self, ridge: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mu and W of the normal distributions with covariances Sigma_y + rho lambda I, in float64.
+
+        Args:
+            ridge: rho, in units of lambda, the mean variance of all directions and classes.
+        """
+        factors = torch.linalg.inv(self.whitening.double().tril())
+        return self.mean.double(), whitening_of(factors @ factors.mT, ridge)
 
     def inverse(self, u: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return x (batch, dims)."""

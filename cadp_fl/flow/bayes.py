@@ -14,6 +14,7 @@ from torch import nn
 from cadp_fl.config import FlowConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
+from cadp_fl.features.discriminant import log_densities
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 
@@ -26,15 +27,18 @@ class FlowBayes(nn.Module):
     Args:
         flow: its condition is the class, one-hot.
         levels: number of grey levels of an image.
+        ridge: rho, of a flow that is an affine layer alone: its covariances get that much of their mean variance more.
+            0 for the flow's own densities.
     """
 
-    def __init__(self, flow: ConditionalFlow, *, levels: int) -> None:
+    def __init__(self, flow: ConditionalFlow, *, levels: int, ridge: float = 0.0) -> None:
         super().__init__()
         self.flow = flow
         self._levels = levels
+        self._ridge = ridge
 
     @classmethod
-    def of(cls, config: FlowConfig, schema: Schema, *, seed: int) -> "FlowBayes":
+    def of(cls, config: FlowConfig, schema: Schema, *, seed: int, ridge: float = 0.0) -> "FlowBayes":
         """Return the rule of a new flow, to be given weights.
 
         Raises:
@@ -45,7 +49,8 @@ class FlowBayes(nn.Module):
                 f"Bayes' rule is over classes that a flow is told alone. These records have {len(schema.attributes)} "
                 "attributes; leave the attributes out."
             )
-        return cls(ConditionalFlow(config, schema.shape, len(schema.classes), seed=seed), levels=schema.levels)
+        flow = ConditionalFlow(config, schema.shape, len(schema.classes), seed=seed)
+        return cls(flow, levels=schema.levels, ridge=ridge)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return log p(x | y), (batch, classes).
@@ -56,6 +61,9 @@ class FlowBayes(nn.Module):
         """
         x = ((images + 0.5) * (self._levels - 1) + 0.5) / self._levels
         seen = x if self.flow.coordinates is None else self.flow.coordinates(x)[0]
+        if self.flow.affine is not None and not len(self.flow.dense.couplings):
+            mean, whitening = self.flow.affine.smoothed(self._ridge)
+            return log_densities(seen.double(), mean, whitening).to(x.dtype)
         classes = self.flow.conditions
         each = torch.arange(classes, device=images.device)
         return torch.stack([self._density(seen, condition_of(y.repeat(len(x)), classes, x.dtype)) for y in each], dim=1)

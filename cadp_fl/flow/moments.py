@@ -3,12 +3,11 @@
 The noise of every number is known, so each estimate is drawn towards a smooth one by as much as its noise makes likely:
 class means towards the mean of all, the covariance within classes towards a diagonal that falls with frequency, that of
 each class towards the one of all. How much the true ones differ from the smooth ones is estimated from the same
-numbers. Last, a ridge keeps directions apart from zero of which little is known. All of it is post-processing.
+numbers. All of it is post-processing.
 
 References:
     Efron, Morris: Stein's estimation rule and its competitors, an empirical Bayes approach, JASA 1973.
     Ledoit, Wolf: A well-conditioned estimator for large-dimensional covariance matrices, 2004.
-    Friedman: Regularized discriminant analysis, JASA 1989.
 """
 
 import math
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cadp_fl.config import MomentsConfig
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.moments import Moments
@@ -29,6 +27,9 @@ MEAN_POWER = 0.75
 
 _LEAST_SHARE = 0.02
 """Of all records that a class is taken to have, however few its noised count says."""
+
+_LEAST_OF_THE_MEAN = 0.05
+"""Variance that is added in every direction, in units of the mean one, so that none is all but zero by chance."""
 
 _LEAST_VARIANCE = 0.05
 """Of a record around its class, all directions together, where |u| <= 1."""
@@ -57,18 +58,18 @@ class Classes:
     covariances: np.ndarray
 
 
-def fit_affine(flow: ConditionalFlow, told: ToldMoments, config: MomentsConfig) -> None:
+def fit_affine(flow: ConditionalFlow, told: ToldMoments) -> None:
     """Set a warm-started flow's centre, spread and affine layer, in place, so that it is told's normal distributions.
 
     Args:
         flow: its blocks are the identity.
-        config: with the ridge.
+        told: what the sites told together.
     """
     assert flow.coordinates is not None, "a warm-started flow has them"
     assert flow.affine is not None, "a warm-started flow has one"
     front = flow.coordinates.front
     block = np.arange(front.dims) >= front.image_dims
-    fitted = fit_classes(told, front.frequencies.numpy(), block, ridge=config.ridge)
+    fitted = fit_classes(told, front.frequencies.numpy(), block)
     factors = np.linalg.cholesky(fitted.covariances)
     spread = math.sqrt(max(1 - float(told.centre @ told.centre), flow.coordinates.radius**2))  # of v, whose norm is 1
     with torch.no_grad():
@@ -78,13 +79,12 @@ def fit_affine(flow: ConditionalFlow, told: ToldMoments, config: MomentsConfig) 
         flow.affine.whitening.copy_(torch.from_numpy(np.linalg.inv(factors)).tril())
 
 
-def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray, *, ridge: float) -> Classes:
+def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray) -> Classes:
     """Return a normal distribution for every class.
 
     Args:
         frequencies: of every dimension, float64 (dims,).
         block: which of two kinds every dimension is of, bool (dims,): each has a scale of its own.
-        ridge: rho, in units of the mean variance within a class.
 
     Raises:
         ConfigError: counts, sums or all second moments were left out.
@@ -101,7 +101,7 @@ def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray, *
     within = _within(moments, means, counts, frequencies, block)
     level = max(float(np.trace(within[1])), _LEAST_VARIANCE) / len(frequencies)
     covariances = _by_class(moments, means, within[0], counts)
-    return Classes(means, covariances + ridge * level * np.eye(len(frequencies)))
+    return Classes(means, covariances + _LEAST_OF_THE_MEAN * level * np.eye(len(frequencies)))
 
 
 def _means(

@@ -147,6 +147,7 @@ class EvaluateRequest(Settings):
     method: MethodName
     classifier: ClassifierConfig | None = None
     flow: FlowConfig | None = Field(None, description="of which the Bayes rule is the classifier, in its place")
+    ridge: float = Field(0.0, ge=0, le=100, description="of that rule")
     seed: int
     event: GaussianHistogram | None = Field(None, description="what the evaluation costs; none where it is exact")
 

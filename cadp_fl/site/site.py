@@ -473,7 +473,7 @@ class Site:
         if asked.flow is None:
             assert asked.classifier is not None, "a request names one of the two"
             return self._classifier(asked.classifier, asked.seed)
-        return FlowBayes.of(asked.flow, self._data.train.schema, seed=asked.seed).to(self._device)
+        return FlowBayes.of(asked.flow, self._data.train.schema, seed=asked.seed, ridge=asked.ridge).to(self._device)
 
     def _shuffler(self, seed: int, *purpose: str | int, device: torch.device | None = None) -> torch.Generator:
         """Return the generator that shuffles and dequantizes for a purpose. Not a source of privacy."""

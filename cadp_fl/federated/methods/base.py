@@ -199,6 +199,7 @@ def evaluate_at_sites(
     round: int = 1,
     of: int = 1,
     seed: int | None = None,
+    ridge: float = 0.0,
 ) -> tuple[Metrics, dict[str, Metrics]]:
     """Return a classifier's figures on the sites' test records: pooled, and by site.
 
@@ -207,10 +208,11 @@ def evaluate_at_sites(
     Args:
         architecture: of the classifier, or of the flow of which it is the Bayes rule.
         seed: of its fixed parts; the study's by default.
+        ridge: of a Bayes rule.
     """
     named = {"flow" if isinstance(architecture, FlowConfig) else "classifier": architecture}
     settings = EvaluateRequest(
-        method=run.method, seed=run.study.seed if seed is None else seed, event=run.evaluation, **named
+        method=run.method, seed=run.study.seed if seed is None else seed, event=run.evaluation, ridge=ridge, **named
     )
     request = Request("evaluate", settings.model_dump(mode="json"), get_weights(model))
     return ask_for_evaluations(run, request, phase=phase, round=round, of=of)

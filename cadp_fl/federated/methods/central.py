@@ -119,7 +119,7 @@ def fit_to_coordinates(
     phase, model = f"{run.method}/central", run.classifier(config)
     assert isinstance(model, QuadraticDiscriminant), "what is fitted to coordinates is one"
     set_weights(model.coordinates, get_weights(flow.coordinates))
-    model.fit(u.to(run.device), labels.to(run.device))
+    model.fit(u.to(run.device), labels.to(run.device), ridge=run.study.flow.moments.ridge)
     run.federation.recorder.round(phase, CHECKPOINTS, CHECKPOINTS)
     pooled, per_site = evaluate_at_sites(run, model, config, phase=f"{run.method}/evaluate")
     return Trained(model, config, pooled, per_site)

@@ -145,6 +145,9 @@ class FlowBayesRule(_OfFlow):
     def run(self, run: StudyRun) -> Trained:
         """Make the flow, and let the sites evaluate its Bayes rule."""
         flow, card = self._flow.make(run)
-        rule = FlowBayes(flow, levels=run.schema.levels)
-        pooled, per_site = evaluate_at_sites(run, rule, card.config, seed=card.seed, phase=f"{self.name}/evaluate")
+        ridge = run.study.flow.moments.ridge
+        rule = FlowBayes(flow, levels=run.schema.levels, ridge=ridge)
+        pooled, per_site = evaluate_at_sites(
+            run, rule, card.config, seed=card.seed, ridge=ridge, phase=f"{self.name}/evaluate"
+        )
         return Trained(None, None, pooled, per_site)

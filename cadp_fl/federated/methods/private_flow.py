@@ -180,7 +180,7 @@ class PrivateFlow:
         """Fit the flow's affine layer to what the sites tell of their moments, in place, and return what it is now."""
         assert self._moments is not None, "asked for by the plan"
         told = ask_for_moments(run, card, *self._moments, phase=f"{self._method}/moments")
-        fit_affine(flow, told, self._study.flow.moments)
+        fit_affine(flow, told)
         return card
 
     def _train(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> FlowCard:
