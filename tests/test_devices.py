@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from cadp_fl.classifier.features import LowPassDct, OrientedGradients, features_of
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import as_input, log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import CentralTrainingConfig, ClassifierConfig, FlowConfig, FlowTrainingConfig
@@ -80,6 +81,11 @@ def test_a_classifier_makes_no_tensor_without_its_inputs_device(trap):
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     train_epochs(network, images, labels, epochs=1, batch_size=10, optimizer=optimizer, generator=generator())
     assert log_odds(network, images).device == CPU
+
+
+@pytest.mark.parametrize("features", [LowPassDct(), OrientedGradients()])
+def test_features_make_no_tensor_without_their_inputs_device(trap, features):
+    assert features_of(features, as_input(tensors()[0])).isfinite().all()
 
 
 def test_dp_sgd_makes_no_tensor_without_its_inputs_device(trap):
