@@ -136,6 +136,7 @@ def train_dp_sgd(
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     noise: NoiseSource,
     units: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None,
     physical_batch: int = 1024,
 ) -> None:
     """Train in place for `event.steps` steps of cross-entropy. Nothing but the weights comes back.
@@ -152,6 +153,8 @@ def train_dp_sgd(
         noise: draws noise and samples.
         units: int64 (units, m), on the same device: which records each privacy unit contributes, -1 for none; each
             record is a unit of its own by default.
+        class_weights: float (classes,), on the same device: factor of the loss of a class's records, 1 by default. A
+            unit's gradient is clipped afterwards, so that weights change nothing of what the call costs.
         physical_batch: records whose gradients are held at once, to begin with.
 
     Raises:
@@ -169,7 +172,7 @@ def train_dp_sgd(
         wrapped.train()
         for _ in range(event.steps):
             chosen = torch.from_numpy(samples.poisson_sample(len(units), event.sampling_rate)).to(images.device)
-            _sum_clipped_gradients(wrapped, stepper, images, labels, units[chosen], physical)
+            _sum_clipped_gradients(wrapped, stepper, images, labels, units[chosen], class_weights, physical)
             stepper.noised_step()
     finally:
         wrapped.remove_hooks()
@@ -186,6 +189,7 @@ def _sum_clipped_gradients(
     images: torch.Tensor,
     labels: torch.Tensor,
     units: torch.Tensor,
+    class_weights: torch.Tensor | None,
     physical: PhysicalBatch,
 ) -> None:
     """Write the sum of the units' clipped gradients into every parameter's `summed_grad`; zero if there is none."""
@@ -203,7 +207,8 @@ def _sum_clipped_gradients(
         chosen = units[part]
         present = chosen >= 0
         records = torch.where(present, chosen, chosen[:, :1]).reshape(-1)
-        _backward(nn.functional.cross_entropy(model(images[records]), labels[records], reduction="sum"))
+        logits = model(images[records])
+        _backward(nn.functional.cross_entropy(logits, labels[records], weight=class_weights, reduction="sum"))
         stepper.clip_and_accumulate(present)
 
     clear()

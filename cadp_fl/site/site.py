@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import cadp_fl
+from cadp_fl.classifier.features import features_of, split_features
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import as_input, train_epochs
 from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
@@ -331,15 +332,18 @@ class Site:
         loss: dict[str, float] = {}
         start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
-            train, event_id = self._data.train, self._spending.spend(request, asked.method, training.event)
+            train, class_weights = self._data.train, self._class_weights(training)
+            event_id = self._spending.spend(request, asked.method, training.event)
+            fixed, learned = split_features(model)
             train_dp_sgd(
-                model,
-                as_input(torch.from_numpy(train.images).to(self._device)),
+                learned,
+                features_of(fixed, as_input(torch.from_numpy(train.images).to(self._device))),
                 torch.from_numpy(train.labels).to(self._device),
                 training.event,
                 optimizer=lambda parameters: _sgd(parameters, training),
                 noise=self._noise.child("dp-sgd", event_id),
                 units=torch.from_numpy(self._units.records).to(self._device),
+                class_weights=class_weights,
             )
         else:
             self._spending.spend(request, asked.method, CLASSIFIER_WEIGHTS)
@@ -347,6 +351,19 @@ class Site:
             loss["loss"] = self._train_epochs(model, training, shuffler)
         figures = self._simulation_only(**loss, seconds=time.perf_counter() - start)
         return Reply({"structure": structure_sha256(model), **figures}, get_weights(model))
+
+    def _class_weights(self, training: DpSgdTraining) -> torch.Tensor | None:
+        """Return the factor of each class's loss, float32 (classes,).
+
+        Raises:
+            ExchangeError: there is not one for each class.
+        """
+        weights, classes = training.class_weights, len(self._data.train.schema.classes)
+        if weights is None:
+            return None
+        if len(weights) != classes:
+            raise ExchangeError(f"Every class has a weight. Found {len(weights)} for {classes} classes; send one each.")
+        return torch.tensor(weights, dtype=torch.float32, device=self._device)
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
