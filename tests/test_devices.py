@@ -11,6 +11,7 @@ from cadp_fl.config import CentralTrainingConfig, ClassifierConfig, FlowConfig, 
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.device import PhysicalBatch, reduced_precision, resolve_device
 from cadp_fl.errors import ConfigError
+from cadp_fl.features.linear import BlockGradients, LowPassDct, features_of
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, bits_per_dim, train_flow
 from cadp_fl.privacy.accounting import PoissonGaussian
@@ -80,6 +81,11 @@ def test_a_classifier_makes_no_tensor_without_its_inputs_device(trap):
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     train_epochs(network, images, labels, epochs=1, batch_size=10, optimizer=optimizer, generator=generator())
     assert log_odds(network, images).device == CPU
+
+
+@pytest.mark.parametrize("features", [LowPassDct(), BlockGradients()])
+def test_features_make_no_tensor_without_their_inputs_device(trap, features):
+    assert features_of(features, as_input(tensors()[0])).isfinite().all()
 
 
 def test_dp_sgd_makes_no_tensor_without_its_inputs_device(trap):

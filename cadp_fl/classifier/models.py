@@ -12,8 +12,13 @@ from torch import nn
 from cadp_fl.classifier.quadratic import QuadraticDiscriminant
 from cadp_fl.config import ClassifierConfig
 from cadp_fl.errors import ConfigError
+from cadp_fl.features.linear import BlockGradients, LowPassDct
 
 __all__ = ["CLASSIFIERS", "QUADRATIC", "build_classifier", "check_classifier"]
+
+
+_WIDE_ENOUGH = 14
+"""Pixels a side, from which on wide convolutions leave something of an image."""
 
 
 def _cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
@@ -36,12 +41,63 @@ def _cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
     )
 
 
+def _tanh_cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
+    """Return two convolutions and two linear layers with tanh, which bounds what a layer passes on.
+
+    The convolutions are wide and strided, 8 x 8 and 4 x 4, or 3 x 3 on an image of less than 14 pixels a side. What
+    comes of them is pooled to at most 4 x 4.
+
+    References:
+        Papernot, Thakurta, Song, Chien, Erlingsson: Tempered sigmoid activations for deep learning with differential
+        privacy, arXiv 2007.14191.
+    """
+    channels = shape[0]
+    if min(shape[1:]) < _WIDE_ENOUGH:
+        first, second = nn.Conv2d(channels, width, 3, padding=1), nn.Conv2d(width, 2 * width, 3, padding=1)
+        convolutions = nn.Sequential(first, nn.Tanh(), second, nn.Tanh())
+    else:
+        first, second = nn.Conv2d(channels, width, 8, stride=2, padding=3), nn.Conv2d(width, 2 * width, 4, stride=2)
+        convolutions = nn.Sequential(first, nn.Tanh(), nn.MaxPool2d(2, 1), second, nn.Tanh(), nn.MaxPool2d(2, 1))
+    height, breadth = (min(4, side) for side in convolutions(torch.zeros(1, *shape)).shape[2:])
+    return nn.Sequential(
+        *convolutions,
+        nn.AdaptiveAvgPool2d((height, breadth)),
+        nn.Flatten(),
+        nn.Linear(2 * width * height * breadth, 2 * width),
+        nn.Tanh(),
+        nn.Linear(2 * width, classes),
+    )
+
+
 def _linear(shape: tuple[int, int, int], classes: int, _width: int) -> nn.Module:
     """Return one linear layer on the pixels: few parameters, so that noise on its gradient spoils little."""
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
-CLASSIFIERS: dict[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {"cnn": _cnn, "linear": _linear}
+def _linear_dct(shape: tuple[int, int, int], classes: int, _width: int) -> nn.Module:
+    """Return one linear layer on an image's lowest frequencies."""
+    return _linear_on(LowPassDct(), shape, classes)
+
+
+def _linear_hog(shape: tuple[int, int, int], classes: int, _width: int) -> nn.Module:
+    """Return one linear layer on histograms of an image's oriented gradients."""
+    return _linear_on(BlockGradients(), shape, classes)
+
+
+def _linear_on(features: nn.Module, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Return one linear layer on fixed features. It begins at zero: under noise a random start is only more noise."""
+    layer = nn.Linear(features(torch.zeros(1, *shape)).shape[1], classes, bias=False)
+    nn.init.zeros_(layer.weight)
+    return nn.Sequential(features, layer)
+
+
+CLASSIFIERS: dict[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {
+    "cnn": _cnn,
+    "linear": _linear,
+    "linear-dct": _linear_dct,
+    "linear-hog": _linear_hog,
+    "tanh-cnn": _tanh_cnn,
+}
 
 
 QUADRATIC = "quadratic"

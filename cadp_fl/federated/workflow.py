@@ -168,6 +168,7 @@ class _Conductor:
             schema,
             sizes,
             {site: entry.test for site, entry in self._results.sites.items()},
+            self._class_counts(method.name),
             self._evaluation_of(method.name),
             self._federation,
             self._folder,
@@ -257,6 +258,12 @@ class _Conductor:
                 Request("count", settings.model_dump(mode="json")), phase=f"{method}/count", check=check
             )
             self._results.noised_counts.setdefault(method, {}).update(counts)
+
+    def _class_counts(self, method: str) -> dict[str, Mapping[str, int]]:
+        """Return what is known of the sites' classes: what they declared, or told a method with noise."""
+        public = {site: entry.class_counts for site, entry in self._results.sites.items()}
+        declared = {site: counts for site, counts in public.items() if counts is not None}
+        return declared | self._results.noised_counts.get(method, {})
 
     def _finish(self, phase: str, method: str) -> None:
         """Write down that a phase is finished, with what the sites spent on it."""

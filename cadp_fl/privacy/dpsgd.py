@@ -138,11 +138,17 @@ class WeightAverage:
             weight.copy_(mean)
 
 
-def cross_entropy_of(images: torch.Tensor, labels: torch.Tensor) -> Loss:
-    """Return the loss of a classifier: -log p(y | x) of images, float (records, c, h, w), and labels, int64."""
+def cross_entropy_of(images: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None = None) -> Loss:
+    """Return the loss of a classifier: -log p(y | x) of inputs, float (records, ...), and labels, int64 (records,).
+
+    Args:
+        class_weights: float (classes,), on the same device: factor of the loss of a class's records, 1 by default. A
+            unit's gradient is clipped afterwards, so that weights change nothing of what training costs.
+    """
 
     def loss(model: nn.Module, records: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(model(images[records]), labels[records], reduction="none")
+        logits = model(images[records])
+        return nn.functional.cross_entropy(logits, labels[records], weight=class_weights, reduction="none")
 
     return loss
 

@@ -33,6 +33,7 @@ __all__ = [
     "ReserveRequest",
 ]
 
+ClassWeight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 MethodName = Annotated[str, Field(pattern=rf"^{METHOD_NAME}$")]
 
 
@@ -119,6 +120,9 @@ class DpSgdTraining(Settings):
     event: PoissonGaussian
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     momentum: float = Field(ge=0, lt=1)
+    class_weights: tuple[ClassWeight, ...] | None = Field(
+        None, description="factor of the loss of each class's records, before their gradients are clipped; 1 by default"
+    )
 
 
 class ClassifierRequest(Settings):

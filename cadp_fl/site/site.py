@@ -24,6 +24,7 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
 from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.linear import features_of, split_features
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.private_training import train_flow_privately
@@ -395,11 +396,13 @@ class Site:
         loss: dict[str, float] = {}
         start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
-            train, event_id = self._data.train, self._spending.spend(request, asked.method, training.event)
-            images = as_input(torch.from_numpy(train.images).to(self._device))
+            train, class_weights = self._data.train, self._class_weights(training)
+            event_id = self._spending.spend(request, asked.method, training.event)
+            fixed, learned = split_features(model)
+            inputs = features_of(fixed, as_input(torch.from_numpy(train.images).to(self._device)))
             train_dp_sgd(
-                model,
-                cross_entropy_of(images, torch.from_numpy(train.labels).to(self._device)),
+                learned,
+                cross_entropy_of(inputs, torch.from_numpy(train.labels).to(self._device), class_weights),
                 training.event,
                 units=torch.from_numpy(self._units.records).to(self._device),
                 optimizer=lambda parameters: _sgd(parameters, training),
@@ -411,6 +414,19 @@ class Site:
             loss["loss"] = self._train_epochs(model, training, shuffler)
         figures = self._simulation_only(**loss, seconds=time.perf_counter() - start)
         return Reply({"structure": structure_sha256(model), **figures}, get_weights(model))
+
+    def _class_weights(self, training: DpSgdTraining) -> torch.Tensor | None:
+        """Return the factor of each class's loss, float32 (classes,).
+
+        Raises:
+            ExchangeError: there is not one for each class.
+        """
+        weights, classes = training.class_weights, len(self._data.train.schema.classes)
+        if weights is None:
+            return None
+        if len(weights) != classes:
+            raise ExchangeError(f"Every class has a weight. Found {len(weights)} for {classes} classes; send one each.")
+        return torch.tensor(weights, dtype=torch.float32, device=self._device)
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)

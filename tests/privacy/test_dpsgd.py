@@ -37,10 +37,10 @@ def event(clip_norm=0.5, noise_std=SILENT, rate=1.0, steps=1):
     )
 
 
-def train(network, images, labels, what, *, seed=0, learning_rate=1.0, **more):
+def train(network, images, labels, what, *, seed=0, learning_rate=1.0, class_weights=None, **more):
     train_dp_sgd(
         network,
-        cross_entropy_of(images, labels),
+        cross_entropy_of(images, labels, class_weights),
         what,
         units=torch.arange(len(labels))[:, None],
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=learning_rate),
@@ -72,6 +72,26 @@ def test_a_step_is_the_clipped_sum_of_micro_batches_over_q_n(clip_norm):
     expected = start - clipped(record_gradients(model(), images, labels), clip_norm).sum(dim=0) / len(labels)
     moved = train(model(), images, labels, event(clip_norm))
     torch.testing.assert_close(moved.double(), expected.double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 1e6])
+def test_class_weights_scale_gradients_before_they_are_clipped(clip_norm):
+    images, labels = records()
+    weights = torch.tensor([0.25, 1.0, 4.0])
+    start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
+    weighted = record_gradients(model(), images, labels) * weights[labels][:, None]
+    expected = start - clipped(weighted, clip_norm).sum(dim=0) / len(labels)
+    moved = train(model(), images, labels, event(clip_norm), class_weights=weights)
+    torch.testing.assert_close(moved.double(), expected.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_no_class_weight_moves_a_record_beyond_the_clip():
+    """What a step costs does not depend on weights, which a server sends."""
+    images, labels = records(1)
+    start = torch.cat([parameter.detach().flatten() for parameter in model().parameters()])
+    for weight in (1e-3, 1.0, 1e3, 1e30):
+        moved = train(model(), images, labels, event(0.5), class_weights=torch.full((3,), weight))
+        assert (moved - start).norm() <= 0.5
 
 
 def test_no_noise_and_an_infinite_clip_give_back_plain_sgd():
@@ -179,11 +199,11 @@ def test_running_out_of_memory_halves_the_physical_batch_and_never_the_sample(mo
     seen, room = [], 1000
     plain = nn.functional.cross_entropy
 
-    def cross_entropy(logits, targets, reduction):
+    def cross_entropy(logits, targets, **settings):
         if len(targets) > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
         seen.append(len(targets))
-        return plain(logits, targets, reduction=reduction)
+        return plain(logits, targets, **settings)
 
     monkeypatch.setattr(nn.functional, "cross_entropy", cross_entropy)
     whole = train(model(), images, labels, what)

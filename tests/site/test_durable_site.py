@@ -12,7 +12,7 @@ import torch
 
 from cadp_fl.config import ClassifierConfig
 from cadp_fl.data.partition import SiteData
-from cadp_fl.errors import BudgetError, CohortError, ExchangeError, LedgerError, TotalBudgetError
+from cadp_fl.errors import BudgetError, CohortError, ConfigError, ExchangeError, LedgerError, TotalBudgetError
 from cadp_fl.privacy.accounting import GaussianHistogram, PoissonGaussian
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
@@ -190,6 +190,22 @@ def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
     made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
     assert made._ledger.spent("r/m:test") == ()
     assert made._ledger.spent("r/m/test") == (STEPS,)
+
+
+def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_path):
+    made = site(tmp_path)
+    made.call(Request("reserve", {"plan": Plan("m", (STEPS,), 1e-4, labels="covered").to_json()}, run="r"))
+    classes = len(made._data.train.schema.classes)
+    for wrong in ([1.0] * (classes + 1), [0.0] * classes, [-1.0] * classes, [1e4] * classes, [float("nan")] * classes):
+        request = dp_sgd(made, run="r", method="m", event=STEPS)
+        request.settings["training"]["class_weights"] = wrong
+        with pytest.raises((ExchangeError, ConfigError)):
+            made.call(request)
+    assert made._ledger.spent("r/m") == ()
+    request = dp_sgd(made, run="r", method="m", event=STEPS)
+    request.settings["training"]["class_weights"] = [0.5] * classes
+    made.call(request)
+    assert made._ledger.spent("r/m") == (STEPS,)
 
 
 def test_a_policy_that_became_stricter_holds_for_plans_that_were_reserved_before(tmp_path):

@@ -7,14 +7,26 @@ from cadp_fl.config import StudyConfig
 from cadp_fl.errors import ConfigError
 from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow
-from cadp_fl.federated.methods.federated_classifier import DpSgd, FedAvg
+from cadp_fl.federated.methods.federated_classifier import DpSgd, DpSgdCnn, DpSgdDct, FedAvg
 from cadp_fl.federated.methods.local import Local
 from cadp_fl.federated.methods.of_flow import FlowBayesRule, FlowSamples, Moments
 
 __all__ = ["METHODS", "build_methods"]
 
 METHODS: dict[str, type[Method]] = {
-    kind.name: kind for kind in (Cadp, FlowSamples, FlowBayesRule, Moments, CadpGivenFlow, DpSgd, FedAvg, Local)
+    kind.name: kind
+    for kind in (
+        Cadp,
+        FlowSamples,
+        FlowBayesRule,
+        Moments,
+        CadpGivenFlow,
+        DpSgd,
+        DpSgdDct,
+        DpSgdCnn,
+        FedAvg,
+        Local,
+    )
 }
 
 

@@ -47,6 +47,8 @@ class StudyRun:
         schema: the public schema that all sites share.
         sizes: n_k, declared number of training records by site.
         test_sizes: declared number of test units by site.
+        class_counts: number of training records by site and class, as it is public or was told with noise; empty where
+            neither is so. What depends on it costs nothing more.
         evaluation: what the one evaluation of the method's final classifier costs; None where all are exact.
         federation: asks the sites.
         folder: the run folder.
@@ -62,6 +64,7 @@ class StudyRun:
     schema: Schema
     sizes: dict[str, int]
     test_sizes: dict[str, int]
+    class_counts: Mapping[str, Mapping[str, int]]
     evaluation: GaussianHistogram | None
     federation: Federation
     folder: Path

@@ -1,0 +1,129 @@
+"""Fixed public features in front of a linear layer: phi(x), of norm 1, from an image x. Nothing here is learned.
+
+The gradient of a linear layer on phi is (p - y) phi^T. Where |phi| = 1 its norm is that of p - y, so that clipping it
+for privacy loses little, and noise on the layer's weights moves a logit by no more than that of one weight, however
+long phi is. Which features there are, and how many, follows from an image's shape alone, which is public.
+
+References:
+    Tramèr, Boneh: Differentially private learning needs better features (or much more data), arXiv 2011.11660.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from cadp_fl.device import PhysicalBatch
+from cadp_fl.features.dct import dct_matrix
+
+__all__ = ["LowPassDct", "BlockGradients", "features_of", "split_features"]
+
+
+class LowPassDct(nn.Module):
+    """phi = c / |c|, c the k x k lowest coefficients of each channel's orthonormal two-dimensional DCT-II.
+
+    An image's mean is damped, since exposure sets it and it would be most of the norm.
+
+    Args:
+        size: k; a side that is shorter has fewer coefficients.
+        mean_weight: factor of the constant coefficient.
+
+    References:
+        Ahmed, Natarajan, Rao: Discrete cosine transform, IEEE Transactions on Computers, 1974.
+    """
+
+    def __init__(self, size: int = 8, *, mean_weight: float = 0.2) -> None:
+        super().__init__()
+        self.size = size
+        self.mean_weight = mean_weight
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features (batch, channels * k * k) of images (batch, channels, height, width)."""
+        rows, columns = (dct_matrix(side, like=images)[: self.size] for side in images.shape[2:])
+        coefficients = rows @ images @ columns.T
+        coefficients[:, :, 0, 0] *= self.mean_weight
+        return _unit(coefficients.flatten(1))
+
+
+class BlockGradients(nn.Module):
+    """phi = h / |h|, h the histograms of the directions of an image's gradients, cell by cell, less their mean.
+
+    Each pixel adds the length of its gradient, central differences of the channel in which it is longest, to the two
+    directions next to its own, in proportion to how near they are. Histograms are means over cells; those of 2 x 2
+    neighbouring cells make a block, which is divided by its norm. Blocks overlap. Adding a constant to an image changes
+    nothing, and scaling its contrast little.
+
+    Args:
+        directions: number of directions on the whole circle.
+        cell: pixels along a cell, about; a side has 4 to 12 cells, fewer if it has fewer pixels.
+
+    References:
+        Dalal, Triggs: Histograms of oriented gradients for human detection, CVPR 2005.
+    """
+
+    def __init__(self, directions: int = 12, cell: float = 5.6) -> None:
+        super().__init__()
+        self.directions = directions
+        self.cell = cell
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return features (batch, blocks * 4 * directions) of images (batch, channels, height, width)."""
+        tall, wide = (_cells_along(side, self.cell) for side in images.shape[2:])
+        cells = nn.functional.adaptive_avg_pool2d(self._by_direction(images), (tall, wide))
+        blocks = nn.functional.unfold(cells, (min(2, tall), min(2, wide)))
+        norms = (blocks.square().sum(dim=1, keepdim=True) + _FLAT**2).sqrt()
+        histograms = (blocks / norms).flatten(1)
+        return _unit(histograms - histograms.mean(dim=1, keepdim=True))
+
+    def _by_direction(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the length of every pixel's gradient, shared out to directions: (batch, directions, height, width)."""
+        around = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
+        along_rows = (around[:, :, 1:-1, 2:] - around[:, :, 1:-1, :-2]) / 2
+        along_columns = (around[:, :, 2:, 1:-1] - around[:, :, :-2, 1:-1]) / 2
+        length, channel = torch.hypot(along_rows, along_columns).max(dim=1, keepdim=True)
+        angle = torch.atan2(along_columns.gather(1, channel), along_rows.gather(1, channel))
+        place = (angle / (2 * math.pi) * self.directions).remainder(self.directions)
+        direction = torch.arange(self.directions, device=images.device).view(1, -1, 1, 1)
+        apart = (place - direction).abs()
+        return length * (1 - torch.minimum(apart, self.directions - apart)).clamp_min(0)
+
+
+_FEWEST_CELLS, _MOST_CELLS = 4, 12
+
+_FLAT = 0.005
+"""Gradient, in ranges of a pixel from black to white, below which a block counts as flat and is not stretched."""
+
+_BATCH = 256
+"""Images whose features are computed at once, to begin with."""
+
+
+def _cells_along(side: int, length: float) -> int:
+    """Return the number of cells along a side, given in pixels."""
+    return min(side, max(_FEWEST_CELLS, min(_MOST_CELLS, round(side / length))))
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """Return vectors (batch, dims) of norm 1, each by itself; zero stays zero."""
+    return nn.functional.normalize(vectors, dim=1)
+
+
+def split_features(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """Return a classifier's fixed features, None if it has none of ours, and the rest of it, which is learned.
+
+    A class derived from one of ours may do anything in its forward, so it counts as learned.
+    """
+    if isinstance(model, nn.Sequential) and len(model) and type(model[0]) in (LowPassDct, BlockGradients):
+        return model[0], model[1:]
+    return None, model
+
+
+@torch.no_grad()
+def features_of(features: nn.Module | None, images: torch.Tensor) -> torch.Tensor:
+    """Return the features, (records, dims), of images (records, channels, height, width); the images if there are none.
+
+    Raises:
+        MemoryLimitError: a single image does not fit.
+    """
+    if features is None:
+        return images
+    return torch.cat(PhysicalBatch(_BATCH).each(len(images), lambda part: features(images[part])))
