@@ -374,8 +374,8 @@ class BudgetConfig(PrivacyUnit):
     split: dict[str, Fraction] = Field(
         {},
         description="shares of epsilon of the stages beside a method's release or classifier, which gets the rest: "
-        "labels (0.2 by default) and counts (0.05), where labels are covered; of what those leave, moments (0.9) and "
-        "flow (0), where a method has them beside another stage",
+        "labels (0.2 by default) and counts (0.05), where labels are covered; of what those leave, moments (0.95) and "
+        "flow (0.25), where a method has them beside another stage",
     )
     retry_reserve: float = Field(
         0.0, ge=0, le=0.9, description="share set aside for events whose result a crash of the site lost"

@@ -28,7 +28,7 @@ from cadp_fl.privacy.sensitivity import moments_sensitivity
 
 __all__ = ["CENTRE_SHARE", "SPLIT", "Budget"]
 
-_FIRST, _OF_THE_REST = {"labels": 0.2, "counts": 0.05}, {"moments": 0.9, "flow": 0.0}
+_FIRST, _OF_THE_REST = {"labels": 0.2, "counts": 0.05}, {"moments": 0.95, "flow": 0.25}
 SPLIT = _FIRST | _OF_THE_REST
 """Shares of the stages beside a method's main one, where the study names none: of epsilon for labels and counts, and of
 what those leave of it for a flow's moments and its training."""
@@ -72,10 +72,10 @@ class Budget:
         if unknown := sorted(set(config.split) - set(SPLIT)):
             raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
         split = SPLIT | dict(shares or {}) | config.split
-        if any(sum(split[stage] for stage in stages) >= 1 for stages in (_FIRST, _OF_THE_REST)):
+        if sum(split[stage] for stage in _FIRST) >= 1 or sum(split[stage] ** 2 for stage in _OF_THE_REST) >= 1:
             raise ConfigError(
-                f"budget.split leaves a share to the release or the classifier. Found {split}; let labels and counts, "
-                "and moments and flow, add up to less than 1."
+                f"budget.split leaves a share to the release or the classifier. Found {split}; let labels and counts "
+                "add up to less than 1, and moments and flow in their squares, as Gaussian noise does."
             )
         reserve = config.retry_reserve
         return cls(
