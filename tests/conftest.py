@@ -24,17 +24,18 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 TINY = {
+    "flow.warm_start": "none",
     "flow.scales": "[{blocks: 1, channels: 4}]",
     "flow.dense": "{blocks: 1, width: 8}",
     "flow.training.rounds": "2",
     "flow.training.local_epochs": "1",
     "classifier.width": "4",
     "classifier.central.epochs": "1",
-    "methods.dp-sgd.rounds": "2",
-    "methods.fedavg.rounds": "2",
-    "methods.fedavg.local_epochs": "1",
+    "methods": "{cadp-given-flow: {}, dp-sgd: {model: linear, rounds: 2, local_steps: 2, sampling_rate: 0.5, "
+    "clip_norm: 1.0, learning_rate: 2.0}, fedavg: {rounds: 2, local_epochs: 1, batch_size: 32, learning_rate: 0.05}}",
 }
-"""Overrides that make the quickstart run in a second, and learn next to nothing."""
+"""Overrides that make the quickstart run in a second, and learn next to nothing: a method of each kind, without DP for
+the flow."""
 
 
 def write_portraits(path: Path) -> Path:

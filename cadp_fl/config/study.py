@@ -235,12 +235,14 @@ class FlowDpSgdConfig(Settings):
 
     rounds: Count = Field(10, description="rounds of federated averaging")
     local_steps: Count = Field(6, description="noised steps of a site in one round")
-    sampling_rate: float = Field(0.5, gt=0, le=1, description="q: probability of each unit to be in a step")
-    clip_norm: float = Field(1.0, ge=1e-6, le=1e6, description="C: a unit's gradient norm after clipping")
-    copies: int = Field(
-        4, ge=1, le=64, description="noisy copies of a record whose gradients are averaged before clipping"
+    sampling_rate: float = Field(0.25, gt=0, le=1, description="q: probability of each unit to be in a step")
+    clip_norm: float = Field(
+        0.03, ge=1e-6, le=1e6, description="C: a unit's gradient norm after clipping, of its bits per dimension"
     )
-    learning_rate: Positive = Field(2e-3, description="Adam's step size at its peak; falls to a twentieth by a cosine")
+    copies: int = Field(
+        1, ge=1, le=64, description="noisy copies of a record whose gradients are averaged before clipping"
+    )
+    learning_rate: Positive = Field(1e-2, description="Adam's step size at its peak; falls to a twentieth by a cosine")
     ema: float = Field(
         0.5, ge=0, lt=1, description="weight of earlier rounds in the moving average that training ends with; 0: none"
     )

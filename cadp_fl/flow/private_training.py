@@ -5,6 +5,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.per_record import PER_RECORD_LAYERS
@@ -46,10 +47,16 @@ def train_flow_privately(
         frozen: names of parameters that stay as they are.
 
     Raises:
+        ConfigError: no part is left to train.
         PrivacyError: a layer mixes records, or keeps something of them.
     """
     offsets = torch.Generator(images.device).manual_seed(int(noise.child("offsets").uniform(1)[0] * 2**52))
     trained = [each for name, each in flow.named_parameters() if each.requires_grad and name not in frozen]
+    if not trained:
+        raise ConfigError(
+            "DP-SGD trains some part of a flow. Every one is frozen; leave one out of flow.pretrained.freeze, give the "
+            "flow blocks, or set flow.privacy: none."
+        )
 
     def loss(_: nn.Module, records: torch.Tensor) -> torch.Tensor:
         offset = torch.rand(len(records), *flow.shape, generator=offsets, device=images.device)

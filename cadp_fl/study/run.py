@@ -157,9 +157,25 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
         methods = build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error
+    if source.schema.attributes:
+        _check_no_moments(methods)
     if study.sites.policy is not None:
         _check_policy(study, study.sites.policy, methods, min(units))
     return sites, methods
+
+
+def _check_no_moments(methods: Iterable[Method]) -> None:
+    """Check that no method asks for moments, which are of classes, where a record has attributes.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for method in methods:
+        if any(event.stage == "moments" for event in method.events()):
+            raise ConfigError(
+                f"Moments are of classes, and these records have attributes. The method {method.name} asks for some; "
+                "leave data.attributes out, set flow.warm_start: none, or use another method."
+            )
 
 
 def _check_policy(study: StudyConfig, policy: PolicyConfig, methods: Iterable[Method], units: int) -> None:
