@@ -289,8 +289,10 @@ class Site:
         front = FrontEnd(asked.front_end, schema.shape)
         check_moments(front, len(schema.classes), event)
         centre = request.arrays.get("centre")
-        if isinstance(event, GaussianMoments) and (centre is None or centre.shape != (front.dims,)):
-            raise ExchangeError(f"Moments are told around a centre of {front.dims} numbers. Found none; send it.")
+        if isinstance(event, GaussianMoments) and not _is_vector(centre, front.dims):
+            raise ExchangeError(
+                f"Moments are told around a centre, {front.dims} numbers of float64. Found no such array; send it."
+            )
         event_id = self._spending.spend(request, asked.method, event)
         noise = self._noise.child("moments", event_id)
         told = told_moments(front, self._data.train, self._units, event, centre, noise=noise)
@@ -499,6 +501,10 @@ class Site:
 
     def _simulation_only(self, **figures: float) -> dict[str, Any]:
         return {"simulation_only": figures} if self._simulation else {}
+
+
+def _is_vector(array: np.ndarray | None, dims: int) -> bool:
+    return array is not None and array.shape == (dims,) and array.dtype == np.float64
 
 
 def _check_disjoint(data: SiteData) -> None:

@@ -21,7 +21,7 @@ FAINT = 1e-9
 
 
 def drawn(seed=0):
-    """Return u, (CLASSES * EACH, DIMS), of three normal distributions whose means differ less at high frequency; and labels."""
+    """Return u, (CLASSES * EACH, DIMS), of three normal distributions with labels; means differ as a prior has it."""
     generator, differ = np.random.default_rng(seed), 0.2 * (1 + FREQUENCIES) ** -0.75
     parts = [
         differ * generator.normal(size=DIMS)
