@@ -7,7 +7,6 @@ from scipy.stats import multivariate_normal
 from sklearn.discriminant_analysis import QuadraticDiscriminantAnalysis
 
 from cadp_fl.classifier.models import QUADRATIC, build_classifier
-from cadp_fl.classifier.quadratic import RIDGE
 from cadp_fl.classifier.storage import ClassifierCard, load_classifier, save_classifier
 from cadp_fl.classifier.training import as_input
 from cadp_fl.config import ClassifierConfig
@@ -16,6 +15,7 @@ from cadp_fl.phases.predict import predict
 from cadp_fl.weights import get_weights
 
 SHAPE = (1, 8, 8)
+RIDGE = 1e-3
 CONFIG = ClassifierConfig(model=QUADRATIC, front_end={"size": 2, "descriptor": "none"})
 
 
@@ -41,7 +41,7 @@ def fitted():
     made = model()
     x = images.double() / 255 - 0.5
     u = made.coordinates(x + 0.5)[0].detach()
-    made.fit(u, labels)
+    made.fit(u, labels, ridge=RIDGE)
     return made, x, u, labels
 
 
@@ -58,10 +58,10 @@ def test_it_is_scikit_learns_on_the_same_coordinates():
 def test_logits_are_the_log_densities_of_each_classes_normal_distribution():
     made, x, u, labels = fitted()
     found = made(x).detach().numpy()
+    level = np.mean([u[labels == label].numpy().var(axis=0) for label in range(3)])
     for label in range(3):
         own = u[labels == label].numpy()
-        covariance = np.cov(own.T, bias=True)
-        covariance += RIDGE * np.diag(covariance).mean() * np.eye(len(covariance))
+        covariance = np.cov(own.T, bias=True) + RIDGE * level * np.eye(u.shape[1])
         expected = multivariate_normal(own.mean(axis=0), covariance).logpdf(u.numpy())
         np.testing.assert_allclose(found[:, label] - 0.5 * u.shape[1] * np.log(2 * np.pi), expected, atol=1e-6)
 
@@ -70,7 +70,7 @@ def test_rare_classes_are_as_likely_as_frequent_ones():
     """Fitted to twice the records of one class, it is the same classifier."""
     made, x, u, labels = fitted()
     twice = model()
-    twice.fit(torch.cat([u, u[labels == 1]]), torch.cat([labels, labels[labels == 1]]))
+    twice.fit(torch.cat([u, u[labels == 1]]), torch.cat([labels, labels[labels == 1]]), ridge=RIDGE)
     torch.testing.assert_close(made(x), twice(x))
 
 
@@ -80,7 +80,7 @@ def test_a_class_with_few_records_or_none_leaves_all_logits_finite(records):
     kept = (labels != 2).nonzero().flatten()
     few = (labels == 2).nonzero().flatten()[:records]
     made = model()
-    made.fit(torch.cat([u[kept], u[few]]), torch.cat([labels[kept], labels[few]]))
+    made.fit(torch.cat([u[kept], u[few]]), torch.cat([labels[kept], labels[few]]), ridge=RIDGE)
     assert torch.isfinite(made(x)).all()
     if not records:
         torch.testing.assert_close(made.mean[2].detach(), u[kept].mean(dim=0))
@@ -88,7 +88,7 @@ def test_a_class_with_few_records_or_none_leaves_all_logits_finite(records):
 
 def test_records_that_are_all_alike_leave_all_logits_finite():
     made = model()
-    made.fit(torch.zeros(30, 4).double(), torch.arange(30) % 3)
+    made.fit(torch.zeros(30, 4).double(), torch.arange(30) % 3, ridge=RIDGE)
     assert torch.isfinite(made(torch.zeros(2, *SHAPE).double())).all()
 
 
@@ -101,7 +101,7 @@ def test_a_stored_one_comes_back_with_its_front_end_and_predicts_the_same(tmp_pa
     made = build_classifier(config, SHAPE, 3, seed=0)
     with torch.no_grad():
         made.coordinates.centre.fill_(0.02)
-        made.fit(made.coordinates(as_input(images) + 0.5)[0], labels)
+        made.fit(made.coordinates(as_input(images) + 0.5)[0], labels, ridge=RIDGE)
     card = ClassifierCard(config, Schema(name="x", shape=SHAPE, classes=("a", "b", "c")), 0, "moments", "seeded")
     save_classifier(tmp_path / "m", made, card)
     back, found = load_classifier(tmp_path / "m")

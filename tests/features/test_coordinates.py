@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cadp_fl.config import FrontEndConfig
-from cadp_fl.features.coordinates import CONTRAST_STD, Coordinates
+from cadp_fl.features.coordinates import IMAGE_CONTRAST, IMAGE_CONTRAST_STD, SPREAD_STD, Coordinates
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 16, 20)]
 
@@ -63,8 +63,8 @@ def test_both_contrasts_are_logarithms_in_units_of_their_spread_under_the_flow()
     _, others = made(x)
     torch.testing.assert_close(others[:, :-2], rest)
     contrast = (v - made.centre).norm(dim=1).clamp_min(0.3)
-    torch.testing.assert_close(others[:, -2], (contrast / 0.8).log() / CONTRAST_STD)
-    torch.testing.assert_close(others[:, -1], image_contrast.log() / CONTRAST_STD)
+    torch.testing.assert_close(others[:, -2], (contrast / 0.8).log() / SPREAD_STD)
+    torch.testing.assert_close(others[:, -1], (image_contrast / IMAGE_CONTRAST).log() / IMAGE_CONTRAST_STD)
 
 
 @pytest.mark.parametrize("centre", [10.0, 1e6, 1e18])

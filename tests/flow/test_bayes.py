@@ -82,6 +82,23 @@ def test_of_an_affine_flow_it_is_the_normal_densities_in_closed_form(blocks):
         torch.testing.assert_close(found[:, y], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("ridge", [0.5, 1.5])
+def test_a_ridge_widens_the_normal_densities_of_an_affine_flow_and_of_no_other(ridge):
+    flow, x = warm(0).double(), images()
+    u = flow.coordinates(middles(x))[0].detach()
+    inverses = [torch.linalg.inv(whitening.detach().tril()) for whitening in flow.affine.whitening]
+    covariances = [inverse @ inverse.T for inverse in inverses]
+    level = torch.stack(covariances).diagonal(dim1=1, dim2=2).mean() * torch.eye(flow.coarse_dims).double()
+    found = FlowBayes(flow, levels=17, ridge=ridge)(double(x)).detach()
+    for y in range(3):
+        normal = multivariate_normal(flow.affine.mean[y].detach(), covariances[y] + ridge * level)
+        expected = torch.from_numpy(normal.logpdf(u)) + flow.coarse_dims * math.log(2 * math.pi) / 2
+        torch.testing.assert_close(found[:, y], expected, rtol=0, atol=1e-5)
+    for other in (stirred(warm()).double(), ConditionalFlow(COLD, SCHEMA.shape, 3, seed=0).double()):
+        found, plain = (FlowBayes(other, levels=17, ridge=each)(double(x)) for each in (ridge, 0.0))
+        assert torch.equal(found, plain)
+
+
 def test_of_a_warm_flow_it_leaves_out_what_no_class_has_a_part_in():
     """log p(x | y) of the whole record differs from it by one number for all classes of that record."""
     flow, x = stirred(warm()).double(), images()

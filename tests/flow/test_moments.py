@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cadp_fl.config import FlowConfig, MomentsConfig
+from cadp_fl.config import FlowConfig
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
@@ -43,8 +43,14 @@ def told(moments, records=CLASSES * EACH):
     return ToldMoments(np.zeros(DIMS), moments, records)
 
 
-def fitted(moments, ridge=0.0, records=CLASSES * EACH):
-    return fit_classes(told(moments, records), FREQUENCIES, BLOCK, ridge=ridge)
+def fitted(moments, records=CLASSES * EACH):
+    return fit_classes(told(moments, records), FREQUENCIES, BLOCK)
+
+
+def floor(u, labels):
+    """Return what is added to every covariance: a twentieth of the mean variance within classes, and no less than of 0.05 in all."""
+    within = np.mean([np.cov(u[labels == label].T, bias=True) for label in range(CLASSES)], axis=0)
+    return 0.05 * max(np.trace(within), 0.05) / len(within) * np.eye(len(within))
 
 
 @pytest.mark.parametrize("left_out", [None, "shared"])
@@ -58,7 +64,7 @@ def test_without_noise_the_fit_is_each_classes_mean_and_covariance(left_out):
     for label in range(CLASSES):
         own = u[labels == label]
         np.testing.assert_allclose(found.means[label], own.mean(axis=0), atol=1e-9)
-        np.testing.assert_allclose(found.covariances[label], np.cov(own.T, bias=True), atol=1e-9)
+        np.testing.assert_allclose(found.covariances[label], np.cov(own.T, bias=True) + floor(u, labels), atol=1e-9)
 
 
 def test_without_second_moments_of_classes_they_share_the_covariance_within_them():
@@ -67,6 +73,7 @@ def test_without_second_moments_of_classes_they_share_the_covariance_within_them
     noise = {name: std for name, std in moments.noise.items() if name != "second"}
     found = fitted(replace(moments, second=None, noise=noise))
     within = np.mean([np.cov(u[labels == label].T, bias=True) for label in range(CLASSES)], axis=0)
+    within += floor(u, labels)
     np.testing.assert_allclose(found.covariances, np.repeat(within[None], CLASSES, axis=0), atol=1e-9)
 
 
@@ -132,7 +139,7 @@ def test_under_noise_the_fit_is_nearer_to_the_truth_than_what_was_told():
 def test_classes_in_another_order_give_the_same_distributions_in_that_order():
     moments, order = noisy(), [2, 0, 1]
     other = replace(moments, **{name: getattr(moments, name)[order] for name in ("counts", "sums", "second")})
-    ours, theirs = fitted(moments, ridge=1.5), fitted(other, ridge=1.5)
+    ours, theirs = fitted(moments), fitted(other)
     np.testing.assert_allclose(theirs.means, ours.means[order], atol=1e-12)
     np.testing.assert_allclose(theirs.covariances, ours.covariances[order], atol=1e-12)
 
@@ -141,16 +148,16 @@ def test_more_records_under_as_much_more_noise_give_the_same_distributions():
     moments = noisy()
     more = {name: 7 * getattr(moments, name) for name in PARTS}
     more = replace(moments, **more, noise={name: 7 * std for name, std in moments.noise.items()})
-    ours, theirs = fitted(moments, ridge=1.5), fitted(more, ridge=1.5, records=7 * CLASSES * EACH)
+    ours, theirs = fitted(moments), fitted(more, records=7 * CLASSES * EACH)
     np.testing.assert_allclose(theirs.means, ours.means, atol=1e-9)
     np.testing.assert_allclose(theirs.covariances, ours.covariances, atol=1e-9)
 
 
-def test_a_ridge_adds_a_share_of_the_mean_variance_within_classes():
+def test_directions_without_variance_keep_some_though_nothing_is_drawn_there():
     u, labels = drawn()
-    plain, ridged = (fitted(moments_of(u, labels), ridge=ridge).covariances for ridge in (0.0, 1.5))
-    level = max(np.trace(plain.mean(axis=0)), 0.05) / DIMS
-    np.testing.assert_allclose(ridged - plain, np.repeat(1.5 * level * np.eye(DIMS)[None], CLASSES, axis=0), atol=1e-9)
+    u[:, 0] = 0.0
+    for covariance in fitted(moments_of(u, labels)).covariances:
+        assert covariance[0, 0] == pytest.approx(floor(u, labels)[0, 0], rel=1e-4)
 
 
 def filled(value):
@@ -173,11 +180,10 @@ ABSURD = [
 ]
 
 
-@pytest.mark.parametrize("ridge", [0.0, 1.5])
 @pytest.mark.parametrize("std", [1e-9, 10.0, 1e9])
 @pytest.mark.parametrize("parts", ABSURD)
-def test_whatever_is_told_every_covariance_is_positive_definite_and_every_number_finite(parts, std, ridge):
-    found = fitted(Moments(**parts, noise=dict.fromkeys(PARTS, std)), ridge=ridge, records=40)
+def test_whatever_is_told_every_covariance_is_positive_definite_and_every_number_finite(parts, std):
+    found = fitted(Moments(**parts, noise=dict.fromkeys(PARTS, std)), records=40)
     assert np.isfinite(found.means).all()
     assert np.isfinite(found.covariances).all()
     for covariance in found.covariances:
@@ -226,13 +232,14 @@ def test_the_flows_coordinates_are_of_the_normal_distributions_that_were_told():
     """20,000 drawn of each class; every mean and covariance within 6 of its standard errors, 42 figures."""
     flow = warm()
     u, labels, moments = told_for(flow)
-    fit_affine(flow, moments, MomentsConfig(ridge=0.0))
+    fit_affine(flow, moments)
     generator, count = torch.Generator().manual_seed(0), 20_000
     for label in range(CLASSES):
         condition = condition_of(torch.full((count,), label), CLASSES)
         with torch.no_grad():
             found = flow.colour(torch.randn(count, 4, generator=generator), condition).double().numpy()
-        mean, covariance = u[labels == label].mean(axis=0), np.cov(u[labels == label].T, bias=True)
+        mean = u[labels == label].mean(axis=0)
+        covariance = np.cov(u[labels == label].T, bias=True) + floor(u, labels)
         variances = np.diag(covariance)
         assert (np.abs(found.mean(axis=0) - mean) < 6 * np.sqrt(variances / count)).all()
         error = np.sqrt((covariance**2 + np.outer(variances, variances)) / count)
@@ -243,7 +250,7 @@ def test_a_fitted_flow_sees_records_from_the_centre_that_was_told_and_its_blocks
     flow = warm()
     before = {name: each.clone() for name, each in flow.named_parameters()}
     u, _, moments = told_for(flow)
-    fit_affine(flow, moments, MomentsConfig())
+    fit_affine(flow, moments)
     assert flow.coordinates.centre.tolist() == pytest.approx([0.1] * 4)
     assert flow.coordinates.spread.item() == pytest.approx((1 - 0.04) ** 0.5)
     moved = {name for name, each in flow.named_parameters() if not torch.equal(each, before[name])}
@@ -262,5 +269,5 @@ def test_weights_of_a_fitted_flow_are_finite_whatever_was_told(parts):
         name: part[..., :4] if name == "sums" else part[..., :4, :4] for name, part in parts.items() if part.ndim > 1
     }
     moments = Moments(**{"counts": parts["counts"]} | cut, noise=dict.fromkeys(PARTS, 3.0))
-    fit_affine(flow, ToldMoments(np.zeros(4), moments, 40), MomentsConfig(ridge=0.0))
+    fit_affine(flow, ToldMoments(np.zeros(4), moments, 40))
     assert all(torch.isfinite(each).all() for each in flow.parameters())
