@@ -306,7 +306,8 @@ class Site:
         train = self._data.train
         flow = self._flow(asked.flow, asked.seed, request)
         frozen = flow.frozen_names(asked.freeze)
-        self._spending.check_flow(self._spending.plan(request, asked.method), flow_sha256(flow))
+        plan = self._spending.plan(request, asked.method)
+        self._spending.check_flow(plan, flow_sha256(flow), starts=asked.round == 1)
         event_id = self._spending.spend(request, asked.method, asked.event)
         train_flow_privately(
             flow,
@@ -349,7 +350,7 @@ class Site:
             )
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
         sha256 = flow_sha256(flow)
-        self._spending.check_flow(plan, sha256)
+        self._spending.check_flow(plan, sha256, starts=False)
         claim = ReleaseClaim.of(self._spending.claim(plan), relation_of(plan.unit, plan.labels, schema.attributes))
         event_id = self._spending.spend(request, asked.method, *settings.cost)
         head = ReleaseHead(

@@ -48,7 +48,7 @@ def fitted(moments, records=CLASSES * EACH):
 
 
 def floor(u, labels):
-    """Return what is added to every covariance: a twentieth of the mean variance within classes, and no less than of 0.05 in all."""
+    """Return what is added to every covariance: a twentieth of the mean variance within classes, or of 0.05 in all."""
     within = np.mean([np.cov(u[labels == label].T, bias=True) for label in range(CLASSES)], axis=0)
     return 0.05 * max(np.trace(within), 0.05) / len(within) * np.eye(len(within))
 

@@ -494,6 +494,15 @@ def test_a_plan_that_rests_on_a_public_flow_starts_from_that_one_and_goes_on_fro
     assert [event["kind"] for event in spent(made)] == ["poisson-gaussian"] * 2
 
 
+def test_a_site_that_missed_the_first_round_joins_in_the_second():
+    declared, other = flow_of(seed=0), flow_of(seed=0)
+    with torch.no_grad():
+        trained(other)[0].add_(1e-3)
+    made = reserve(site(), public(declared), planned(3))
+    made.call(train(other, number=2))
+    assert [event["kind"] for event in spent(made)] == ["poisson-gaussian"]
+
+
 def test_a_request_with_weights_that_are_not_finite_is_refused_and_spends_nothing():
     made = reserve(site(), planned(6))
     weights = {name: array * np.nan for name, array in get_weights(flow_of()).items()}

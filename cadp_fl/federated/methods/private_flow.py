@@ -64,6 +64,7 @@ class PrivateFlow:
         self.budget = budget = Budget.of(study.budget, study.labels, WARM_SPLIT if config.is_warm else {})
         self._trains = trains and config.privacy == "dp-sgd" and "all" not in config.freeze
         self._pretrained = load_pretrained(study)
+        self._declared = (declared_public(*self._pretrained),) if self._pretrained else ()  # before it is trained
         self._check_is_accounted()
         self._moments: tuple[GaussianSum, GaussianMoments] | None = None
         if config.is_warm:
@@ -85,7 +86,7 @@ class PrivateFlow:
 
     def events(self) -> tuple[Event, ...]:
         """Return everything that the flow will cost at a site."""
-        return (*([declared_public(*self._pretrained)] if self._pretrained else []), *self.protected())
+        return (*self._declared, *self.protected())
 
     def phases(self) -> dict[str, int]:
         """Return the number of rounds of every phase, in order."""
