@@ -62,7 +62,7 @@ def dct_matrix(size: int, *, like: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _dct_matrix(size: int) -> torch.Tensor:
-    index = torch.arange(size, dtype=torch.float64)
+    index = torch.arange(size, dtype=torch.float64, device="cpu")
     matrix = torch.cos(math.pi * (2 * index + 1) * index[:, None] / (2 * size)) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix

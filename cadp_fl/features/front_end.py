@@ -45,7 +45,7 @@ class FrontEnd(nn.Module):
         self.rest_dims = math.prod(shape) - self.image_dims
         low = [math.hypot(i, j) for i, j, _ in self._low.frequencies]
         self.frequencies = torch.tensor(
-            low + (self._descriptor.frequencies if self._descriptor else []), dtype=torch.float64
+            low + (self._descriptor.frequencies if self._descriptor else []), dtype=torch.float64, device="cpu"
         )
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

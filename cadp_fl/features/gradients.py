@@ -43,7 +43,7 @@ class OrientedGradients:
         _, height, width = shape
         self._sides = (height, width)
         self._cells = tuple(max(1, min(MOST_CELLS, side // 2)) for side in self._sides)
-        rows, columns = (torch.arange(count).double() for count in self._cells)
+        rows, columns = (torch.arange(count, dtype=torch.float64, device="cpu") for count in self._cells)
         _, turns = _circle(ORIENTATIONS)
         all_of_them = (turns[:, None, None] ** 2 + rows[:, None] ** 2 + columns**2).sqrt().flatten()
         self._told = (all_of_them < BELOW).nonzero().flatten().tolist()
@@ -94,11 +94,14 @@ def _windows(side: int, cells: int, *, like: torch.Tensor) -> torch.Tensor:
 
 
 def _circle(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return an orthonormal Fourier basis on a circle of `count` points, in rows, and the turns of each, float64."""
-    angle = 2 * math.pi * torch.arange(count, dtype=torch.float64) / count
-    rows, turns = [torch.ones(count, dtype=torch.float64)], [0.0]
+    """Return an orthonormal Fourier basis on a circle of `count` points, in rows, and the turns of each, float64.
+
+    On the CPU, also where a flow is built without memory for its weights: how many numbers are told depends on it.
+    """
+    angle = 2 * math.pi * torch.arange(count, dtype=torch.float64, device="cpu") / count
+    rows, turns = [torch.ones_like(angle)], [0.0]
     for turn in range(1, count // 2 + 1):
         waves = [torch.cos(turn * angle)] + ([torch.sin(turn * angle)] if 2 * turn < count else [])
         rows += waves
         turns += [float(turn)] * len(waves)
-    return nn.functional.normalize(torch.stack(rows), dim=1), torch.tensor(turns, dtype=torch.float64)
+    return nn.functional.normalize(torch.stack(rows), dim=1), torch.tensor(turns, dtype=torch.float64, device="cpu")

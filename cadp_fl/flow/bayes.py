@@ -59,7 +59,7 @@ class FlowBayes(nn.Module):
             images: (batch, channels, height, width), pixels in [-0.5, 0.5] as classifiers take them; each is a level v
                 of v / (levels - 1), and its density is that in the middle of the level, as `dequantize` has it.
         """
-        x = ((images + 0.5) * (self._levels - 1) + 0.5) / self._levels
+        x = (torch.round((images + 0.5) * (self._levels - 1)) + 0.5) / self._levels
         seen = x if self.flow.coordinates is None else self.flow.coordinates(x)[0]
         if self.flow.affine is not None and not len(self.flow.dense.couplings):
             mean, whitening = self.flow.affine.smoothed(self._ridge)

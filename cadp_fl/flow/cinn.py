@@ -37,6 +37,7 @@ from cadp_fl.config import FlowConfig, ScaleConfig
 from cadp_fl.device import swift_batch
 from cadp_fl.errors import ConfigError
 from cadp_fl.features.coordinates import Coordinates
+from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.affine import ConditionalAffine
 from cadp_fl.flow.coupling import COUPLINGS, coupling_block
 from cadp_fl.flow.permutations import PERMUTATIONS, permutation
@@ -256,6 +257,8 @@ def check_flow(config: FlowConfig, shape: tuple[int, int, int]) -> None:
         if name not in known:
             raise ConfigError(f"Unknown {field} '{name}'. Choose one of: {', '.join(sorted(known))}.")
     if config.is_warm:
+        if FrontEnd(config.front_end, shape).dims < 2:
+            raise ConfigError("A coupling block needs two dimensions. The front end has one; raise its size.")
         return
     factor = 2 ** len(config.scales)
     if shape[1] % factor or shape[2] % factor:

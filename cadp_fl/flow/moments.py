@@ -11,7 +11,8 @@ References:
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.moments import Moments
 
-__all__ = ["ToldMoments", "fit_affine", "fit_classes"]
+__all__ = ["ToldMoments", "check_parts", "fit_affine", "fit_classes"]
 
 MEAN_POWER = 0.75
 """q: class means are expected to differ by (1 + f)^-q at frequency f."""
@@ -33,6 +34,9 @@ _LEAST_OF_THE_MEAN = 0.05
 
 _LEAST_VARIANCE = 0.05
 """Of a record around its class, all directions together, where |u| <= 1."""
+
+_FARTHEST = 20.0
+"""Standard deviations that no noise reaches."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +83,24 @@ def fit_affine(flow: ConditionalFlow, told: ToldMoments) -> None:
         flow.affine.whitening.copy_(torch.from_numpy(np.linalg.inv(factors)).tril())
 
 
+def check_parts(parts: Collection[str]) -> None:
+    """Check that moments have the parts that a flow is made of.
+
+    Args:
+        parts: names of those whose weight is not 0.
+
+    Raises:
+        ConfigError: counts, sums or all second moments were left out.
+    """
+    if not ({"counts", "sums"} <= set(parts) and {"shared", "second"} & set(parts)):
+        raise ConfigError(
+            "A warm start needs counts, sums and a second moment. A weight is 0; give flow.moments.count_weight, "
+            "sum_weight and one of shared_weight and class_weight a value."
+        )
+
+
 def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray) -> Classes:
-    """Return a normal distribution for every class.
+    """Return a normal distribution for every class, whatever was told: a broken site spoils a flow, and no run.
 
     Args:
         frequencies: of every dimension, float64 (dims,).
@@ -89,12 +109,10 @@ def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray) -
     Raises:
         ConfigError: counts, sums or all second moments were left out.
     """
-    moments, records = told.moments, told.records
-    if moments.counts is None or moments.sums is None or (moments.shared is None and moments.second is None):
-        raise ConfigError(
-            "A warm start needs counts, sums and a second moment. A weight is 0; give flow.moments.count_weight, "
-            "sum_weight and one of shared_weight and class_weight a value."
-        )
+    check_parts(told.moments.arrays())
+    moments, records = _possible(told.moments, told.records), told.records
+    assert moments.counts is not None, "a part that was checked"
+    assert moments.sums is not None, "a part that was checked"
     counts = np.maximum(moments.counts, _LEAST_SHARE * records)
     counts *= records / counts.sum()
     means = _means(moments.sums, moments.noise["sums"], counts, frequencies, block)
@@ -102,6 +120,15 @@ def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray) -
     level = max(float(np.trace(within[1])), _LEAST_VARIANCE) / len(frequencies)
     covariances = _by_class(moments, means, within[0], counts)
     return Classes(means, covariances + _LEAST_OF_THE_MEAN * level * np.eye(len(frequencies)))
+
+
+def _possible(moments: Moments, records: int) -> Moments:
+    """Return moments without what no records and no noise could make: their squares stay finite."""
+    parts = {}
+    for name, noise in moments.noise.items():
+        bound = records + _FARTHEST * noise
+        parts[name] = np.clip(getattr(moments, name), -bound, bound)
+    return replace(moments, **parts)
 
 
 def _means(
@@ -201,7 +228,10 @@ def _noise_pattern(dims: int) -> np.ndarray:
 
 
 def _positive(matrix: np.ndarray, least: float = 1e-9) -> np.ndarray:
-    """Return the nearest symmetric matrix whose eigenvalues are at least `least`."""
+    """Return the nearest symmetric matrix whose eigenvalues are at least `least`, and as small a part of the largest.
+
+    A smaller part than float64 can tell from zero would make it singular.
+    """
     values, directions = np.linalg.eigh(matrix)
-    nearest: np.ndarray = (directions * np.maximum(values, least)) @ directions.T
+    nearest: np.ndarray = (directions * np.maximum(values, least * max(1.0, values.max()))) @ directions.T
     return nearest

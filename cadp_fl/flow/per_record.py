@@ -2,7 +2,8 @@
 
 Read by eye, class by class: none takes a statistic of a batch, or keeps anything of it. FrEIA's classes are here if
 they are fixed maps, or have their weights in subnets alone, which are checked like any other layer. So `AllInOneBlock`,
-`ActNorm` and the learned rotations are not: they have weights of their own, or take their start from a batch.
+`ActNorm` and the learned rotations are not: they have weights of their own, or take their start from a batch. What a
+warm start sets has weights of its own too, which DP-SGD trains none of: they stay frozen, or it refuses.
 """
 
 import FrEIA.framework as ff

@@ -289,8 +289,10 @@ class Site:
         front = FrontEnd(asked.front_end, schema.shape)
         check_moments(front, len(schema.classes), event)
         centre = request.arrays.get("centre")
-        if isinstance(event, GaussianMoments) and (centre is None or centre.shape != (front.dims,)):
-            raise ExchangeError(f"Moments are told around a centre of {front.dims} numbers. Found none; send it.")
+        if isinstance(event, GaussianMoments) and not _is_vector(centre, front.dims):
+            raise ExchangeError(
+                f"Moments are told around a centre, {front.dims} numbers of float64. Found no such array; send it."
+            )
         event_id = self._spending.spend(request, asked.method, event)
         noise = self._noise.child("moments", event_id)
         told = told_moments(front, self._data.train, self._units, event, centre, noise=noise)
@@ -304,7 +306,8 @@ class Site:
         train = self._data.train
         flow = self._flow(asked.flow, asked.seed, request)
         frozen = flow.frozen_names(asked.freeze)
-        self._spending.check_flow(self._spending.plan(request, asked.method), flow_sha256(flow))
+        plan = self._spending.plan(request, asked.method)
+        self._spending.check_flow(plan, flow_sha256(flow), starts=asked.round == 1)
         event_id = self._spending.spend(request, asked.method, asked.event)
         train_flow_privately(
             flow,
@@ -347,7 +350,7 @@ class Site:
             )
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
         sha256 = flow_sha256(flow)
-        self._spending.check_flow(plan, sha256)
+        self._spending.check_flow(plan, sha256, starts=False)
         claim = ReleaseClaim.of(self._spending.claim(plan), relation_of(plan.unit, plan.labels, schema.attributes))
         event_id = self._spending.spend(request, asked.method, *settings.cost)
         head = ReleaseHead(
@@ -499,6 +502,10 @@ class Site:
 
     def _simulation_only(self, **figures: float) -> dict[str, Any]:
         return {"simulation_only": figures} if self._simulation else {}
+
+
+def _is_vector(array: np.ndarray | None, dims: int) -> bool:
+    return array is not None and array.shape == (dims,) and array.dtype == np.float64
 
 
 def _check_disjoint(data: SiteData) -> None:

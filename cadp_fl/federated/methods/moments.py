@@ -53,6 +53,13 @@ def ask_for_moments(
         return sum(run.sizes[site] for site in replies) * run.study.budget.records_per_unit
 
     records = ask(1, sum_event, add_sum)
-    centre = np.sum([sums[site] for site in sorted(sums)], axis=0) / records
+    centre = _in_unit_ball(np.sum([sums[site] for site in sorted(sums)], axis=0) / records)
     records = ask(2, event, add_moments)
     return ToldMoments(centre, Moments.total([moments[site] for site in sorted(moments)]), records)
+
+
+def _in_unit_ball(mean: np.ndarray) -> np.ndarray:
+    """Return a noised mean of vectors of norm at most 1, with a norm of at most 1 again."""
+    finite = np.clip(mean, -1e9, 1e9)
+    within: np.ndarray = finite / max(1.0, float(np.linalg.norm(finite)))
+    return within

@@ -17,7 +17,7 @@ from cadp_fl.federated.methods.base import PhaseCost, StudyRun, bytes_of, fits_m
 from cadp_fl.federated.methods.given_flow import declared_public, load_pretrained
 from cadp_fl.federated.methods.moments import ask_for_moments
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.moments import fit_affine
+from cadp_fl.flow.moments import check_parts, fit_affine
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
 from cadp_fl.privacy.accounting import (
     Event,
@@ -64,6 +64,7 @@ class PrivateFlow:
         self.budget = budget = Budget.of(study.budget, study.labels, WARM_SPLIT if config.is_warm else {})
         self._trains = trains and config.privacy == "dp-sgd" and "all" not in config.freeze
         self._pretrained = load_pretrained(study)
+        self._declared = (declared_public(*self._pretrained),) if self._pretrained else ()  # before it is trained
         self._check_is_accounted()
         self._moments: tuple[GaussianSum, GaussianMoments] | None = None
         if config.is_warm:
@@ -71,6 +72,7 @@ class PrivateFlow:
             self._moments = budget.moments_events(
                 config.moments, config.front_end.radius, shares=_shares(study), beside=beside
             )
+            check_parts(self._moments[1].part_stds)
         self._steps = self._calibrated(budget, is_all=is_all) if self._trains else None
 
     @property
@@ -84,7 +86,7 @@ class PrivateFlow:
 
     def events(self) -> tuple[Event, ...]:
         """Return everything that the flow will cost at a site."""
-        return (*([declared_public(*self._pretrained)] if self._pretrained else []), *self.protected())
+        return (*self._declared, *self.protected())
 
     def phases(self) -> dict[str, int]:
         """Return the number of rounds of every phase, in order."""
@@ -169,12 +171,22 @@ class PrivateFlow:
             )
 
         beside = (self._moments or ()) if is_all else ()
-        epsilon = budget.epsilon if is_all else budget.share("flow" if self._moments else "moments")
+        epsilon = budget.epsilon if is_all else budget.share(self._share_of_steps)
+        if not epsilon:
+            raise ConfigError(
+                f"DP-SGD between a warm start and another stage has a share of the budget. {self._method} has none for "
+                "it; give budget.split.flow a value, as 0.3, and let budget.split.moments leave as much."
+            )
         return steps(
             calibrate_noise(
                 lambda noise_std: [*beside, steps(noise_std)], epsilon, budget.delta, clip_norm=own.clip_norm
             )
         )
+
+    @property
+    def _share_of_steps(self) -> str:
+        """The stage whose share DP-SGD gets: moments, where there are none and the study names no other."""
+        return "flow" if self._moments or "flow" in self._study.budget.split else "moments"
 
     def _warm_start(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> FlowCard:
         """Fit the flow's affine layer to what the sites tell of their moments, in place, and return what it is now."""
