@@ -31,6 +31,7 @@ TINY = {
     "classifier.width": "4",
     "classifier.central.epochs": "1",
     "methods.dp-sgd.rounds": "2",
+    "methods.dp-sgd.local_steps": "2",
     "methods.fedavg.rounds": "2",
     "methods.fedavg.local_epochs": "1",
 }

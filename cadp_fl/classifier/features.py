@@ -13,6 +13,7 @@ import math
 import torch
 from torch import nn
 
+from cadp_fl.classifier.training import as_input
 from cadp_fl.device import PhysicalBatch
 
 __all__ = ["LowPassDct", "OrientedGradients", "features_of", "split_features"]
@@ -127,11 +128,14 @@ def split_features(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
 
 @torch.no_grad()
 def features_of(features: nn.Module | None, images: torch.Tensor) -> torch.Tensor:
-    """Return the features, (records, dims), of images (records, channels, height, width); the images if there are none.
+    """Return the features of images, float32 (records, dims); without any, the images as a classifier takes them.
+
+    Args:
+        images: uint8, (records, channels, height, width), on the device that computes.
 
     Raises:
         MemoryLimitError: a single image does not fit.
     """
     if features is None:
-        return images
-    return torch.cat(PhysicalBatch(_BATCH).each(len(images), lambda part: features(images[part])))
+        return as_input(images)
+    return torch.cat(PhysicalBatch(_BATCH).each(len(images), lambda part: features(as_input(images[part]))))

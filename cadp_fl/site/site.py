@@ -19,7 +19,7 @@ import torch
 import cadp_fl
 from cadp_fl.classifier.features import features_of, split_features
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.classifier.training import as_input, train_epochs
+from cadp_fl.classifier.training import train_epochs
 from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
@@ -337,7 +337,7 @@ class Site:
             fixed, learned = split_features(model)
             train_dp_sgd(
                 learned,
-                features_of(fixed, as_input(torch.from_numpy(train.images).to(self._device))),
+                features_of(fixed, torch.from_numpy(train.images).to(self._device)),
                 torch.from_numpy(train.labels).to(self._device),
                 training.event,
                 optimizer=lambda parameters: _sgd(parameters, training),

@@ -17,7 +17,7 @@ import torch
 
 from cadp_fl.classifier.features import features_of, split_features
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.classifier.training import as_input, train_class_balanced, train_epochs
+from cadp_fl.classifier.training import train_class_balanced, train_epochs
 from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
@@ -216,7 +216,7 @@ class _Probe:
         fixed, learned = split_features(self._classifier(config))
         train_dp_sgd(
             learned,
-            features_of(fixed, as_input(images)),
+            features_of(fixed, images),
             labels,
             event,
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
