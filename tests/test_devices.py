@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from cadp_fl.classifier.fixed import features_of
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import as_input, log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import CentralTrainingConfig, ClassifierConfig, FlowConfig, FlowTrainingConfig
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.device import PhysicalBatch, reduced_precision, resolve_device
 from cadp_fl.errors import ConfigError
-from cadp_fl.features.linear import BlockGradients, LowPassDct, features_of
+from cadp_fl.features.linear import BlockGradients, LowPassDct
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, bits_per_dim, train_flow
 from cadp_fl.privacy.accounting import PoissonGaussian
@@ -85,7 +86,7 @@ def test_a_classifier_makes_no_tensor_without_its_inputs_device(trap):
 
 @pytest.mark.parametrize("features", [LowPassDct(), BlockGradients()])
 def test_features_make_no_tensor_without_their_inputs_device(trap, features):
-    assert features_of(features, as_input(tensors()[0])).isfinite().all()
+    assert features_of(features, tensors()[0]).isfinite().all()
 
 
 def test_dp_sgd_makes_no_tensor_without_its_inputs_device(trap):

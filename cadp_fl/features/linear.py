@@ -13,10 +13,9 @@ import math
 import torch
 from torch import nn
 
-from cadp_fl.device import PhysicalBatch
 from cadp_fl.features.dct import dct_matrix
 
-__all__ = ["LowPassDct", "BlockGradients", "features_of", "split_features"]
+__all__ = ["BlockGradients", "LowPassDct"]
 
 
 class LowPassDct(nn.Module):
@@ -93,9 +92,6 @@ _FEWEST_CELLS, _MOST_CELLS = 4, 12
 _FLAT = 0.005
 """Gradient, in ranges of a pixel from black to white, below which a block counts as flat and is not stretched."""
 
-_BATCH = 256
-"""Images whose features are computed at once, to begin with."""
-
 
 def _cells_along(side: int, length: float) -> int:
     """Return the number of cells along a side, given in pixels."""
@@ -105,25 +101,3 @@ def _cells_along(side: int, length: float) -> int:
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
     """Return vectors (batch, dims) of norm 1, each by itself; zero stays zero."""
     return nn.functional.normalize(vectors, dim=1)
-
-
-def split_features(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
-    """Return a classifier's fixed features, None if it has none of ours, and the rest of it, which is learned.
-
-    A class derived from one of ours may do anything in its forward, so it counts as learned.
-    """
-    if isinstance(model, nn.Sequential) and len(model) and type(model[0]) in (LowPassDct, BlockGradients):
-        return model[0], model[1:]
-    return None, model
-
-
-@torch.no_grad()
-def features_of(features: nn.Module | None, images: torch.Tensor) -> torch.Tensor:
-    """Return the features, (records, dims), of images (records, channels, height, width); the images if there are none.
-
-    Raises:
-        MemoryLimitError: a single image does not fit.
-    """
-    if features is None:
-        return images
-    return torch.cat(PhysicalBatch(_BATCH).each(len(images), lambda part: features(images[part])))

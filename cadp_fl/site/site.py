@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 import cadp_fl
+from cadp_fl.classifier.fixed import features_of, split_features
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.classifier.training import as_input, train_epochs
+from cadp_fl.classifier.training import train_epochs
 from cadp_fl.config import ClassifierConfig, FlowConfig, PolicyConfig, parse
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
 from cadp_fl.features.front_end import FrontEnd
-from cadp_fl.features.linear import features_of, split_features
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.private_training import train_flow_privately
@@ -402,7 +402,7 @@ class Site:
             train, class_weights = self._data.train, self._class_weights(training)
             event_id = self._spending.spend(request, asked.method, training.event)
             fixed, learned = split_features(model)
-            inputs = features_of(fixed, as_input(torch.from_numpy(train.images).to(self._device)))
+            inputs = features_of(fixed, torch.from_numpy(train.images).to(self._device))
             train_dp_sgd(
                 learned,
                 cross_entropy_of(inputs, torch.from_numpy(train.labels).to(self._device), class_weights),

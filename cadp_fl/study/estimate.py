@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from cadp_fl.classifier.fixed import features_of, split_features
 from cadp_fl.classifier.models import build_classifier
-from cadp_fl.classifier.training import as_input, log_odds, train_class_balanced, train_epochs
+from cadp_fl.classifier.training import log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.features.front_end import FrontEnd
-from cadp_fl.features.linear import features_of, split_features
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods.base import Method, PhaseCost, plan_of
 from cadp_fl.flow.bayes import FlowBayes
@@ -263,7 +263,7 @@ class _Probe:
         fixed, learned = split_features(self._classifier(config))
         train_dp_sgd(
             learned,
-            cross_entropy_of(features_of(fixed, as_input(images)), labels),
+            cross_entropy_of(features_of(fixed, images), labels),
             event,
             units=torch.arange(len(labels), device=self._device)[:, None],
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from cadp_fl.classifier.fixed import split_features
 from cadp_fl.classifier.models import CLASSIFIERS, build_classifier
 from cadp_fl.classifier.training import log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import CentralTrainingConfig, ClassifierConfig
 from cadp_fl.errors import TrainingError
-from cadp_fl.features.linear import split_features
 from cadp_fl.privacy.dpsgd import check_layers
 
 SHAPE = (1, 8, 8)

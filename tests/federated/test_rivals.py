@@ -10,10 +10,11 @@ from flwr.app import ArrayRecord
 from safetensors.numpy import load_file
 from scipy.stats import norm
 
+from cadp_fl.classifier.fixed import split_features
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.config import load_study
 from cadp_fl.errors import ConfigError
-from cadp_fl.features.linear import BlockGradients, LowPassDct, split_features
+from cadp_fl.features.linear import BlockGradients, LowPassDct
 from cadp_fl.federated.balance import class_weights
 from cadp_fl.federated.methods import METHODS, build_methods
 from cadp_fl.federated.methods.base import plan_of

@@ -738,7 +738,7 @@ def test_a_site_that_never_answers_is_sent_one_message(run_config):
 
 
 def test_a_run_that_stopped_still_shows_what_was_spent(run_config):
-    run = Run(run_config, "methods={dp-sgd: {rounds: 3}}")
+    run = Run(run_config, "methods={dp-sgd: {rounds: 3, local_steps: 2}}")
     run.grid.fail |= {(10, ACTIONS["evaluate"]): "crash", (12, ACTIONS["evaluate"]): "crash"}
     with pytest.raises(FederationError):
         run.go()

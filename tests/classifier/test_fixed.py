@@ -8,20 +8,27 @@ import torch
 from scipy.fft import dctn
 from torch import nn
 
+from cadp_fl.classifier.fixed import features_of, split_features
 from cadp_fl.classifier.models import CLASSIFIERS, build_classifier
 from cadp_fl.classifier.storage import ClassifierCard, load_classifier, save_classifier
+from cadp_fl.classifier.training import as_input
 from cadp_fl.config import ClassifierConfig
 from cadp_fl.data.schema import Schema
-from cadp_fl.features.linear import BlockGradients, LowPassDct, features_of, split_features
+from cadp_fl.features.linear import BlockGradients, LowPassDct
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 17, 30), (1, 5, 7), (1, 1, 1), (2, 3, 1), (3, 224, 224)]
 FRONT_ENDS = [LowPassDct(), BlockGradients()]
 
 
-def images(shape=(1, 28, 28), count=6, seed=0):
-    """Return images in [-0.5, 0.5] of 256 levels, as classifiers get them."""
+def pixels(shape=(1, 28, 28), count=6, seed=0):
+    """Return uint8 images."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, *shape), generator=generator) / 255 - 0.5
+    return torch.randint(0, 256, (count, *shape), generator=generator).to(torch.uint8)
+
+
+def images(*shape, **settings):
+    """Return images as classifiers get them, in [-0.5, 0.5]."""
+    return as_input(pixels(*shape, **settings))
 
 
 @pytest.mark.parametrize("features", FRONT_ENDS, ids=lambda each: type(each).__name__)
@@ -46,7 +53,7 @@ def test_features_of_a_constant_image_are_finite(features, level):
 def test_a_records_features_are_its_own(features):
     """Whatever stands beside it: other images, none, or some that are not finite."""
     batch = images(count=9)
-    whole = features_of(features, batch)
+    whole = features_of(features, pixels(count=9))
     for row in range(9):
         torch.testing.assert_close(features(batch[row : row + 1])[0], whole[row], rtol=0, atol=1e-6)
     beside = batch.clone()
@@ -127,7 +134,8 @@ def test_features_are_split_from_what_is_learned_and_shared_with_the_model():
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
         fixed, learned = split_features(model)
         x = images((1, 12, 12))
-        torch.testing.assert_close(learned(features_of(fixed, x)), model(x), rtol=1e-4, atol=1e-4)
+        of_pixels = features_of(fixed, pixels((1, 12, 12)))
+        torch.testing.assert_close(learned(of_pixels), model(x), rtol=1e-4, atol=1e-4)
         assert [id(each) for each in learned.parameters()] == [id(each) for each in model.parameters()]
         assert (fixed is not None) == (name in ("linear-dct", "linear-hog"))
 
