@@ -20,7 +20,7 @@ def test_a_dumped_study_loads_back_equal(tiny, tmp_path):
         ("zzz=3", "Unknown key 'zzz'. Known here: name, seed, noise"),
         ("flow.scales.0.chanels=3", "Unknown key 'flow.scales.0.chanels'. Did you mean 'channels'?"),
         (
-            "flow.training.rounds=0",
+            "flow={training: {rounds: 0}}",
             "flow: a flow is trained or pretrained. Found training.rounds 0 and no flow.pretrained",
         ),
         ("budget.epsilon=-1", "'budget.epsilon': Input should be greater than or equal to 0.001. Found -1."),

@@ -74,7 +74,7 @@ def test_the_sensitivities_of_moments_are_those_of_the_page():
 
 def test_the_noise_of_moments_on_the_page_is_what_a_budget_gives():
     budget = Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5), "public")
-    centre, moments = budget.moments_events(MomentsConfig(centre_clip_norm=1.0), beside=())
+    centre, moments = budget.moments_events(MomentsConfig(sum_weight=1, shared_weight=1), 0.3, beside=())
     assert "sigma = 9.57" in PAGE
     assert moments.noise_std == pytest.approx(9.57, abs=0.005)
     assert "33.37 C" in PAGE

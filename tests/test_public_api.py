@@ -71,7 +71,7 @@ CALLS = {
     "cadp_fl.federated.flower_site.simulation_site": (
         "context, train, test, *, classes, levels, name, noise_seed, device, outbox"
     ),
-    "cadp_fl.federated.methods.base.evaluate_at_sites": "run, model, classifier, *, phase, round, of",
+    "cadp_fl.federated.methods.base.evaluate_at_sites": "run, model, architecture, *, phase, round, of, seed, ridge",
     "cadp_fl.privacy.ledger.MemoryLedger": "store",
     "cadp_fl.privacy.noise.NoiseSource.normal": "self, shape, std, like",
     "cadp_fl.privacy.noise.NoiseSource.laplace": "self, shape, scale, like",

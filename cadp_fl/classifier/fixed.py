@@ -1,4 +1,4 @@
-"""Classifiers that begin with fixed features: the features apart, so that they are computed once and not in each step."""
+"""Classifiers that begin with fixed features: these apart, to be computed once and not in each step."""
 
 import torch
 from torch import nn

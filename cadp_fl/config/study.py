@@ -22,6 +22,7 @@ __all__ = [
     "DenseConfig",
     "EvaluationConfig",
     "FlowConfig",
+    "FlowDpSgdConfig",
     "FlowTrainingConfig",
     "FrontEndConfig",
     "MomentsConfig",

@@ -21,7 +21,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.moments import Moments
 
-__all__ = ["ToldMoments", "check_parts", "fit_affine", "fit_classes"]
+__all__ = ["Classes", "ToldMoments", "check_parts", "fit_affine", "fit_classes"]
 
 MEAN_POWER = 0.75
 """q: class means are expected to differ by (1 + f)^-q at frequency f."""

@@ -60,8 +60,8 @@ def stages(draw):
     def moments(budget):
         beside = budget.count_events()
         names = ("count_weight", "shared_weight", "class_weight")
-        settings = MomentsConfig(clip_norm=clip_norm, **dict(zip(names, weights, strict=True)))
-        return *beside, *budget.moments_events(settings, shares=steps + 2, beside=beside)
+        settings = MomentsConfig(**dict(zip(names, weights, strict=True)))
+        return *beside, *budget.moments_events(settings, clip_norm, shares=steps + 1, beside=beside)
 
     return {"dp-sgd": dp_sgd, "moments": moments}.get(kind, release)
 
@@ -118,11 +118,13 @@ def mu(event, sensitivity):
 def test_moments_cost_their_share_of_what_labels_and_counts_leave_and_a_release_fits_beside_them(labels):
     config = BudgetConfig(epsilon=4.0, delta=1e-5, unit="patient", records_per_patient=3, retry_reserve=0.25)
     budget = Budget.of(config, labels)
-    centre, moments = events = budget.moments_events(MomentsConfig(centre_clip_norm=7.0))
-    share = 0.9 * 3.0 * (1.0 if labels == "public" else 0.75)
+    centre, moments = events = budget.moments_events(MomentsConfig(), 0.3)
+    share = 0.95 * 3.0 * (1.0 if labels == "public" else 0.75)
     assert budget.share("moments") == pytest.approx(share)
     assert 0.999 * share <= epsilon_of(events, budget.delta) <= share
-    assert mu(centre, 14.0) ** 2 == pytest.approx(CENTRE_SHARE * (mu(centre, 14.0) ** 2 + mu(moments, 2.5) ** 2))
+    whole = mu(centre, 2.0) ** 2 + mu(moments, math.sqrt(2 * (0.25**2 + 0.7**2 + 0.3**2 + 1))) ** 2
+    assert mu(centre, 2.0) ** 2 == pytest.approx(CENTRE_SHARE * whole)
+    assert (centre.clip_norm, moments.clip_norm) == (1.0, 0.3)
     assert {event.stage for event in events} == {"moments"}
     beside = (*budget.count_events(), *budget.label_events(), *events)
     mechanism = mechanism_type("gaussian").calibrated(
@@ -135,17 +137,17 @@ def test_moments_cost_their_share_of_what_labels_and_counts_leave_and_a_release_
 
 
 def test_the_noise_of_moments_is_the_pinned_cases_in_other_units():
-    """mu = 2 / 7.4612 is epsilon 1 at 1e-5; D = 2.5 at the weights by default."""
+    """mu = 2 / 7.4612 is epsilon 1 at 1e-5; D = 2.5 at these weights."""
     budget = Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5), "public")
-    centre, moments = budget.moments_events(MomentsConfig(centre_clip_norm=3.0), beside=())
+    centre, moments = budget.moments_events(MomentsConfig(sum_weight=1, shared_weight=1), 0.3, beside=())
     assert moments.noise_std == pytest.approx(2.5 * 7.4612 / 2 / math.sqrt(0.95), rel=1e-4)
-    assert centre.noise_std == pytest.approx(2 * 3.0 * 7.4612 / 2 / math.sqrt(0.05), rel=1e-4)
+    assert centre.noise_std == pytest.approx(2 * 7.4612 / 2 / math.sqrt(0.05), rel=1e-4)
 
 
 def test_a_split_leaves_something_to_the_last_stage():
     assert set(SPLIT) == {"labels", "counts", "moments", "flow"}
     Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5, split={"labels": 0.5, "moments": 0.6, "flow": 0.3}), "covered")
-    for split in ({"labels": 0.95}, {"moments": 0.6, "flow": 0.4}, {"flow": 0.2}):
+    for split in ({"labels": 0.95}, {"moments": 0.8, "flow": 0.6}, {"flow": 0.4}):
         with pytest.raises(ConfigError, match="leaves a share"):
             Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5, split=split), "covered")
 

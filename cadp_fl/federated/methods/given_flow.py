@@ -42,6 +42,11 @@ class GivenFlow:
         self.budget = Budget.of(study.budget, study.labels)
         self._config = study.flow.cold()
         self._pretrained = load_pretrained(study)
+        if self._config.is_fixed and self._pretrained is None:
+            raise ConfigError(
+                f"The method {method} trains its flow or takes a stored one. Found flow.training.rounds 0 and no "
+                "flow.pretrained; give one of them."
+            )
 
     tells_counts = False
     """Whether noised class counts come with the flow."""
