@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from cadp_fl.config import FlowConfig
+from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.moments import ToldMoments, check_parts, fit_affine, fit_classes
+from cadp_fl.flow.storage import FlowCard, flow_sha256, load_flow, save_flow
 from cadp_fl.privacy.moments import Moments
 
 CLASSES, DIMS, EACH = 3, 6, 4000
@@ -271,3 +273,19 @@ def test_weights_of_a_fitted_flow_are_finite_whatever_was_told(parts):
     moments = Moments(**{"counts": parts["counts"]} | cut, noise=dict.fromkeys(PARTS, 3.0))
     fit_affine(flow, ToldMoments(np.zeros(4), moments, 40))
     assert all(torch.isfinite(each).all() for each in flow.parameters())
+
+
+@pytest.mark.parametrize("front_end", [{"size": 2, "descriptor": "none"}, {}])
+def test_a_warm_started_flow_comes_back_from_its_file(tmp_path, front_end):
+    """Its shapes are checked before memory is taken for it, front end and all."""
+    config = FlowConfig(warm_start="moments", front_end=front_end, dense={"blocks": 2, "width": 8})
+    card = FlowCard(config, Schema(name="x", shape=(1, 8, 8), classes=("a", "b", "c")), 3, "private", "seeded")
+    flow, generator = card.build(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for each in (flow.coordinates.centre, flow.coordinates.spread, flow.affine.mean, flow.affine.whitening):
+            each.add_(0.1 * torch.randn(each.shape, generator=generator))
+    save_flow(tmp_path / "flow", flow, card)
+    back, found = load_flow(tmp_path / "flow")
+    assert (found, flow_sha256(back)) == (card, flow_sha256(flow))
+    x, condition = torch.rand(3, 1, 8, 8, generator=generator), condition_of(torch.arange(3), 3)
+    torch.testing.assert_close(back.log_prob(x, condition), flow.log_prob(x, condition), rtol=0, atol=0)

@@ -288,7 +288,7 @@ def test_what_is_told_is_exact_sums_with_noise_of_the_events_deviation():
             assert part.std() == pytest.approx(std, rel=5 / math.sqrt(2 * part.size)), name
 
 
-def test_two_sites_and_two_events_have_noise_of_their_own():
+def test_two_events_have_noise_of_their_own():
     made = reserve(site(), MOMENTS, MOMENTS)
     first, second = (made.call(asked()).arrays for _ in range(2))
     for name in first:

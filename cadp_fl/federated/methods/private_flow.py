@@ -172,11 +172,6 @@ class PrivateFlow:
 
         beside = (self._moments or ()) if is_all else ()
         epsilon = budget.epsilon if is_all else budget.share(self._share_of_steps)
-        if not epsilon:
-            raise ConfigError(
-                f"DP-SGD between a warm start and another stage has a share of the budget. {self._method} has none for "
-                "it; give budget.split.flow a value, as 0.3, and let budget.split.moments leave as much."
-            )
         return steps(
             calibrate_noise(
                 lambda noise_std: [*beside, steps(noise_std)], epsilon, budget.delta, clip_norm=own.clip_norm
