@@ -10,7 +10,7 @@ from flwr.app import Array
 
 from cadp_fl.config import load_study
 from cadp_fl.data.sources import load_source
-from cadp_fl.errors import ConfigError, FederationError
+from cadp_fl.errors import AggregatorError, ConfigError, FederationError
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import plan_of
 from cadp_fl.flow.storage import FlowCard, flow_sha256, load_flow, save_flow
@@ -34,7 +34,7 @@ OF_FLOW = ("moments", "flow-samples", "flow-bayes")
 
 
 def config_of(folder):
-    settings = [f"{key}={value}" for key, value in TINY.items() if not key.startswith("methods.")]
+    settings = [f"{key}={value}" for key, value in TINY.items() if key not in ("methods", "flow.warm_start")]
     return {
         "config": str(ROOT / "configs" / "quickstart.yaml"),
         "output-dir": str(folder / "out"),
@@ -472,3 +472,37 @@ def test_patients_with_several_records_are_one_unit_of_moments_and_of_release(tm
         assert plan.epsilon() == account["epsilon"]
     for site in run.json("summary.json")["sites"]:
         assert open_bundle(run.folder / "releases" / site["site"]).manifest.records == 2 * site["train"]
+
+
+SHARED = WARM, "flow.moments.noise=aggregator", "methods=[moments]"
+
+
+def test_noise_that_sites_share_is_less_and_the_claim_is_against_recipients_alone(public, tmp_path):
+    run = completed(tmp_path, *SHARED)
+    row = run.json("summary.json")["methods"]["moments"]
+    assert (row["guarantee"], row["against"]) == ("end-to-end", "recipients")
+    assert 2.9 < row["epsilon"] <= 3.0
+    privacy = run.json("privacy.json")
+    assert "the aggregator, which sees more, is trusted" in privacy["statement"]
+    for account in privacy["methods"]["moments"]["sites"].values():
+        centre, moments = events_from_json(account["spent"])
+        assert centre.shares == moments.shares == 2  # every site sees what the sum makes, and knows its own share
+        assert moments.share_std == pytest.approx(moments.noise_std / 2**0.5)
+    own = events_from_json(next(iter(public.json("privacy.json")["methods"]["moments"]["sites"].values()))["spent"])
+    assert own[1].noise_std == pytest.approx(moments.noise_std)
+
+
+def test_noise_is_shared_by_three_sites_or_more_and_by_all_of_them(plain):
+    with pytest.raises(ConfigError, match="three at least"):
+        build_methods(load_study(ROOT / "configs" / "quickstart.yaml", [*SHARED, "sites.count=2", "sites.names=null"]))
+    run = Run(plain, *SHARED)
+    run.grid.fail[(11, MOMENTS)] = "crash"
+    with pytest.raises(FederationError, match="needs 3 sites"):
+        run.go()
+
+
+def test_a_site_whose_policy_trusts_no_aggregator_shares_no_noise(plain):
+    policy = "{population: x, unit: record, epsilon: 3.0, delta: 1.0e-5, labels: public, review: false}"
+    study = load_study(ROOT / "configs" / "quickstart.yaml", [*SHARED, "noise=entropy", f"sites.policy={policy}"])
+    with pytest.raises(AggregatorError):
+        check_study(study)
