@@ -19,7 +19,7 @@ from cadp_fl.federated.balance import class_weights
 from cadp_fl.federated.methods import METHODS, build_methods
 from cadp_fl.federated.methods.base import plan_of
 from cadp_fl.privacy.accounting import PoissonGaussian
-from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.protocol import ACTIONS
 from cadp_fl.weights import average
@@ -104,7 +104,8 @@ def test_with_the_default_step_size_noise_alone_moves_a_weight_by_weight_noise(q
                 stage="classifier", clip_norm=1e-6, noise_std=steps.noise_std, sampling_rate=0.5, steps=30
             )
             train_dp_sgd(
-                layer, torch.zeros(size, 2000), torch.arange(size) % 2, event,
+                layer, cross_entropy_of(torch.zeros(size, 2000), torch.arange(size) % 2), event,
+                units=torch.arange(size)[:, None],
                 optimizer=lambda parameters: torch.optim.SGD(parameters, lr=rate, momentum=momentum),
                 noise=NoiseSource.from_seed(size + number),
             )  # fmt: skip
