@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cadp_fl.config import MomentsConfig
+from cadp_fl.config import FrontEndConfig, MomentsConfig
 from cadp_fl.config.settings import parse
 from cadp_fl.errors import InputError
 from cadp_fl.privacy.accounting import (
@@ -53,8 +53,9 @@ class Kind:
         return next((name for name in self.needed if name.startswith("noise-")), None)
 
 
-_MOMENTS = {name: value for name, value in MomentsConfig().model_dump().items() if name != "centre_clip_norm"}
-"""A study's own weights and clip norm; the latter moves no cost."""
+_WEIGHTS = ("count_weight", "sum_weight", "shared_weight", "class_weight")
+_MOMENTS = MomentsConfig().model_dump(include=set(_WEIGHTS)) | {"clip_norm": FrontEndConfig().radius}
+"""A study's own weights and radius, where it names none; the latter moves no cost."""
 
 KINDS = {
     "gaussian": Kind(LatentGaussian, "release", ("clip-norm", "noise-std")),

@@ -135,7 +135,8 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     check_partition(study.sites.partition)
     check_classifier(study.classifier)
     source = load_source(study.data)
-    check_flow(study.flow, source.schema.shape)
+    for flow in (study.flow, study.flow.cold()):  # a study may have both: with a warm start, and without
+        check_flow(flow, source.schema.shape)
     if study.flow.pretrained is not None:
         check_same_flow(study.flow, source.schema, read_card(study.flow.pretrained.path))
     release, dims = study.release, math.prod(source.schema.shape)

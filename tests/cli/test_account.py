@@ -54,9 +54,13 @@ def test_the_pinned_case_costs_one(call):
         ("randomized-response:epsilon=0.7,records-per-patient=3", 2.1, 2.1),
         ("histogram:noise-std=5.27585,records-per-patient=1", 1.000, 0.684),
         ("sum:clip-norm=3,noise-std=67.1508,records-per-patient=3", 1.000, 0.469),
-        ("moments:noise-std=9.32650", 1.000, 0.677),
-        ("moments:noise-std=18.653,clip-norm=9,shares=5,records-per-patient=2", 1.000, 0.677),
-        ("moments:noise-std=7.4612,count-weight=0,shared-weight=0,class-weight=0", 1.000, 0.469),
+        ("moments:noise-std=9.32650,sum-weight=1,shared-weight=1", 1.000, 0.677),
+        (
+            "moments:noise-std=18.653,sum-weight=1,shared-weight=1,clip-norm=9,shares=5,records-per-patient=2",
+            1.000,
+            0.677,
+        ),
+        ("moments:noise-std=7.4612,count-weight=0,sum-weight=1,shared-weight=0,class-weight=0", 1.000, 0.469),
         ("histogram:noise-std=52.7585,histograms=4,times=25", 1.000, 0.684),
     ],
 )
@@ -104,13 +108,16 @@ def test_the_least_noise_meets_the_budget_with_what_is_beside_it(call, event):
     assert answer[name] <= printed <= answer[name] * (1 + 1e-5)
 
 
+THREE = "methods={cadp-given-flow: {}, dp-sgd: {rounds: 15, local_steps: 2}, fedavg: {}}"
+
+
 def test_a_study_is_accounted_from_its_config_alone(call, quickstart, monkeypatch):
     def touched(*arguments):
         raise AssertionError("accounting read a record")
 
     monkeypatch.setattr("cadp_fl.data.sources.load_source", touched)
-    answer = told(call, "plan", quickstart, "--set", "budget.retry_reserve=0.1")
-    study = load_study(quickstart, ["budget.retry_reserve=0.1"])
+    answer = told(call, "plan", quickstart, "--set", "budget.retry_reserve=0.1", "--set", THREE)
+    study = load_study(quickstart, ["budget.retry_reserve=0.1", THREE])
     budget = Budget.of(study.budget, study.labels)
     for method in build_methods(study):
         account, claim = answer["methods"][method.name], claim_of(budget.plan(method.name, method.events()))
@@ -126,7 +133,7 @@ def test_a_study_is_accounted_from_its_config_alone(call, quickstart, monkeypatc
 
 
 def test_one_more_round_or_release_is_a_new_plan_that_adds(call, quickstart):
-    methods = told(call, "plan", quickstart)["methods"]
+    methods = told(call, "plan", quickstart, "--set", THREE)["methods"]
     (again,) = methods["dp-sgd"]["one_more"]
     steps = PoissonGaussian.model_validate(
         {name: value for name, value in methods["dp-sgd"]["events"][0].items() if "epsilon" not in name} | {"steps": 2}
@@ -209,7 +216,14 @@ def test_a_wrong_question_is_one_sentence(call, arguments, sentence):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["methods=[cadp]", "flow.pretrained={path: none.safetensors, trained_on: public, freeze: [all]}"], "none"),
+        (
+            [
+                "methods=[cadp]",
+                "flow.warm_start=none",
+                "flow.pretrained={path: none.safetensors, trained_on: public, freeze: [all]}",
+            ],
+            "none",
+        ),
         (["budget.epsilon=0.0001"], "'budget.epsilon'"),
         (["methods=[capd]"], "Unknown method 'capd'"),
         (["release.mechanism=laplacian"], "Unknown mechanism"),

@@ -32,7 +32,7 @@ def no_flower(monkeypatch):
     ("override", "sentence"),
     [
         ("flow.training.ronds=3", "Did you mean 'rounds'?"),
-        ("flow.training.rounds=0", "Found training.rounds 0 and no flow.pretrained"),
+        ("flow.training.rounds=0", "Found flow.training.rounds 0 and no flow.pretrained"),
         ("sites.count=1", "'sites.count'"),
         ("data.source=digitz", "Unknown data source 'digitz'. Choose one of: digits, fashion-mnist, medmnist, mnist."),
         ("data.path=/nowhere.npz", "takes no path"),
@@ -45,7 +45,7 @@ def no_flower(monkeypatch):
         ("release.latent_dims=65", "at most the flow's 64 dimensions. Found 65."),
         ("classifier.model=vgg", "Unknown classifier 'vgg'"),
         ("methods=[capd]", "Unknown method 'capd'"),
-        ("methods=[cadp]", "takes a flow that no private record had a part in"),
+        ("flow={dense: {blocks: 1}}", "takes a flow that no private record had a part in"),
         ("methods.dp-sgd.sampling=0.1", "Unknown key 'methods.dp-sgd.sampling'"),
         ("methods.dp-sgd.model=vgg", "Unknown classifier 'vgg'"),
         ("methods.fedavg.rounds=0", "'methods.fedavg.rounds'"),
