@@ -46,6 +46,11 @@ class PolicyConfig(PrivacyUnit):
         description="sha256 of flows that no record of this site had a part in, by the steward's own knowledge, since "
         "what a server declares public is no more than its word; any, where unprotected is true",
     )
+    made_flows: bool = Field(
+        False,
+        description="whether a release may use a flow that the server says it made of what this site told under noise, "
+        "in the same plan, and of nothing else from these records: the site cannot check that",
+    )
     aggregator: Literal["none", "trusted"] = Field(
         "none",
         description="trusted: the site may add a share of the noise alone to values that an aggregator adds up over "

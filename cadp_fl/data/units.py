@@ -65,6 +65,15 @@ class Units:
         """Index of every contributed record, int64 (units * m,), unit by unit; -1 for a blank."""
         return self.records.reshape(-1)
 
+    def placed(self, dataset: Dataset) -> tuple[Dataset, np.ndarray]:
+        """Return what every place of `slots` holds, and which places each unit fills, int64 (units, m), -1 for a blank.
+
+        There are as many places whatever a unit has, and none of another unit's moves: what is computed of several
+        records together may be rounded by place.
+        """
+        told, blank = self.take(dataset, np.arange(len(self.slots)))
+        return told, np.where(blank, -1, np.arange(len(blank))).reshape(self.records.shape)
+
     def take(self, dataset: Dataset, places: np.ndarray) -> tuple[Dataset, np.ndarray]:
         """Return what is contributed at some places of `slots`, and which of it is blank, bool (places,).
 

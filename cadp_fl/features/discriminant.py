@@ -18,10 +18,12 @@ def whitening_of(covariances: torch.Tensor, ridge: float) -> torch.Tensor:
     Args:
         covariances: Sigma, (classes, dims, dims).
         ridge: rho, in units of lambda, the mean variance of all directions and classes.
+
+    A matrix that is no covariance, as a hostile server's weights may give, yields some matrix or NaN, and no error.
     """
     level = covariances.diagonal(dim1=1, dim2=2).mean().clamp_min(1e-12)
     eye = torch.eye(covariances.shape[1], dtype=covariances.dtype, device=covariances.device)
-    factors = torch.linalg.cholesky(covariances + ridge * level * eye)
+    factors, _ = torch.linalg.cholesky_ex(covariances + ridge * level * eye)
     whitening: torch.Tensor = torch.linalg.solve_triangular(factors, eye.expand_as(factors), upper=False)
     return whitening
 

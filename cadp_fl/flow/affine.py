@@ -41,7 +41,8 @@ class ConditionalAffine(nn.Module):
         Args:
             ridge: rho, in units of lambda, the mean variance of all directions and classes.
         """
-        factors = torch.linalg.inv(self.whitening.double().tril())
+        eye = torch.eye(self.mean.shape[1], dtype=torch.float64, device=self.mean.device)
+        factors = torch.linalg.solve_triangular(self.whitening.double().tril(), eye, upper=False)
         return self.mean.double(), whitening_of(factors @ factors.mT, ridge)
 
     def inverse(self, u: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:

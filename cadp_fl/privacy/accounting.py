@@ -97,6 +97,10 @@ _COARSEST = 0.1
 _FINE, _FINE_ENOUGH = 500, 100_000
 """Steps of a grid up to an epsilon: it is refined until there are at least so many, and not beyond so many."""
 
+_MOST_POINTS = 1e6
+"""Of a grid, about: losses that reach far, where noise is small beside C, would else fill the memory for an epsilon
+that is next to 0. A coarser grid gives no smaller one."""
+
 _SMALLEST_SHARE = 1e-6
 """A budget has an epsilon of 0.001 or more; that of a stage may be a small share of it."""
 
@@ -215,6 +219,7 @@ def _composed(
     Each grid holds the coarser ones' points, so none gives a larger epsilon but for the last digits. The grid follows
     epsilon: one of 1e-4 alone would be a tenth of an epsilon of 0.001, and fill the memory for one of 500.
     """
+    widest = shift + math.fsum(pure) + max((2 / noise**2 for noise, _ in sampled), default=0.0)
     smallest, step = math.inf, _COARSEST
     while True:
         composed = pld.identity(step)
@@ -222,7 +227,7 @@ def _composed(
             composed = composed.compose(loss)
         smallest = min(smallest, float(composed.get_epsilon_for_delta(delta)))
         is_fine = step <= grid * 1.01 and smallest >= _FINE * step
-        if is_fine or smallest >= _FINE_ENOUGH * step or step < 1e-8:
+        if is_fine or smallest >= _FINE_ENOUGH * step or step < 1e-8 or widest > _MOST_POINTS * step / 10:
             return smallest
         step = round(step / 10, 12)
 

@@ -16,7 +16,7 @@ mechanism at sigma, so the claim at sigma holds for the sum. For, the law of one
 at integers, and by Poisson's summation formula that of the sum is h * ... * h taken at integers but for products of
 Fourier transforms at two different aliases. Those are at most exp(-2 pi^2 s^2 (x^2 + (1 - x)^2)) <= exp(-pi^2 s^2) at
 a standard deviation of s steps, so that no probability is off by more than K^2 exp(-pi^2 s^2); with 2^6 steps or more,
-as events ask for, it is below 10^-17000.
+as events ask for, and 2^6 / sqrt(2) off a diagonal, it is below 10^-8700.
 
 References:
     Dwork, Roth: The algorithmic foundations of differential privacy, 2014 (the Gaussian mechanism).

@@ -130,10 +130,17 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
         )
     releases = any(isinstance(event, ReleaseEvent) and event.stage == "release" for event in plan.events)
     responds = any(isinstance(event, RandomizedResponse) for event in plan.events)
-    if releases and not policy.unprotected and not any(names_flow(event) for event in plan.events):
+    naming = [event for event in plan.events if names_flow(event)]
+    if releases and not policy.unprotected and not naming:
         raise UnprotectedModelError(
             "A release says which flow it is made with. A plan is silent on it; name the flow that is public, or plan "
             "the moments or the steps of DP-SGD that it is made of."
+        )
+    made = [event for event in naming if not isinstance(event, (DeclaredPublic, Unprotected))]
+    if releases and made and not (policy.made_flows or policy.unprotected):
+        raise UnprotectedModelError(
+            "That a flow is made of noised values of this plan, and of nothing else from these records, is a server's "
+            f"word, which the steward takes or not (policy: made_flows). Found one made of {made[0].kind}."
         )
     if plan.against == "recipients" and policy.aggregator != "trusted":
         raise AggregatorError(

@@ -33,7 +33,8 @@ def assumptions(scope: Scope, *, sampled: bool = True) -> list[str]:
     return [
         _patients(scope),
         _labels(scope),
-        f"The number of {scope.unit}s that each site trains on, and of those that it tests on, is public.",
+        f"The number of {scope.unit}s that each site trains on, and of those that it tests on, is public. A "
+        f"{scope.unit} is replaced in its place: the others keep their order.",
         *([_SAMPLED.format(unit=scope.unit)] if sampled else []),
         "Config, architecture, clip norms and the split of the budget were chosen without looking at the training "
         "records, which nothing here can check, and each record's site and its split into training and test do not "
@@ -51,7 +52,8 @@ def _patients(scope: Scope) -> str:
     return (
         "No patient is at two sites; for one who is at k sites, what holds is the sum over those sites. Each patient "
         f"contributes exactly {m} record{'s' if m > 1 else ''} to a release: the first that the site has, and blanks, "
-        "clipped and noised like records, where there are fewer. To a gradient it contributes the mean of those it has."
+        "clipped and noised like records, where there are fewer. To a gradient it contributes the mean of those it "
+        "has, and to sums and moments those it has and nothing in the other places."
     )
 
 

@@ -238,12 +238,17 @@ class Site:
         return Reply({"class_counts": told})
 
     def _remember_counts(self, request: Request, method: str, noised: np.ndarray, noise_std: float) -> None:
-        """Write down how many contributed records each class almost surely has at least."""
-        least = (noised - COUNT_DOUBT * noise_std).tolist()
-        self._outbox.mkdir(parents=True, exist_ok=True)
-        with replaced_file(self._counts_file(request, method)) as file:
-            named = dict(zip(self._data.train.schema.classes, least, strict=True))
-            file.write_text(json.dumps(named), encoding="utf-8")
+        """Write down how many contributed records each class almost surely has at least.
+
+        Of several answers the smallest stands: one of many that are noisy enough would else show any number.
+        """
+        least = dict(zip(self._data.train.schema.classes, (noised - COUNT_DOUBT * noise_std).tolist(), strict=True))
+        path = self._counts_file(request, method)
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else least
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path) as file:
+            smallest = {name: min(count, before[name]) for name, count in least.items()}
+            file.write_text(json.dumps(smallest), encoding="utf-8")
 
     def _counts_file(self, request: Request, method: str) -> Path:
         name = hashlib.sha256(f"{request.run}/{method}".encode()).hexdigest()[:16]
@@ -399,15 +404,16 @@ class Site:
         loss: dict[str, float] = {}
         start = time.perf_counter()
         if isinstance(training, DpSgdTraining):
-            train, class_weights = self._data.train, self._class_weights(training)
+            class_weights = self._class_weights(training)
             event_id = self._spending.spend(request, asked.method, training.event)
             fixed, learned = split_features(model)
-            inputs = features_of(fixed, torch.from_numpy(train.images).to(self._device))
+            told, places = self._units.placed(self._data.train)
+            inputs = features_of(fixed, torch.from_numpy(told.images).to(self._device))
             train_dp_sgd(
                 learned,
-                cross_entropy_of(inputs, torch.from_numpy(train.labels).to(self._device), class_weights),
+                cross_entropy_of(inputs, torch.from_numpy(told.labels).to(self._device), class_weights),
                 training.event,
-                units=torch.from_numpy(self._units.records).to(self._device),
+                units=torch.from_numpy(places).to(self._device),
                 optimizer=lambda parameters: _sgd(parameters, training),
                 noise=self._noise.child("dp-sgd", event_id),
             )

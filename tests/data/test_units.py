@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies
 
+from cadp_fl.classifier.fixed import features_of, split_features
+from cadp_fl.classifier.models import build_classifier
+from cadp_fl.config import ClassifierConfig
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError
@@ -69,3 +73,20 @@ def test_patients_must_be_known():
     data = dataset([1, 2])
     with pytest.raises(DataError, match="add patients to the data"):
         Units.of(Dataset(SCHEMA, data.images, data.labels), "patient", 1)
+
+
+def test_places_are_as_many_whatever_a_patient_has_and_no_others_move():
+    """Features that are computed together are rounded by place: 1e-8, which hostile weights make a whole gradient."""
+    images = np.random.default_rng(0).integers(0, 256, (300, 3, 28, 28), dtype=np.uint8)
+    schema = Schema(name="x", shape=(3, 28, 28), classes=("a", "b"), levels=256)
+    patients = np.array([0, 0, *range(1, 299)])
+    model = build_classifier(ClassifierConfig(model="linear-hog"), schema.shape, 2, seed=0)
+    features = []
+    for kept in (np.arange(300), np.delete(np.arange(300), 1)):  # the first patient has two records, or one
+        dataset = Dataset(schema, images[kept], np.zeros(len(kept), dtype=np.int64), patients=patients[kept])
+        units = Units.of(dataset, "patient", 2)
+        told, places = units.placed(dataset)
+        assert (places.shape, len(told)) == ((299, 2), 598)
+        assert (places[0, 1] == -1) == (len(kept) == 299)
+        features.append(features_of(split_features(model)[0], torch.from_numpy(told.images)))
+    assert torch.equal(features[0][2:], features[1][2:])

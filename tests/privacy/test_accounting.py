@@ -310,3 +310,9 @@ def test_the_delta_that_a_refusal_names_is_accepted(records):
     named = float(str(caught.value).rsplit("use ", 1)[1].split(" ")[0])
     check_delta(named, records)
     assert named > 0.9 / (10 * records)
+
+
+def test_a_step_whose_losses_reach_far_and_whose_epsilon_is_nothing_is_accounted_at_once():
+    """A server may plan it: on the finest grid it would fill a site's memory."""
+    event = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=0.02, sampling_rate=1e-7, steps=1)
+    assert epsilon_of([event], 1e-5) == 0

@@ -91,6 +91,8 @@ def test_the_defaults_are_careful():
         (UnprotectedModelError, 313, {}, plan(FLOW_WEIGHTS, MOMENTS, LABELS, RELEASE), {}),
         (UnitError, 314, {"unit": "patient", "records_per_patient": 3}, plan(MOMENTS, unit="patient"), {}),
         (AggregatorError, 319, {}, plan(SHARE), {}),
+        (UnprotectedModelError, 313, {}, plan(CENTRE, MOMENTS, LABELS, RELEASE), {}),
+        (UnprotectedModelError, 313, {}, plan(STEPS.model_copy(update={"stage": "flow"}), LABELS, RELEASE), {}),
         (AggregatorError, 319, {}, plan(CENTRE.model_copy(update={"shares": 3}), MOMENTS), {}),
         (EvaluationError, 317, {}, plan(TABLE, units="test"), {}),
     ],
@@ -106,8 +108,8 @@ def test_what_the_policy_allows_passes():
     check(policy(), plan())
     check(policy(), plan(STEPS))
     check(policy(), plan(CENTRE, MOMENTS))
-    check(policy(), plan(CENTRE, MOMENTS, LABELS, RELEASE))
-    check(policy(), plan(STEPS.model_copy(update={"stage": "flow"}), LABELS, RELEASE))
+    check(policy(made_flows=True), plan(CENTRE, MOMENTS, LABELS, RELEASE))
+    check(policy(made_flows=True), plan(STEPS.model_copy(update={"stage": "flow"}), LABELS, RELEASE))
     check(policy(aggregator="trusted"), plan(SHARE))
     check(open_policy(labels="covered"), plan(SHARE))
     check(policy(labels="public", unprotected=True), plan(FLOW_WEIGHTS, RELEASE, labels="public"))

@@ -388,6 +388,16 @@ def test_a_policys_least_units_of_a_class_are_held_against_the_moments_noised_co
     assert (min(known.values()) < least) is refused
 
 
+def test_of_several_noised_counts_the_smallest_stands():
+    """One of many that are noisy enough would show any number."""
+    made = site()
+    made._public_counts = lambda: None  # as where labels are covered
+    request = Request("moments", {})
+    for noised in ([900.0, 5.0, 40.0], [10.0, 700.0, 50.0]):
+        made._remember_counts(request, "m", np.array(noised), 1.0)
+    assert list(made._known_counts(request, "m").values()) == [10 - COUNT_DOUBT, 5 - COUNT_DOUBT, 40 - COUNT_DOUBT]
+
+
 def test_a_release_before_the_counts_of_moments_is_refused_and_after_them_made():
     made = reserve(site(min_class_units=2, labels="public"), CLEAR, RELEASE)
     made._public_counts = lambda: None  # as where labels are covered
