@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.report.page import format_bytes
 from cadp_fl.study.estimate import Estimate
 
@@ -27,7 +27,11 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
         )
     for method, total in estimate.totals.items():
         table.add_row(
-            method, "in all", "end-to-end" if total is not None else "not end-to-end", format_epsilon(total), ""
+            method,
+            "in all",
+            f"end-to-end{format_against(estimate.against[method])}" if total is not None else "not end-to-end",
+            format_epsilon(total),
+            "",
         )
     console.print(table)
     phases = Table(title="Bytes of one site, and wall time on this machine", title_justify="left")

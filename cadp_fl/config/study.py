@@ -377,7 +377,8 @@ class BudgetConfig(PrivacyUnit):
     split: dict[str, Fraction] = Field(
         {},
         description="shares of epsilon of the stages beside a method's release or classifier, which gets the rest: "
-        "labels (0.2 by default) and counts (0.05), where labels are covered; of what those leave, moments (0.95) and "
+        "labels (0.2 by default; 0.02 above a warm start) and counts (0.05), where labels are covered and no moments "
+        "tell counts; of what those leave, moments (0.95) and "
         "flow (0.25), where a method has them beside another stage",
     )
     retry_reserve: float = Field(

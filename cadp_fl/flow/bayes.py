@@ -14,7 +14,6 @@ from torch import nn
 from cadp_fl.config import FlowConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
-from cadp_fl.features.discriminant import log_densities
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 
@@ -27,8 +26,8 @@ class FlowBayes(nn.Module):
     Args:
         flow: its condition is the class, one-hot.
         levels: number of grey levels of an image.
-        ridge: rho, of a flow that is an affine layer alone: its covariances get that much of their mean variance more.
-            0 for the flow's own densities.
+        ridge: rho, of a warm-started flow: the covariances of its affine layer get that much of their mean variance
+            more. 0 for the flow's own densities.
     """
 
     def __init__(self, flow: ConditionalFlow, *, levels: int, ridge: float = 0.0) -> None:
@@ -60,17 +59,25 @@ class FlowBayes(nn.Module):
                 of v / (levels - 1), and its density is that in the middle of the level, as `dequantize` has it.
         """
         x = (torch.round((images + 0.5) * (self._levels - 1)) + 0.5) / self._levels
-        seen = x if self.flow.coordinates is None else self.flow.coordinates(x)[0]
-        if self.flow.affine is not None and not len(self.flow.dense.couplings):
-            mean, whitening = self.flow.affine.smoothed(self._ridge)
-            return log_densities(seen.double(), mean, whitening).to(x.dtype)
-        classes = self.flow.conditions
-        each = torch.arange(classes, device=images.device)
-        return torch.stack([self._density(seen, condition_of(y.repeat(len(x)), classes, x.dtype)) for y in each], dim=1)
+        if self.flow.coordinates is not None and self.flow.affine is not None:
+            return self._of_coordinates(self.flow.coordinates(x)[0], *self.flow.affine.smoothed(self._ridge))
+        return torch.stack([self.flow.log_prob(x, condition) for condition in self._conditions(x)], dim=1)
 
-    def _density(self, seen: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return log p(x | y), (batch,); of a warm-started flow that of the coordinates which y has a part in."""
-        if self.flow.coordinates is None:
-            return self.flow.log_prob(seen, condition)
-        z, log_det = self.flow.whiten(seen, condition)
-        return log_det - 0.5 * z.square().sum(dim=1)
+    def _of_coordinates(self, u: torch.Tensor, means: torch.Tensor, whitening: torch.Tensor) -> torch.Tensor:
+        """Return log p(u | y) but for a constant, (batch, classes).
+
+        The affine layer is the flow's with a ridge, and the blocks above it are the flow's own. What a warm-started
+        flow's other coordinates add does not depend on y.
+        """
+        logits = []
+        for mean, matrix, condition in zip(means, whitening, self._conditions(u), strict=True):
+            white = (u.double() - mean) @ matrix.T
+            z, log_det = self.flow.dense(white.to(u.dtype), condition)
+            logits.append(matrix.diagonal().abs().log().sum() + log_det - 0.5 * z.square().sum(dim=1))
+        return torch.stack(logits, dim=1).to(u.dtype)
+
+    def _conditions(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the condition of every class for a batch."""
+        classes = self.flow.conditions
+        each = torch.arange(classes, device=x.device)
+        return [condition_of(label.repeat(len(x)), classes, x.dtype) for label in each]

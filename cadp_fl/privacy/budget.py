@@ -74,8 +74,8 @@ class Budget:
         split = SPLIT | dict(shares or {}) | config.split
         if sum(split[stage] for stage in _FIRST) >= 1 or sum(split[stage] ** 2 for stage in _OF_THE_REST) >= 1:
             raise ConfigError(
-                f"budget.split leaves a share to the release or the classifier. Found {split}; let labels and counts "
-                "add up to less than 1, and moments and flow in their squares, as Gaussian noise does."
+                f"budget.split leaves a share to a method's last stage. With defaults it is {split}; let labels and "
+                "counts add up to less than 1, and moments and flow in their squares, as Gaussian noise does."
             )
         reserve = config.retry_reserve
         return cls(

@@ -145,7 +145,7 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
     if plan.against == "recipients" and policy.aggregator != "trusted":
         raise AggregatorError(
             "A site adds all of its noise itself unless its policy trusts an aggregator (policy: aggregator). A plan "
-            "adds a share of it; plan it with shares 1."
+            "adds a share of it; set flow.moments.noise: each-site."
         )
     if plan.labels == "covered" and releases and not responds:
         raise UnitError(

@@ -219,6 +219,7 @@ def statement_of_study(
     resumed: bool,
     test_units: str = "",
     summed: Sequence[str] = (),
+    sampled: bool = True,
 ) -> str:
     """Return the paragraph on a whole study, that a data protection officer can paste.
 
@@ -227,6 +228,7 @@ def statement_of_study(
         resumed: whether the run was interrupted and went on.
         test_units: statement on them.
         summed: names of the methods whose sites add a share of some noise alone.
+        sampled: whether any method draws samples of records.
     """
     shares = (
         f" In {' and '.join(summed)} the sites add a share of some noise each, so that what holds, holds against "
@@ -257,7 +259,7 @@ def statement_of_study(
             "privacy.json says.",
             *([test_units] if test_units else []),
             "Assumptions:",
-            *assumptions(scope),
+            *assumptions(scope, sampled=sampled),
             "Not covered:",
             *not_covered(scope),
         ]

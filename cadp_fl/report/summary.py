@@ -7,7 +7,7 @@ from typing import Any
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
-from cadp_fl.privacy.accounting import Event
+from cadp_fl.privacy.accounting import Event, PoissonGaussian
 from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans, relation_of, stage_costs
 from cadp_fl.privacy.plan import Against, Plan, against
 from cadp_fl.report.statement import (
@@ -261,7 +261,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
         **({"resumed": _resumed(results)} if results.resumed else {}),
         "test_units": test_units,
         **_public_attributes(results),
-        "assumptions": assumptions(results.scope),
+        "assumptions": assumptions(results.scope, sampled=_samples(results)),
         "not_covered": not_covered(results.scope),
         "statement": statement_of_study(
             study,
@@ -270,6 +270,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
             resumed=bool(results.resumed),
             test_units=test_units["statement"],
             summed=[name for name, entry in methods.items() if entry["against"] == "recipients"],
+            sampled=_samples(results),
         ),
     }
 
@@ -312,6 +313,12 @@ def _together(results: Results, accounts: Mapping[str, Mapping[str, Account]]) -
         site: [by_site[site].plan for by_site in accounts.values() if site in by_site] for site in sorted(results.sites)
     }
     return {site: compose_plans(own).to_json() for site, own in plans.items()}
+
+
+def _samples(results: Results) -> bool:
+    """Tell whether any method draws Poisson samples of records."""
+    events = [event for own in results.accounts.values() for account in own.values() for event in account.plan.events]
+    return any(isinstance(event, PoissonGaussian) and event.sampling_rate < 1 for event in events)
 
 
 def _resumed(results: Results) -> dict[str, Any]:

@@ -160,10 +160,11 @@ def _one_more(what: str, events: Sequence[Event], delta: float, before: Epsilons
 
 def _again(method: Method) -> list[tuple[str, list[Event]]]:
     """Return what of a method could be done once more, and with which events: a round's steps, a release."""
-    events, rounds = method.events(), sum(method.phases().values())
+    events, phases = method.events(), method.phases()
     found: list[tuple[str, list[Event]]] = []
     for event in events:
         if isinstance(event, PoissonGaussian):
+            rounds = phases.get(f"{method.name}/{'flow' if event.stage == 'flow' else 'train'}", 0)
             steps = event.steps // rounds if rounds and event.steps % rounds == 0 else 1
             what = f"one more round of DP-SGD ({steps} step{'s' if steps > 1 else ''})"
             found.append((what, [event.model_copy(update={"steps": steps})]))

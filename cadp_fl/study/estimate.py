@@ -38,6 +38,7 @@ from cadp_fl.privacy.claims import StageCost, claim_of, stage_costs
 from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Against
 from cadp_fl.release.privatize import ReleaseSettings, privatize
 from cadp_fl.site.moments import told_moments
 from cadp_fl.study.launch import sites_at_once
@@ -77,6 +78,7 @@ class Estimate:
     Attributes:
         stages: by method, each by itself, on training units and then on test units.
         totals: by method, what all its stages on training units compose to; None without an end-to-end guarantee.
+        against: whom each holds against.
         delta: of every total.
         phases: in order.
         sites_at_once: number of sites that compute at the same time.
@@ -86,6 +88,7 @@ class Estimate:
 
     stages: dict[str, tuple[StageCost, ...]]
     totals: dict[str, float | None]
+    against: dict[str, Against]
     delta: float
     phases: tuple[PhaseEstimate, ...]
     sites_at_once: int
@@ -118,6 +121,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     return Estimate(
         stages={name: (*stage_costs(plan), *stage_costs(tests[name])) for name, plan in plans.items()},
         totals={name: claim_of(plan).epsilon for name, plan in plans.items()},
+        against={name: plan.against for name, plan in plans.items()},
         delta=study.budget.delta,
         phases=tuple(phases),
         sites_at_once=at_once,
