@@ -19,7 +19,7 @@ SHAPES = {
 
 def preset(name, monkeypatch, narrowed):
     monkeypatch.setenv("CADP_FL_DATA", "/data")
-    tree = load_study(ROOT / "configs" / "paper" / f"{name}.yaml").flow.model_dump()
+    tree = load_study(ROOT / "configs" / "paper" / f"{name}.yaml").flow.cold().model_dump()
     for scale in tree["scales"]:
         scale["channels"] //= narrowed
     tree["dense"]["width"] //= narrowed
