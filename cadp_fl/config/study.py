@@ -213,9 +213,15 @@ class MomentsConfig(Settings):
         description="rho: added to every class's covariance to tell classes apart, in units of the mean variance",
     )
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights by name, in the order a, b, s, w."""
+        names = ("count_weight", "sum_weight", "shared_weight", "class_weight")
+        return {name: getattr(self, name) for name in names}
+
     @model_validator(mode="after")
     def _weighs_something(self) -> "MomentsConfig":
-        weights = (self.count_weight, self.sum_weight, self.shared_weight, self.class_weight)
+        weights = tuple(self.weights.values())
         if not any(weights) or any(0 < weight < 1 / 16 for weight in weights):
             raise ValueError(f"weights are 0 or from 1/16 to 16, and one at least is not 0. Found {weights}")
         return self

@@ -16,7 +16,7 @@ from torch import nn
 
 from cadp_fl.features.dct import dct_matrix
 
-__all__ = ["OrientedGradients"]
+__all__ = ["OrientedGradients", "by_direction"]
 
 ORIENTATIONS = 4
 """Of a line, so on half a circle."""
@@ -66,12 +66,26 @@ class OrientedGradients:
         down, across = torch.zeros_like(x), torch.zeros_like(x)
         down[:, :, 1:-1] = x[:, :, 2:] - x[:, :, :-2]
         across[:, :, :, 1:-1] = x[:, :, :, 2:] - x[:, :, :, :-2]
-        length, channel = torch.hypot(down, across).max(dim=1, keepdim=True)
-        angle = torch.atan2(down.gather(1, channel), across.gather(1, channel))
-        place = (angle / math.pi * ORIENTATIONS).remainder(ORIENTATIONS)
-        each = torch.arange(ORIENTATIONS, device=x.device).view(1, -1, 1, 1)
-        apart = (place - each).abs()
-        return length * (1 - torch.minimum(apart, ORIENTATIONS - apart)).clamp_min(0)
+        return by_direction(down, across, ORIENTATIONS, turn=math.pi)
+
+
+def by_direction(down: torch.Tensor, across: torch.Tensor, count: int, *, turn: float) -> torch.Tensor:
+    """Return the length of every pixel's gradient, shared out to the two directions next to its own.
+
+    Args:
+        down: along columns, (batch, channels, height, width); of the channels, that counts in which it is longest.
+        across: along rows, likewise.
+        count: number of directions.
+        turn: angle that they go round: 2 pi for directions, pi for the orientations of a line.
+
+    Returns:
+        (batch, count, height, width).
+    """
+    length, channel = torch.hypot(down, across).max(dim=1, keepdim=True)
+    angle = torch.atan2(down.gather(1, channel), across.gather(1, channel))
+    place = (angle / turn * count).remainder(count)
+    apart = (place - torch.arange(count, device=down.device).view(1, -1, 1, 1)).abs()
+    return length * (1 - torch.minimum(apart, count - apart)).clamp_min(0)
 
 
 def _blurred(x: torch.Tensor) -> torch.Tensor:

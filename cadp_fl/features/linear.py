@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cadp_fl.features.dct import dct_matrix
+from cadp_fl.features.gradients import by_direction
 
 __all__ = ["BlockGradients", "LowPassDct"]
 
@@ -79,12 +80,7 @@ class BlockGradients(nn.Module):
         around = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
         along_rows = (around[:, :, 1:-1, 2:] - around[:, :, 1:-1, :-2]) / 2
         along_columns = (around[:, :, 2:, 1:-1] - around[:, :, :-2, 1:-1]) / 2
-        length, channel = torch.hypot(along_rows, along_columns).max(dim=1, keepdim=True)
-        angle = torch.atan2(along_columns.gather(1, channel), along_rows.gather(1, channel))
-        place = (angle / (2 * math.pi) * self.directions).remainder(self.directions)
-        direction = torch.arange(self.directions, device=images.device).view(1, -1, 1, 1)
-        apart = (place - direction).abs()
-        return length * (1 - torch.minimum(apart, self.directions - apart)).clamp_min(0)
+        return by_direction(along_columns, along_rows, self.directions, turn=2 * math.pi)
 
 
 _FEWEST_CELLS, _MOST_CELLS = 4, 12

@@ -36,8 +36,6 @@ what those leave of it for a flow's moments and its training."""
 CENTRE_SHARE = 0.05
 """Of mu^2 of the moments: what the sum takes that records are centred by."""
 
-_WEIGHTS = ("count_weight", "sum_weight", "shared_weight", "class_weight")
-
 
 @dataclass(frozen=True)
 class Budget:
@@ -145,8 +143,8 @@ class Budget:
         Raises:
             BudgetError: no noise meets the budget.
         """
-        m, weights = self.records_per_unit, settings.model_dump(include={*_WEIGHTS})
-        sensitivity = moments_sensitivity(*(weights[name] for name in _WEIGHTS), replaces=True)
+        m, weights = self.records_per_unit, settings.weights
+        sensitivity = moments_sensitivity(*weights.values(), replaces=True)
 
         def both(noise: float) -> tuple[GaussianSum, GaussianMoments]:
             """Return the events of 1 / mu = noise."""

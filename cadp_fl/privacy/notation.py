@@ -53,8 +53,7 @@ class Kind:
         return next((name for name in self.needed if name.startswith("noise-")), None)
 
 
-_WEIGHTS = ("count_weight", "sum_weight", "shared_weight", "class_weight")
-_MOMENTS = MomentsConfig().model_dump(include=set(_WEIGHTS)) | {"clip_norm": FrontEndConfig().radius}
+_MOMENTS = MomentsConfig().weights | {"clip_norm": FrontEndConfig().radius}
 """A study's own weights and radius, where it names none; the latter moves no cost."""
 
 KINDS = {

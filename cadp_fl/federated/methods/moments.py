@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cadp_fl.config import FrontEndConfig
 from cadp_fl.errors import ExchangeError
+from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.federated.methods.base import StudyRun
 from cadp_fl.flow.moments import ToldMoments
-from cadp_fl.flow.storage import FlowCard
 from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum
 from cadp_fl.privacy.moments import Moments
 from cadp_fl.site.protocol import Reply, Request
@@ -17,12 +18,12 @@ __all__ = ["ask_for_moments"]
 
 
 def ask_for_moments(
-    run: StudyRun, card: FlowCard, sum_event: GaussianSum, event: GaussianMoments, *, phase: str
+    run: StudyRun, front_end: FrontEndConfig, sum_event: GaussianSum, event: GaussianMoments, *, phase: str
 ) -> ToldMoments:
     """Return the noised moments of all sites together, around a centre that is their noised mean.
 
     Args:
-        card: of the flow whose low-pass front end gives the features.
+        front_end: of the flow; gives the features.
         sum_event: what the sum costs a site.
         event: what the moments cost it.
         phase: of the run.
@@ -30,7 +31,7 @@ def ask_for_moments(
     Raises:
         FederationError: too few sites are left: fewer than the quorum, or than share one noise.
     """
-    dims, classes = card.build().coarse_dims, len(run.schema.classes)
+    dims, classes = FrontEnd(front_end, run.schema.shape).dims, len(run.schema.classes)
     sums: dict[str, np.ndarray] = {}
     moments: dict[str, Moments] = {}
 
@@ -44,7 +45,7 @@ def ask_for_moments(
         moments[site] = Moments.of(reply.arrays, event, classes=classes, dims=dims)
 
     def ask(number: int, told: GaussianSum | GaussianMoments, check: Callable[[str, Reply], None]) -> int:
-        settings = MomentsRequest(method=run.method, front_end=card.config.front_end, event=told)
+        settings = MomentsRequest(method=run.method, front_end=front_end, event=told)
         arrays = {"centre": centre} if number == 2 else {}
         request = Request("moments", settings.model_dump(mode="json"), arrays)
         replies = run.federation.ask(request, phase=phase, round=number, of=2, check=check)

@@ -117,19 +117,16 @@ class PrivateFlow:
 
     def make(self, run: StudyRun) -> tuple[ConditionalFlow, FlowCard]:
         """Return the flow: made now, or before an interruption."""
-        path, stages = run.flow_file(), list(self.phases())
-        if finished := [phase for phase in stages or [f"{self._method}/flow"] if run.is_finished(phase)]:
-            flow, card = load_flow(path)
-            stages = stages[len(finished) :]
-        else:
-            flow, card = self._start(run)
-        for phase in stages:
-            card = self._train(run, flow, card) if phase.endswith("/flow") else self._warm_start(run, flow, card)
+        path, stages = run.flow_file(), list(self.phases()) or [f"{self._method}/flow"]
+        left = [phase for phase in stages if not run.is_finished(phase)]
+        flow, card = self._start(run) if left == stages else load_flow(path)
+        for phase in left:
+            if phase.endswith("/moments"):
+                self._warm_start(run, flow, card)
+            elif self._steps:
+                card = self._train(run, flow, card)
             save_flow(path, flow, card)
             run.finish(phase)
-        if not self.phases() and not finished:
-            save_flow(path, flow, card)
-            run.finish(f"{self._method}/flow")
         return flow, card
 
     def _start(self, run: StudyRun) -> tuple[ConditionalFlow, FlowCard]:
@@ -183,12 +180,11 @@ class PrivateFlow:
         """The stage whose share DP-SGD gets: moments, where there are none and the study names no other."""
         return "flow" if self._moments or "flow" in self._study.budget.split else "moments"
 
-    def _warm_start(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> FlowCard:
-        """Fit the flow's affine layer to what the sites tell of their moments, in place, and return what it is now."""
+    def _warm_start(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> None:
+        """Fit the flow's affine layer to what the sites tell of their moments, in place."""
         assert self._moments is not None, "asked for by the plan"
-        told = ask_for_moments(run, card, *self._moments, phase=f"{self._method}/moments")
-        fit_affine(flow, told)
-        return card
+        front_end = card.config.front_end
+        fit_affine(flow, ask_for_moments(run, front_end, *self._moments, phase=f"{self._method}/moments"))
 
     def _train(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> FlowCard:
         """Federated averaging of DP-SGD on the flow's blocks, in place; a moving average over rounds is what stays."""
