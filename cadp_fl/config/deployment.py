@@ -66,7 +66,7 @@ class SiteConfig(Settings):
     data: DataConfig | None = Field(None, description="the site's own records")
     rehearsal: Path | None = Field(
         None,
-        description="a study config in place of own records: those that a simulation of it deals to a site of this name",
+        description="a study config in place of own records: those that its simulation deals to a site of this name",
     )
     dataset: Name | None = Field(
         None, description="what the records are, in words that all sites share; by default the source's name for them"

@@ -39,8 +39,8 @@ def check_public_key(data: bytes, what: str) -> None:
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise InputError(
-            f"A site's public key is an EC P-384 key in OpenSSH's format, the .pub that cadp-fl site init wrote. {what} "
-            "is none; ask the site for that file."
+            "A site's public key is an EC P-384 key in OpenSSH's format, the .pub that cadp-fl site init wrote. "
+            f"{what} is none; ask the site for that file."
         )
 
 
