@@ -1,0 +1,58 @@
+"""The environment of Flower's commands in a real federation, and a lock on a folder that one of them serves."""
+
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cadp_fl.errors import CadpError
+
+__all__ = ["flower_environment", "free_port", "locked"]
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Return what is set for Flower's commands: a home, quiet, nothing installed, this installation's commands first.
+
+    Args:
+        home: Flower's own files.
+    """
+    scripts = str(Path(sys.executable).parent)
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock, which ends with this process at the latest.
+
+    Args:
+        refusal: a sentence on who holds it, and the way out.
+
+    Raises:
+        CadpError: another holds it.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CadpError(refusal) from error
+        yield
+    finally:
+        os.close(handle)
