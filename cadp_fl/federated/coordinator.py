@@ -218,7 +218,7 @@ class CoordinatorFolder:
                 encoding="utf-8",
             )
 
-    def keys(self) -> dict[str, Path]:
+    def key_files(self) -> dict[str, Path]:
         """Return the public key's file of every admitted site, by its name."""
         return {file.stem: file for file in sorted(self.admitted.glob("*.pub"))}
 
@@ -231,7 +231,7 @@ class CoordinatorFolder:
         Raises:
             InputError: a name or a key cannot be a site's, or is admitted already.
         """
-        known = {name: _key(file) for name, file in self.keys().items()}
+        known = {name: _key(file) for name, file in self.key_files().items()}
         fresh: dict[str, bytes] = {}
         for file in files:
             name = _site_name(file)
@@ -249,7 +249,7 @@ class CoordinatorFolder:
         Raises:
             InputError: a file among them is no key.
         """
-        return {name: fingerprint(_key(file)) for name, file in self.keys().items()}
+        return {name: fingerprint(_key(file)) for name, file in self.key_files().items()}
 
     def expel(self, name: str) -> None:
         """Admit a site no longer.
@@ -257,12 +257,12 @@ class CoordinatorFolder:
         Raises:
             InputError: it is not admitted.
         """
-        keys = self.keys()
-        if name not in keys:
+        files = self.key_files()
+        if name not in files:
             raise InputError(
-                f"A site is removed that was admitted. '{name}' was not; admitted are: {', '.join(keys) or 'none'}."
+                f"A site is removed that was admitted. '{name}' was not; admitted are: {', '.join(files) or 'none'}."
             )
-        keys[name].unlink()
+        files[name].unlink()
 
     def renew(self) -> list[str]:
         """Make anew what the federation's own authority signed and what ends soon.

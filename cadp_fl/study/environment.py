@@ -1,16 +1,18 @@
-"""The environment of Flower's commands in a real federation, and a lock on a folder that one of them serves."""
+"""What every command that serves a real federation has around it: an environment, a lock, and a way to end."""
 
 import fcntl
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cadp_fl.errors import CadpError
 
-__all__ = ["flower_environment", "free_port", "locked"]
+__all__ = ["asked_to_end", "flower_environment", "free_port", "locked"]
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -56,3 +58,19 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def asked_to_end() -> Iterator[threading.Event]:
+    """Yield what is set when this process is asked to end: by Ctrl-C, by SIGTERM, or by a terminal that is closed."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # signals belong to the main thread
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

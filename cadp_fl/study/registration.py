@@ -120,7 +120,7 @@ def node_states(folder: CoordinatorFolder) -> dict[str, str]:
 
 def _register(folder: CoordinatorFolder, name: str, unclaimed: list[str]) -> str:
     """Register a site's key, and return its node's id; an unclaimed one is its own where Flower knows the key."""
-    answer = _ask(folder, "supernode", "register", str(folder.keys()[name]), CONNECTION, "--name", name)
+    answer = _ask(folder, "supernode", "register", str(folder.key_files()[name]), CONNECTION, "--name", name)
     if answer.get("success"):
         return str(answer["node-id"])
     if f"code: {KNOWN_KEY}]" not in str(answer.get("error-message")):

@@ -8,18 +8,17 @@ import contextlib
 import os
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.coordinator import CoordinatorFolder
-from cadp_fl.study.environment import flower_environment, locked
+from cadp_fl.study.environment import asked_to_end, flower_environment, locked
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.registration import is_up, synchronise
 
@@ -86,7 +85,7 @@ def serve(folder: CoordinatorFolder, *, announce: Callable[[str], None]) -> None
         CadpError: the folder is served already, a program does not start, or one ended by itself.
     """
     refusal = f"A folder is served once. '{folder.path}' is by another process; leave that one, or end it first."
-    with _stopping() as asked, locked(folder.lock, refusal):
+    with asked_to_end() as asked, locked(folder.lock, refusal):
         config = folder.load()
         for sentence in folder.renew():
             announce(sentence)
@@ -104,7 +103,7 @@ def serve(folder: CoordinatorFolder, *, announce: Callable[[str], None]) -> None
                 changes = synchronise(folder)
                 for sentence in changes.refused.values():
                     announce(sentence)
-                admitted = [name for name in folder.keys() if name not in changes.refused]
+                admitted = [name for name in folder.key_files() if name not in changes.refused]
                 announce(
                     f"The federation '{config.federation}' is served at {config.address}, to {len(admitted)} admitted "
                     f"sites ({', '.join(admitted) or 'none'}; {len(changes.added)} newly registered). "
@@ -146,22 +145,6 @@ def _nginx() -> str:
             "make a folder with --no-proxy for a federation on one machine alone."
         )
     return found
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Yield what is set when this process is asked to end."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals belong to the main thread
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check_free(folder: CoordinatorFolder) -> None:
