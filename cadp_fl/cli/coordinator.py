@@ -85,8 +85,10 @@ def serve(
 ) -> None:
     """Serve a federation until this command is ended (Ctrl-C, or SIGTERM).
 
-    With units of your own, cadp-fl coordinator admit FOLDER registers the
-    admitted keys once the SuperLink runs.
+    Every user of this machine reaches the SuperLink, and can submit code to
+    the sites: give it a machine of its own. With units of your own, cadp-fl
+    coordinator admit FOLDER registers the admitted keys once the SuperLink
+    runs.
     """
     from cadp_fl.federated.coordinator import CoordinatorFolder
     from cadp_fl.study import superlink

@@ -68,11 +68,17 @@ def new_server_key(authority: CertifiedKey, hosts: Sequence[str]) -> CertifiedKe
 
     Args:
         hosts: names or IP addresses that clients call the server by.
+
+    Raises:
+        InputError: the authority's certificate or key is damaged.
     """
-    above = x509.load_pem_x509_certificate(authority.certificate)
-    signer = serialization.load_pem_private_key(authority.key, password=None)
+    above = _load(authority.certificate)
+    try:
+        signer = serialization.load_pem_private_key(authority.key, password=None)
+    except (ValueError, TypeError):
+        signer = None
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise InputError("The federation's own authority has an EC key. Found another; restore certificates/ca.key.")
+        raise InputError("A federation's own authority signs with an EC key. Found none; restore certificates/ca.key.")
     key = ec.generate_private_key(ec.SECP384R1())
     identifier = above.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     builder = (
@@ -87,7 +93,11 @@ def new_server_key(authority: CertifiedKey, hosts: Sequence[str]) -> CertifiedKe
 
 
 def names_of(certificate: bytes) -> tuple[str, ...]:
-    """Return the host names and IP addresses that a certificate (PEM, the first of a chain) is for."""
+    """Return the host names and IP addresses that a certificate (PEM, the first of a chain) is for.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
         names = _load(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -97,12 +107,20 @@ def names_of(certificate: bytes) -> tuple[str, ...]:
 
 
 def end_of(certificate: bytes) -> datetime.datetime:
-    """Return when a certificate (PEM, the first of a chain) ends, in UTC."""
+    """Return when a certificate (PEM, the first of a chain) ends, in UTC.
+
+    Raises:
+        InputError: it is none.
+    """
     return _load(certificate).not_valid_after_utc
 
 
 def is_signed_by(certificate: bytes, authority: bytes) -> bool:
-    """Tell whether an authority (PEM) itself signed a certificate (PEM, the first of a chain)."""
+    """Tell whether an authority (PEM) itself signed a certificate (PEM, the first of a chain).
+
+    Raises:
+        InputError: one of both is none.
+    """
     try:
         _load(certificate).verify_directly_issued_by(_load(authority))
     except (ValueError, TypeError, InvalidSignature):
@@ -141,7 +159,6 @@ def check_server_files(certificate: Path, key: Path, host: str, authorities: Pat
     try:
         server.load_cert_chain(certificate, key, password=lambda: b"")
         pem = certificate.read_bytes()
-        _load(pem)
     except (ssl.SSLError, OSError, ValueError) as error:
         raise InputError(
             f"A server has a certificate and the key that fits it, PEM files without a password. '{certificate}' and "
@@ -184,7 +201,10 @@ def describe_refusal(error: ssl.SSLCertVerificationError, host: str, certificate
 
 
 def _load(certificate: bytes) -> x509.Certificate:
-    return x509.load_pem_x509_certificates(certificate)[0]
+    try:
+        return x509.load_pem_x509_certificates(certificate)[0]
+    except ValueError as error:
+        raise InputError("A certificate is PEM text. Found something else; restore it, or get it again.") from error
 
 
 def _name(text: str) -> x509.Name:

@@ -219,8 +219,12 @@ class CoordinatorFolder:
             )
 
     def key_files(self) -> dict[str, Path]:
-        """Return the public key's file of every admitted site, by its name."""
-        return {file.stem: file for file in sorted(self.admitted.glob("*.pub"))}
+        """Return the public key's file of every admitted site, by its name.
+
+        Raises:
+            InputError: a file's name cannot be a site's.
+        """
+        return {_site_name(file): file for file in sorted(self.admitted.glob("*.pub"))}
 
     def admit(self, files: Sequence[Path]) -> dict[str, str]:
         """Admit sites by their public keys, all or none; a site is named by its file.

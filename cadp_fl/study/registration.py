@@ -176,7 +176,16 @@ def _said(answer: dict[str, Any]) -> str:
 
 def _read(folder: CoordinatorFolder) -> dict[str, dict[str, str]]:
     file = folder.state / "nodes.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+    if not file.exists():
+        return {}
+    try:
+        nodes = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name): {"id": str(node["id"]), "key": str(node["key"])} for name, node in nodes.items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CadpError(
+            f"What is registered is remembered as JSON. '{file}' is damaged; stop the SuperLink, and run cadp-fl "
+            "coordinator purge, after which all keys are registered afresh."
+        ) from error
 
 
 def _write(folder: CoordinatorFolder, nodes: dict[str, dict[str, str]]) -> None:

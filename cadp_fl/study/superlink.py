@@ -1,7 +1,8 @@
 """A federation's SuperLink, and nginx before it, as two children that live and end together.
 
 The SuperLink has no accounts: whoever reaches its port may submit code to every site. So it listens on this machine
-alone, and nginx passes the fleet API on and nothing else.
+alone, and nginx passes the fleet API on and nothing else. Every user of this machine reaches it all the same: it is a
+machine of the coordinator's own.
 """
 
 import contextlib

@@ -233,7 +233,11 @@ def _check(folder: NodeFolder, node: NodeConfig, announce: Callable[[str], None]
             f"A SuperNode writes into its folder for Flower's files. This user cannot, into '{folder.flower}'; give it "
             "to this user."
         )
-    if not node.socket.is_socket():
+    try:
+        runs = node.socket.is_socket()
+    except PermissionError:  # the folder above it is closed to this user
+        runs = True
+    if not runs:
         announce(
             f"The site's agent does not run yet: there is no socket at '{node.socket}'. What the coordinator asks "
             "fails until it does (cadp-fl site serve)."

@@ -7,8 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -20,7 +19,7 @@ from cadp_fl.federated.certificates import verifying
 from cadp_fl.federated.coordinator import CoordinatorFolder
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.keys import new_key_pair
-from cadp_fl.study import registration, superlink
+from cadp_fl.study import registration, superlink, supernode
 from cadp_fl.study.environment import free_port, locked
 from tests.conftest import ROOT
 
@@ -75,15 +74,6 @@ def _site(folder: Path, name: str, coordinator: CoordinatorFolder) -> SiteFolder
     return site
 
 
-def _within(what: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + SECONDS
-    while not what():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.3)
-    return True
-
-
 def _connection(site: SiteFolder) -> dict[str, object]:
     return dict(json.loads((site.node.flower / "connection.json").read_text()))
 
@@ -98,59 +88,65 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> CoordinatorFolder:
 
 
 @pytest.fixture(scope="module")
-def north(folder: CoordinatorFolder, tmp_path_factory: pytest.TempPathFactory) -> SiteFolder:
-    return _site(tmp_path_factory.mktemp("sites"), "north", folder)
+def sites(folder: CoordinatorFolder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, SiteFolder]:
+    root = tmp_path_factory.mktemp("sites")
+    return {name: _site(root, name, folder) for name in ("north", "east", "stranger")}
 
 
 @pytest.fixture(scope="module")
-def server(folder: CoordinatorFolder, north: SiteFolder) -> Iterator[Command]:
-    assert registration.admit(folder, [north.node.public_key("north")])[1] is None
+def server(folder: CoordinatorFolder, sites: dict[str, SiteFolder]) -> Iterator[Command]:
+    admitted = [sites[name].node.public_key(name) for name in ("north", "east")]
+    assert registration.admit(folder, admitted)[1] is None
     server = Command("coordinator", "serve", str(folder.path))
     try:
-        server.heard("to 1 admitted sites (north; 1 newly registered)")
+        server.heard("to 2 admitted sites (east, north; 2 newly registered)")
         yield server
     finally:
         server.end()
 
 
-def test_an_admitted_site_connects_and_leaves_in_order(folder, north, server):
-    node = Command("site", "connect", str(north.path))
+@pytest.fixture(scope="module")
+def nodes(server: Command, sites: dict[str, SiteFolder]) -> Iterator[dict[str, Command]]:
+    nodes = {name: Command("site", "connect", str(site.path)) for name, site in sites.items()}
     try:
-        node.heard("The site's agent does not run yet")
-        node.heard("'north' is connected to 'chest'")
-        assert registration.node_states(folder) == {"north": "online"}
-        assert _connection(north)["state"] == "connected"
-        again = Command("site", "connect", str(north.path))
-        again.heard("A site has one SuperNode")
-        assert again.status() == 1
+        yield nodes
     finally:
-        assert node.end() == 0
-    assert _connection(north)["state"] == "stopped"
-    assert _within(lambda: registration.node_states(folder) == {"north": "offline"})
+        for node in nodes.values():
+            node.end()
 
 
-def test_a_key_that_was_not_admitted_is_refused_in_words(folder, server, tmp_path):
-    stranger = _site(tmp_path, "stranger", folder)
-    node = Command("site", "connect", str(stranger.path))
-    node.heard("has not admitted this site's key; send it")
-    assert node.status() == 1
-    assert _connection(stranger)["state"] == "refused"
-    assert stranger.node.key.read_text() not in (stranger.node.flower / "supernode.log").read_text()
+def test_a_key_that_was_not_admitted_is_refused_in_words(nodes, sites):
+    nodes["stranger"].heard("has not admitted this site's key; send it")
+    assert nodes["stranger"].status() == 1
+    node = sites["stranger"].node
+    assert _connection(sites["stranger"])["state"] == "refused"
+    assert node.key.read_text() not in (node.flower / "supernode.log").read_text()
 
 
-def test_a_removed_site_is_told_so_and_its_key_stays_out(folder, server, tmp_path):
-    east = _site(tmp_path, "east", folder)
-    public = east.node.public_key("east")
-    assert registration.admit(folder, [public])[1] == ["east"]
-    node = Command("site", "connect", str(east.path))
-    node.heard("is connected")
+def test_an_admitted_site_connects_once(folder, nodes, sites):
+    for name in ("north", "east"):
+        nodes[name].heard("The site's agent does not run yet")
+        nodes[name].heard(f"'{name}' is connected to 'chest'")
+        assert _connection(sites[name])["state"] == "connected"
+    assert registration.node_states(folder) == {"north": "online", "east": "online"}
+    with pytest.raises(CadpError, match="A site has one SuperNode"):
+        supernode.connect(sites["north"].node, announce=print)
+
+
+def test_a_removed_site_is_told_so_and_its_key_stays_out(folder, nodes, sites):
     folder.expel("east")
     assert registration.synchronise(folder).removed == ["east"]
-    node.heard("takes this site's key no longer")
-    assert node.status() == 1
+    nodes["east"].heard("takes this site's key no longer")
+    assert nodes["east"].status() == 1
     with pytest.raises(InputError, match="remembers every key, removed ones too"):
-        registration.admit(folder, [public])
+        registration.admit(folder, [sites["east"].node.public_key("east")])
     assert list(folder.key_files()) == ["north"]
+
+
+def test_a_site_leaves_in_order(folder, nodes, sites):
+    assert nodes["north"].end() == 0
+    assert _connection(sites["north"])["state"] == "stopped"
+    assert registration.node_states(folder) == {"north": "offline"}
 
 
 @pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
@@ -191,14 +187,13 @@ def test_a_path_that_means_two_things_is_refused(folder, server, path):
 
 
 def test_a_folder_is_served_once_and_never_purged_meanwhile(folder, server):
-    again = Command("coordinator", "serve", str(folder.path))
-    again.heard("A folder is served once")
-    assert again.status() == 1
+    with pytest.raises(CadpError, match="A folder is served once"):
+        superlink.serve(folder, announce=print)
     with pytest.raises(CadpError, match="A database is deleted that nobody uses"):
         superlink.purge(folder)
 
 
-def test_a_restart_keeps_who_is_registered_and_a_purge_forgets(folder, server, north):
+def test_a_restart_keeps_who_is_registered_and_a_purge_forgets(folder, server, nodes):
     before = registration.node_states(folder)
     assert server.end() == 0
     assert not registration.is_up(folder)
