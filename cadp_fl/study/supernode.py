@@ -197,8 +197,13 @@ class _Supernode:
                 "A SuperNode has its own port on this machine. That of node.yaml is taken; change it there, or leave "
                 "it out for a free one."
             )
+        if status < 0:
+            return (
+                f"A SuperNode runs until it is asked to end. It was killed by signal {-status}, which the system does "
+                "where memory is short; connect again in a minute, when its key is taken again."
+            )
         last = next((line for line in reversed(self._lines) if line), "it said nothing")
-        return f"The SuperNode ended by itself, with status {status}: {last[:200]}. See '{self._log}'."
+        return f"The SuperNode ended by itself with status {status} ('{last[:200]}'); see '{self._log}'."
 
     def _why_unauthorized(self, public: Path) -> str:
         finding = probe(self._node.address, _authorities(self._folder))
