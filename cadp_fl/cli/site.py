@@ -317,7 +317,10 @@ def _decide(path: Path, event: str, decision: Literal["approved", "denied"], *, 
 @site_app.command(epilog="Example: cadp-fl site connect /srv/cadp-fl")
 def connect(
     folder: Annotated[
-        Path, typer.Argument(help="The site's folder; what it holds in node/ is read.", metavar="FOLDER")
+        Path,
+        typer.Argument(
+            help="The site's folder, of which this user can read node/ alone.", metavar="FOLDER", readable=False
+        ),
     ],
     print_: Annotated[
         bool, typer.Option("--print", help="Print the environment and command, for a unit of your own; start nothing.")

@@ -17,7 +17,7 @@ from typing import IO, Literal
 from cadp_fl.config import NodeConfig, load_node
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.outputs import replaced_file
-from cadp_fl.site.folder import NodeFolder
+from cadp_fl.site.folder import NodeFolder, SiteFolder
 from cadp_fl.study.environment import asked_to_end, flower_environment, free_port, locked
 from cadp_fl.study.probe import Finding, probe, system_authorities
 from cadp_fl.study.processes import ProcessTracker
@@ -221,6 +221,11 @@ class _Supernode:
 
 def _check(folder: NodeFolder, node: NodeConfig, announce: Callable[[str], None]) -> None:
     """Check that this process can read and write what a SuperNode does; the agent may start later."""
+    if os.access(own := SiteFolder(folder.path.parent).config, os.R_OK):
+        announce(
+            f"What a server sends runs as this user, who can read '{own}' and whatever the agent can: for real records "
+            "the SuperNode has a user of its own (cadp-fl site init --group)."
+        )
     if not os.access(folder.key, os.R_OK):
         raise InputError(
             f"A SuperNode reads the site's key. '{folder.key}' cannot be read by this user; run this as the user that "

@@ -2,6 +2,8 @@
 
 import socket
 import ssl
+import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from cadp_fl.site.keys import new_key_pair
 from cadp_fl.study import supernode
 from cadp_fl.study.environment import free_port
 from cadp_fl.study.probe import probe
+from tests.conftest import ROOT
+from tests.users import AGENT, NODE, as_user, folder_of, skip_unless_two
 
 ANSWER = b"HTTP/1.1 403 Forbidden\r\nDate: Sat, 21 Nov 2020 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
 
@@ -112,6 +116,36 @@ def test_what_a_supernode_needs_is_asked_for_in_words(tmp_path, authority):
     node.config.unlink()
     with pytest.raises(InputError, match="A node config is a file"):
         supernode.connect(node, announce=lambda _: None)
+
+
+def test_who_can_read_what_the_agent_can_is_warned(tmp_path, authority):
+    said: list[str] = []
+    node = _node(tmp_path, authority, "localhost:1")
+    (tmp_path / "site.yaml").touch()
+    with _answering(tmp_path, None) as port:
+        config = NodeConfig(site="north", federation="chest", address=f"localhost:{port}", socket=tmp_path / "s")
+        node.config.write_text(dump(config))
+        with pytest.raises(InputError):
+            supernode.connect(node, announce=said.append)
+    assert "What a server sends runs as this user" in said[0]
+
+
+def test_a_user_who_can_read_node_alone_gets_its_command(authority):
+    scripts = skip_unless_two()
+    with tempfile.TemporaryDirectory(prefix="cadp-") as top:  # pytest's folders are closed to other users
+        Path(top).chmod(0o711)
+        site = folder_of(Path(top) / "north", AGENT)
+        node = _node(site, authority, "coordinator.example:8443")
+        node.path.chmod(0o755)
+        printed = subprocess.run(
+            [scripts / "cadp-fl", "site", "connect", site, "--print"],
+            **as_user(NODE),
+            env={"PYTHONPATH": str(ROOT)},
+            cwd="/",
+            capture_output=True,
+            text=True,
+        )
+    assert "flower-supernode --superlink coordinator.example:8443" in printed.stdout, printed.stderr
 
 
 def test_the_command_says_where_the_agent_is_and_holds_no_secret(tmp_path, authority):
