@@ -15,7 +15,7 @@ from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError, LedgerError
 from cadp_fl.privacy.claims import format_against, format_epsilon
 
-__all__ = ["approve", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
+__all__ = ["approve", "connect", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
 
 site_app = typer.Typer(
     name="site", help="Run a real site: one hospital, its records and its budget.", no_args_is_help=True
@@ -312,3 +312,35 @@ def _decide(path: Path, event: str, decision: Literal["approved", "denied"], *, 
         AuditLog(audit).write("decision", event=manifest.event_id, outcome=decision, uid=os.getuid())
     if not quiet:
         typer.echo(f"{manifest.event_id}: {decision}, {manifest.records} records.")
+
+
+@site_app.command(epilog="Example: cadp-fl site connect /srv/cadp-fl")
+def connect(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The site's folder, of which this user can read node/ alone.", metavar="FOLDER", readable=False
+        ),
+    ],
+    print_: Annotated[
+        bool, typer.Option("--print", help="Print the environment and command, for a unit of your own; start nothing.")
+    ] = False,
+    quiet: Silent = False,
+) -> None:
+    """Keep the site connected to its coordinator until this command is ended (Ctrl-C, or SIGTERM).
+
+    Run it as the SuperNode's user, who can read nothing of the site but its
+    node/ folder and reach the agent's socket.
+    """
+    from cadp_fl.site.folder import SiteFolder
+    from cadp_fl.study import supernode
+
+    node = SiteFolder(folder.absolute()).node
+    if print_:
+        typer.echo(supernode.print_command(node))
+        return
+    supernode.connect(node, announce=_nothing if quiet else typer.echo)
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
