@@ -1,5 +1,6 @@
 """The Flower side of the server: a `Transport` over any `Grid`, and the workflow as one object."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,10 +14,17 @@ from cadp_fl.errors import CadpError, ExchangeError
 from cadp_fl.federated.federation import Answer
 from cadp_fl.federated.flower_client import decode_reply, encode_request
 from cadp_fl.federated.recorder import Watcher, text_to
+from cadp_fl.federated.roll_call import call_roll
 from cadp_fl.federated.workflow import conduct
+from cadp_fl.outputs import write_durably
 from cadp_fl.site.protocol import ACTIONS, Request
 
-__all__ = ["GridTransport", "Workflow"]
+__all__ = ["ROLL_CALL", "GridTransport", "Workflow", "describe_all"]
+
+ROLL_CALL = "roll-call.json"
+"""File of what every node says of its site."""
+
+ROLL_CALL_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
@@ -141,3 +149,10 @@ class Workflow:
         """
         transport = GridTransport(grid, timeout=self._study.sites.timeout_seconds)
         return conduct(self._study, transport, self._folder, watch=self._watch, resume=self._resume)
+
+
+def describe_all(grid: Grid, folder: Path) -> None:
+    """Ask every connected node what its site is, and write what came into a folder. Nothing is spent."""
+    nodes = {node.node_id: node.name or "" for node in grid.get_nodes()}
+    told = call_roll(GridTransport(grid, timeout=ROLL_CALL_SECONDS, pause=0.5), nodes)
+    write_durably(folder / ROLL_CALL, json.dumps(told, indent=2).encode())

@@ -1,0 +1,55 @@
+"""A roll call: every connected node is asked what its site is, and nothing is spent.
+
+It tells who would answer a study, by the whole way that one takes: SuperLink, SuperNode, client code, agent.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+import cadp_fl
+from cadp_fl.errors import CadpError
+from cadp_fl.federated.federation import Answer, Transport
+from cadp_fl.site.description import Description
+from cadp_fl.site.protocol import Reply, Request
+
+__all__ = ["call_roll"]
+
+
+def call_roll(transport: Transport, nodes: Mapping[int, str]) -> dict[str, Any]:
+    """Ask nodes what they are, and return what came, as JSON values.
+
+    Args:
+        nodes: the name that each is registered under, by id.
+    """
+    answers: dict[int, Answer] = {}
+    requests = {node: Request("describe") for node in nodes}
+    transport.exchange(requests, group="roll-call", on_answer=answers.__setitem__)
+    told = [{"name": name, "node": node, **_told(answers.get(node))} for node, name in sorted(nodes.items())]
+    return {"library": cadp_fl.__version__, "nodes": sorted(told, key=lambda each: str(each["name"]))}
+
+
+def _told(answer: Answer | None) -> dict[str, Any]:
+    """Return what a node's answer says: a description, or why there is none."""
+    if answer is None:
+        return {"error": "did not answer in time; its agent may be at work", "code": None}
+    if isinstance(answer, CadpError):
+        return {"error": str(answer), "code": answer.code}
+    return _described(answer)
+
+
+def _described(reply: Reply) -> dict[str, Any]:
+    try:
+        told = Description.model_validate(dict(reply.content))
+    except ValidationError as error:
+        field = ".".join(str(part) for part in error.errors()[0]["loc"])
+        return {"error": f"describes itself by another schema (field '{field[:80]}')", "code": None}
+    return {
+        "site": told.site,
+        "library": told.library,
+        "dataset": told.dataset.name,
+        "unit": told.unit,
+        "train": told.train,
+        "test": told.test,
+    }
