@@ -21,6 +21,7 @@ LEVELS = [
     {"site"},
     {"federated"},
     {"study", "phases", "bench"},
+    {"doctor"},
     {"cli"},
 ]
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

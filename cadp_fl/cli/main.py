@@ -15,6 +15,7 @@ from cadp_fl.cli.audit import audit
 from cadp_fl.cli.compare import compare
 from cadp_fl.cli.complaints import complain
 from cadp_fl.cli.coordinator import coordinator_app
+from cadp_fl.cli.doctor import doctor
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
@@ -153,6 +154,7 @@ app.command(
 )(train_central)
 app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png scans/ --json")(predict)
 app.command(epilog="Example: cadp-fl audit --mechanism gaussian --epsilon 3 --delta 1e-5 --dims 16")(audit)
+app.command(epilog="Example: cadp-fl doctor /srv/cadp-fl")(doctor)
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
 site_app.command(
     "init",

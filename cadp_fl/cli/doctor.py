@@ -1,0 +1,55 @@
+"""cadp-fl doctor: what breaks federations in practice, on either side, and how to mend it."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from cadp_fl.cli.options import AsJson
+
+__all__ = ["doctor"]
+
+STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red", "skipped": "dim"}
+
+
+def doctor(
+    context: typer.Context,
+    folder: Annotated[
+        Path, typer.Argument(help="A site's folder or the node/ in it, or a coordinator's.", metavar="FOLDER")
+    ],
+    round_: Annotated[
+        bool,
+        typer.Option("--round", help="At a coordinator: also ask every connected site what it is, in a run of Flower."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what breaks federations in practice, and say how to mend each.
+
+    Nothing is changed and no budget is spent. Run it as the user whose side it
+    is. Exit status 1 if there is a fault.
+    """
+    from cadp_fl.doctor.diagnosis import diagnose
+
+    debug = bool((context.parent or context).params.get("debug"))
+    diagnosis = diagnose(folder, dummy_round=round_, debug=debug)
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_json(), indent=2))
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        for finding in diagnosis.findings:
+            line = Text(f"{finding.state:<8}", style=STYLES[finding.state])
+            console.print(line.append(f" {finding.name}: {_plain(finding.found)}", style="default"))
+            if finding.mend and finding.state != "ok":
+                console.print(Text(f"{'':<8}   Mend: {_plain(finding.mend)}"))
+        counts = {state: sum(each.state == state for each in diagnosis.findings) for state in STYLES}
+        console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    if diagnosis.is_faulty:
+        raise typer.Exit(1)
+
+
+def _plain(text: str) -> str:
+    """Return a text in which control characters, that another machine may have sent, have no effect."""
+    return "".join(character if character.isprintable() else " " for character in text)

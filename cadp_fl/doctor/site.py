@@ -1,0 +1,243 @@
+"""What a site has beside its node: settings, policy, permissions, ledger, records, and the agent that runs."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import cadp_fl
+from cadp_fl.config import PolicyConfig, SiteConfig, load_policy, load_site
+from cadp_fl.doctor.finding import Check, Finding, explained, fault, needed, ok, warning
+from cadp_fl.doctor.machine import device, memory, permissions_of, room
+from cadp_fl.doctor.node import SHARED_CHECKS, Node, answering
+from cadp_fl.errors import BudgetError, CohortError
+from cadp_fl.privacy.accounting import check_delta
+from cadp_fl.privacy.claims import format_epsilon
+from cadp_fl.privacy.mark import read_mark
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.policy import check_class_counts
+from cadp_fl.site.account import account_of
+from cadp_fl.site.client import ask
+from cadp_fl.site.description import Description
+from cadp_fl.site.folder import SiteFolder
+from cadp_fl.site.groups import gid_of
+from cadp_fl.site.opening import open_site, read_records
+from cadp_fl.site.protocol import Request
+from cadp_fl.site.wire import pack
+
+__all__ = ["SITE_CHECKS", "Site"]
+
+COMMAND_SECONDS = 5.0
+FEW_PATHS = 4
+
+
+class Site(Node):
+    """A site's folder, as its agent's user sees it.
+
+    Args:
+        place: the folder.
+    """
+
+    def __init__(self, place: SiteFolder) -> None:
+        super().__init__(place.node)
+        self.place = place
+
+    @cached_property
+    def settings(self) -> SiteConfig:
+        """The site's own settings.
+
+        Raises:
+            UnmetError: there are none.
+        """
+        return needed(lambda: load_site(self.place.config), "site.yaml")
+
+    @cached_property
+    def policy(self) -> PolicyConfig:
+        """What the steward allows.
+
+        Raises:
+            UnmetError: there is none.
+        """
+        return needed(lambda: load_policy(self.place.policy), "policy.yaml")
+
+    @property
+    def mark(self) -> Path:
+        """The file that remembers how far the ledger has come."""
+        return self.settings.mark or self.place.ledger.with_name(f"{self.place.ledger.name}.mark")
+
+
+def _settings(site: Site) -> Iterator[Finding]:
+    """Look whether the site's settings can be read, and agree with its node's."""
+    site.place.check()
+    config = load_site(site.place.config)
+    if config.site != site.config.site:
+        yield fault(
+            f"site.yaml is of site '{config.site}', and node.yaml of '{site.config.site}'.", "Give both one name."
+        )
+        return
+    if config.rehearsal is not None:
+        yield ok(f"Site '{config.site}', with a rehearsal's public records.")
+    else:
+        yield ok(f"Site '{config.site}', with records of its own.")
+
+
+def _policy(site: Site) -> Iterator[Finding]:
+    """Look whether the policy can be read, and say what it gives up."""
+    allowed = load_policy(site.place.policy)
+    yield ok(f"Population '{allowed.population}', unit {allowed.unit}, epsilon {allowed.epsilon:g} in all, for good.")
+    evaluation = allowed.evaluation
+    given_up = {
+        "Releases leave without anybody's look.": ("review: true", not allowed.review),
+        "What has no privacy at all may leave, as weights that were trained plainly.": (
+            "unprotected: false",
+            allowed.unprotected,
+        ),
+        "Noise may come from a seed, which protects nothing: for tests alone.": (
+            "seeded_noise: false",
+            allowed.seeded_noise,
+        ),
+        "Exact results on test records may leave; each tells a little of every one.": (
+            "evaluation: {exact: false}",
+            evaluation is not None and evaluation.exact,
+        ),
+        "An aggregator is trusted with values that have a share of the noise alone.": (
+            "aggregator: none",
+            allowed.aggregator == "trusted",
+        ),
+    }
+    for what, (other, is_so) in given_up.items():
+        if is_so:
+            yield warning(what, f"Unless it is meant so: {other} in policy.yaml, then cadp-fl site reload.")
+
+
+def _files(site: Site) -> Iterator[Finding]:
+    """Look who may reach what: the agent's user all, the SuperNode's group its part, and nobody else anything."""
+    place, gid = site.place, gid_of(site.settings.group)
+    ledger = [place.ledger.with_name(f"{place.ledger.name}{suffix}") for suffix in ("", "-wal", "-shm")]
+    private = [place.config, place.policy, *ledger, site.mark, place.answers, place.outbox, place.audit, place.control]
+    loose = [path for path in private if path.exists() and permissions_of(path) & 0o077]
+    entered = {place.path: 0o067, place.socket.parent: 0o027, place.node.path: 0o027, place.node.flower: 0o007}
+    group_reads = {place.socket: 0o007, place.node.key: 0o037}
+    for path, closed in (entered | group_reads).items():
+        if path.exists() and permissions_of(path) & (closed if gid is not None else 0o077):
+            loose.append(path)
+    if loose:
+        named = ", ".join(f"'{path}'" for path in loose[:FEW_PATHS]) + (" and others" if len(loose) > FEW_PATHS else "")
+        bits = "o-rwx,g-w" if set(loose) <= set(entered | group_reads) and gid is not None else "go-rwx"
+        yield fault(f"Others may reach {named}.", f"Run chmod {bits} on each, and find out who did.")
+    else:
+        yield ok("Nobody but this user reaches them" + ("." if gid is None else ", and the group its part alone."))
+    shared = [path for path in (place.node.path, place.node.key, place.socket.parent) if path.exists()]
+    if gid is not None and (others := [path for path in shared if path.stat().st_gid != gid]):
+        yield fault(
+            f"The group of site.yaml cannot enter '{others[0]}'.", f"Run chgrp {site.settings.group} on it and others."
+        )
+    source = site.settings.data.path if site.settings.data is not None else None
+    if source is not None and source.exists() and permissions_of(source) & 0o007:
+        yield warning(
+            f"Everybody on this machine may reach the records, '{source}': the SuperNode's user too.", "chmod o-rwx it."
+        )
+
+
+def _ledger(site: Site) -> Iterator[Finding]:
+    """Look whether the ledger is whole, is the policy's, and agrees with its mark; and what is left of the budget."""
+    account = account_of(site.place.ledger, mark=site.mark, policy=site.policy)
+    last, marked = account["entries"] - 1, read_mark(site.mark).number
+    said = f"Whole: {account['entries']} entries of population '{account['population']}'"
+    if marked < last:
+        yield warning(f"{said}; its mark remembers entry {marked} of {last}.", "Nothing: a crash came before the rest.")
+    else:
+        yield ok(f"{said}, and its mark agrees.")
+    for units, total in account["totals"].items():
+        if (limit := total["limit"]) is None:
+            continue
+        left = max(0.0, limit["epsilon"] - total["epsilon"])
+        spent = f"{units}ing" if units == "train" else units
+        said = f"On {spent} units epsilon {format_epsilon(total['epsilon'])} of {limit['epsilon']:g} is promised"
+        if left <= 0 or total["delta"] >= limit["delta"]:
+            yield warning(f"{said}: nothing is left.", "No study can follow on this population.", "budget")
+        else:
+            yield ok(f"{said}; delta {total['delta']:.3g} of {limit['delta']:g}.", "budget")
+    if account["unprotected"]:
+        yield warning(
+            "Something without privacy has left: no total bounds what is known of these records.",
+            "Nothing takes it back; cadp-fl site ledger show tells what it was.",
+            "budget",
+        )
+
+
+def _records(site: Site) -> Iterator[Finding]:
+    """Look whether the records can be read, and fit the policy, as the agent will find them."""
+    allowed = site.policy
+    data = read_records(site.settings)
+    # Noise that is never drawn from, and no answer that is kept: describing spends nothing.
+    opened = open_site(site.place, site.settings, allowed, data, noise=NoiseSource.from_entropy())
+    told = Description.model_validate(opened.call(Request("describe")).content)
+    yield ok(
+        f"{told.train} training and {told.test} test units ({told.unit}), {len(told.dataset.classes)} classes, labels "
+        f"{told.labels}."
+    )
+    deltas = [(allowed.delta, told.train)]
+    if allowed.evaluation is not None:
+        deltas.append((allowed.evaluation.delta, told.test))
+    for delta, units in deltas:
+        try:
+            check_delta(delta, units)
+        except BudgetError as error:
+            yield explained(error, "policy")
+    if told.train < allowed.min_units:
+        yield fault(
+            f"The site has {told.train} training units, and takes part with {allowed.min_units}.",
+            "Lower min_units in policy.yaml, if that is meant, then cadp-fl site reload.",
+            "policy",
+        )
+    if told.class_counts is not None or allowed.class_counts is not None:  # counts that are public, by the policy
+        try:
+            check_class_counts(allowed, told.class_counts, told.dataset.classes)
+        except CohortError as error:
+            yield explained(error, "policy")
+
+
+def _agent(site: Site) -> Iterator[Finding]:
+    """Look whether the agent runs, and ask it for a dummy round by the socket that the SuperNode uses."""
+    content, _ = ask(site.place.control, pack({"command": "status"}, {}, limit=1 << 16), timeout=COMMAND_SECONDS)
+    status = content["told"]
+    if not status["policy_in_force"]:
+        yield fault(
+            "policy.yaml was edited since the agent read it: every request is refused.",
+            "Put it into force with cadp-fl site reload, or put the old one back.",
+        )
+        return
+    if (busy := status["busy_with"]) is not None:
+        yield ok(f"It runs (process {status['pid']}, cadp-fl {status['library']}), and is at '{busy['action']}'.")
+        return
+    yield answering(site)
+
+
+def _device(site: Site) -> Iterator[Finding]:
+    yield from device(site.settings.device)
+
+
+def _python(_site: Site) -> Iterator[Finding]:
+    yield ok(f"cadp-fl {cadp_fl.__version__}.")
+
+
+def _room(site: Site) -> Iterator[Finding]:
+    yield from room(site.place.path)
+    if site.mark.parent != site.place.path:
+        yield from room(site.mark.parent)
+
+
+SITE_CHECKS = (
+    Check("version", _python),
+    Check("memory", lambda _site: memory()),
+    Check("disk", _room),
+    Check("site.yaml", _settings),
+    Check("device", _device),
+    Check("policy", _policy),
+    Check("files", _files),
+    Check("ledger", _ledger),
+    Check("records", _records),
+    Check("agent", _agent),
+    *SHARED_CHECKS,
+)
+"""What the agent's user can look at."""
