@@ -18,7 +18,12 @@ STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red", "skipped": "d
 def doctor(
     context: typer.Context,
     folder: Annotated[
-        Path, typer.Argument(help="A site's folder or the node/ in it, or a coordinator's.", metavar="FOLDER")
+        Path,
+        typer.Argument(
+            help="A site's folder or the node/ in it, or a coordinator's.",
+            metavar="FOLDER",
+            readable=False,  # the SuperNode's user may pass through its site's folder alone
+        ),
     ],
     round_: Annotated[
         bool,

@@ -119,6 +119,10 @@ def answering(node: Node) -> Finding:
             f"The agent is of site '{told['site']}', and the node of '{node.config.site}'.",
             "Give both one name, in site.yaml and node.yaml.",
         )
+    if told["noise"] != "entropy":
+        return warning(
+            "The agent draws its noise from a seed, which protects nothing.", "Start it without, but for tests."
+        )
     return ok(
         f"'{told['site']}' answers as it will a server: data set '{told['dataset']['name']}', {told['train']} training "
         f"and {told['test']} test units ({told['unit']}), labels {told['labels']}."

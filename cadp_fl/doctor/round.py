@@ -10,6 +10,8 @@ from cadp_fl.study.roll_call import ask_all
 
 __all__ = ["ROUND_CHECKS", "attendance"]
 
+SEEDED = "Have its steward start the agent without --seeded-noise, unless this is a test."
+
 
 def _dummy_round(coordinator: Coordinator) -> Iterator[Finding]:
     """Have Flower ask every connected site what it is."""
@@ -51,6 +53,8 @@ def attendance(result: Mapping[str, Any], admitted: list[str]) -> Iterator[Findi
             )
     if sets := sorted({node["dataset"] for node in nodes if "error" not in node})[1:]:
         yield warning(f"Sites have different data sets ('{sets[0]}' among them).", "Give them one name and schema.")
+    if seeded := [node["name"] for node in nodes if node.get("noise") == "seeded"]:
+        yield warning(f"Noise from a seed, which protects nothing: {', '.join(seeded)}.", SEEDED)
     called = {node["name"] for node in nodes}
     if away := [name for name in admitted if name not in called]:
         yield fault(f"Not connected, so not asked: {', '.join(away)}.", "Have them start cadp-fl site connect.")

@@ -131,6 +131,11 @@ def _files(site: Site) -> Iterator[Finding]:
         yield fault(
             f"The group of site.yaml cannot enter '{others[0]}'.", f"Run chgrp {site.settings.group} on it and others."
         )
+    if gid is None and site.settings.data is not None:
+        yield warning(
+            "The SuperNode has no user of its own: what a server sends can read whatever the agent can.",
+            "Make the folder with cadp-fl site init --group, for a user that cannot read the records.",
+        )
     source = site.settings.data.path if site.settings.data is not None else None
     if source is not None and source.exists() and permissions_of(source) & 0o007:
         yield warning(

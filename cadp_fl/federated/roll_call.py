@@ -52,4 +52,5 @@ def _described(reply: Reply) -> dict[str, Any]:
         "unit": told.unit,
         "train": told.train,
         "test": told.test,
+        "noise": told.noise,
     }

@@ -90,7 +90,15 @@ def test_what_a_site_answers_is_not_trusted():
 
 
 def _node(name, **other):
-    told = {"site": name, "library": "0.1.0", "dataset": "digits", "unit": "record", "train": 9, "test": 1}
+    told = {
+        "site": name,
+        "library": "0.1.0",
+        "dataset": "digits",
+        "unit": "record",
+        "train": 9,
+        "test": 1,
+        "noise": "entropy",
+    }
     return {"name": name, "node": 1, **told, **other}
 
 
@@ -102,9 +110,10 @@ def _node(name, **other):
         ([_node("north", library="0.1.7")], "ok", "0.1.7"),
         ([_node("north", site="east")], "fault", "calls itself 'east'"),
         ([_node("north"), _node("east", dataset="xrays")], "warning", "different data sets"),
+        ([_node("north", noise="seeded")], "warning", "from a seed"),
         ([], "fault", "Not connected, so not asked: north"),
     ],
-    ids=["well", "other version", "other patch", "other name", "other data", "away"],
+    ids=["well", "other version", "other patch", "other name", "other data", "seeded", "away"],
 )
 def test_what_does_not_fit_is_named(nodes, state, said):
     found = list(attendance({"library": "0.1.0", "nodes": nodes}, ["north"]))

@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 def _made(path, address="localhost:9443", certificate=None, **policy):
     study = path.parent / "study.yaml"
-    study.write_text(STUDY.replace("noise: seeded", "noise: entropy"))
+    study.write_text(STUDY)
     config = parse(SiteConfig, {"site": "north", "rehearsal": str(study), "device": "cpu"})
     invitation = parse(Invitation, {"federation": "test", "address": address, "certificate": certificate})
     return make_site(path, config, parse(PolicyConfig, {**POLICY, **CAREFUL, **policy}), invitation).folder
@@ -184,7 +184,8 @@ def test_records_that_cannot_be_read_are_a_fault(tmp_path, folder):
     folder.config.write_text(yaml.safe_dump({"site": "north", "dataset": "x", "data": data}))
     assert _worst(_look(folder, "records")).state == "fault"
     (tmp_path / "broken.npz").chmod(0o644)
-    assert any("Everybody on this machine" in finding.found for finding in _look(folder, "files"))
+    warnings = [finding.found for finding in _look(folder, "files") if finding.state == "warning"]
+    assert ["no user of its own" in warnings[0], "Everybody on this machine" in warnings[1]] == [True, True]
 
 
 def test_a_device_that_is_not_there_is_a_fault(folder):
@@ -248,6 +249,12 @@ def test_an_agent_of_another_version_is_a_fault(folder, monkeypatch):
         monkeypatch.setattr("cadp_fl.site.site.cadp_fl", type("Old", (), {"__version__": "0.0.1"}))
         finding = _worst(_look(folder, "agent"))
     assert (finding.state, "0.0.1" in finding.found) == ("fault", True)
+
+
+def test_an_agent_with_seeded_noise_is_a_warning(tmp_path):
+    folder = _made(tmp_path / "north", seeded_noise=True)
+    with served(folder, seeded_noise=7):
+        assert _worst(_look(folder, "agent")).state == "warning"
 
 
 def test_a_key_that_does_not_fit_its_public_key_is_a_fault(folder):

@@ -196,6 +196,21 @@ def test_the_nodes_user_has_its_key_and_whom_it_calls(site):
     subprocess.run(["touch", str(site.node.flower / "x")], **as_user(NODE), check=True)
 
 
+def test_each_user_has_a_doctor_for_its_part_and_root_has_none(site):
+    command = [str(skip_unless_two() / "python"), "-m", "cadp_fl.cli.main", "doctor", str(site.path), "--json"]
+    environment = {**os.environ, "HOME": "/nonexistent"}
+    for uid, side in ((AGENT, "site"), (NODE, "node")):
+        done = subprocess.run(
+            command, **as_user(uid), cwd="/", env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1, done.stderr
+        told = json.loads(done.stdout)
+        faults = {finding["check"] for finding in told["findings"] if finding["state"] == "fault"}
+        assert (told["side"], faults) == (side, {"coordinator", "SuperNode"}), told
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, f"sudo -u #{AGENT}" in done.stderr) == (2, True)
+
+
 def test_a_third_user_reaches_nothing(site):
     third = {"user": NODE + 10, "group": NODE + 10, "extra_groups": []}
     for path in (site.socket, site.node.config, site.config, site.node.public_key("north")):
