@@ -19,7 +19,9 @@ from cadp_fl.doctor.diagnosis import diagnose
 from cadp_fl.doctor.finding import examine
 from cadp_fl.doctor.node import NODE_CHECKS, Node
 from cadp_fl.doctor.site import SITE_CHECKS, Site
+from cadp_fl.privacy.accounting import GaussianSum, Unprotected
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.site.client import AgentClient
 from cadp_fl.site.keys import new_key_pair
 from cadp_fl.site.protocol import Request
@@ -27,6 +29,7 @@ from cadp_fl.site.setup import make_site
 from tests.doctor.servers import serving
 from tests.site.agents import POLICY, STUDY, served
 
+SUM = GaussianSum(stage="moments", clip_norm=1.0, noise_std=2.0)
 CAREFUL = {"review": True, "evaluation": None}
 
 
@@ -176,6 +179,33 @@ def test_a_lost_mark_is_a_fault(folder):
 def test_a_ledger_of_another_population_is_a_fault(folder):
     _edit(folder.policy, population="others")
     assert "one population" in _worst(_look(folder, "ledger")).found
+
+
+def _reserve(folder, *events):
+    ledger = DurableLedger.as_found(folder.ledger)
+    ledger.reserve(Plan("cadp", events, 1e-5, run="r"), Allowance(100.0, 0.5))
+
+
+def test_a_mark_that_a_crash_left_behind_is_a_warning(folder):
+    mark = folder.ledger.with_name("ledger.db.mark")
+    before = mark.read_bytes()
+    _reserve(folder, SUM)
+    assert _worst(_look(folder, "ledger")).state == "ok"
+    mark.write_bytes(before)
+    assert "remembers entry 0 of 1" in _worst(_look(folder, "ledger")).found
+
+
+def test_a_budget_tells_what_is_promised_and_when_nothing_is_left(folder):
+    _reserve(folder, SUM)
+    (budget,) = [finding for finding in _look(folder, "ledger") if finding.name == "budget"]
+    assert (budget.state, "of 10 is promised" in budget.found, "epsilon 0.00" in budget.found) == ("ok", True, False)
+    _edit(folder.policy, epsilon=0.01)
+    assert "nothing is left" in _worst(_look(folder, "ledger")).found
+
+
+def test_what_left_without_privacy_is_told(folder):
+    _reserve(folder, Unprotected(stage="flow", what="flow weights"))
+    assert "Something without privacy" in _worst(_look(folder, "ledger")).found
 
 
 def test_records_that_cannot_be_read_are_a_fault(tmp_path, folder):
