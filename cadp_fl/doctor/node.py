@@ -3,6 +3,7 @@
 import datetime
 import json
 import os
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ from cadp_fl.study.probe import system_authorities
 __all__ = ["MANY_BYTES", "NODE_CHECKS", "SHARED_CHECKS", "Node", "answering"]
 
 AGENT_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 MANY_BYTES = 1 << 20
 """More than any file has that is read here."""
 
@@ -161,6 +163,8 @@ def _supernode(node: Node) -> Iterator[Finding]:
         yield fault(f"The SuperNode was {state} {when}, and is gone without a word.", f"Wait a minute. {CONNECT}")
     elif state == "connected":
         yield ok(f"Admitted, and connected {when} (process {pid}).")
+    elif not reason and time.time() - since.timestamp() < PATIENCE_SECONDS:
+        yield warning("The SuperNode is about to connect.", "Look again in a minute.")
     else:
         yield fault(f"The SuperNode tries to connect, {when}. {reason}", "Mend what the lines above say.")
 

@@ -1,5 +1,6 @@
 """Laws of a coordinator's doctor: its files, certificates, door and sites."""
 
+import contextlib
 import shutil
 import socket
 
@@ -11,7 +12,7 @@ from cadp_fl.doctor.coordinator import COORDINATOR_CHECKS, Coordinator
 from cadp_fl.doctor.diagnosis import diagnose
 from cadp_fl.doctor.finding import examine
 from cadp_fl.errors import InputError
-from cadp_fl.federated.certificates import new_authority, new_server_key
+from cadp_fl.federated.certificates import CertifiedKey, new_authority, new_server_key
 from cadp_fl.federated.coordinator import CoordinatorFolder
 from cadp_fl.site.keys import new_key_pair
 from tests.doctor.servers import serving
@@ -51,18 +52,12 @@ def test_a_coordinator_where_all_is_well_has_no_fault(tmp_path, monkeypatch):
             for old, new in changes.items():
                 text = text.replace(old, new)
             file.write_text(text)
-        monkeypatch.setattr(Coordinator, "authorities", lambda _: _yielding(authority))
+        monkeypatch.setattr(Coordinator, "authorities", lambda _: contextlib.nullcontext(authority))
         monkeypatch.setattr(module, "check_server_files", lambda *_: None)
         diagnosis = diagnose(folder.path)
     assert [finding for finding in diagnosis.findings if finding.state in ("fault", "skipped")] == []
     assert diagnosis.side == "coordinator"
     assert any(finding.name == "control API" for finding in diagnosis.findings)
-
-
-def _yielding(value):
-    import contextlib
-
-    return contextlib.nullcontext(value)
 
 
 def test_a_fresh_folders_certificates_are_well_and_an_ended_one_is_a_fault(folder, monkeypatch):
@@ -78,10 +73,8 @@ def test_a_fresh_folders_certificates_are_well_and_an_ended_one_is_a_fault(folde
 
 
 def test_a_certificate_of_another_name_is_a_fault(folder):
-    authority = module.CoordinatorFolder(folder.path).certificates
-    pair = new_server_key(
-        type(new_authority("x"))((authority / "ca.crt").read_bytes(), (authority / "ca.key").read_bytes()), ["other"]
-    )
+    authority = CertifiedKey(*((folder.certificates / f"ca.{suffix}").read_bytes() for suffix in ("crt", "key")))
+    pair = new_server_key(authority, ["other"])
     (folder.certificates / "proxy.crt").write_bytes(pair.certificate)
     (folder.certificates / "proxy.key").write_bytes(pair.key)
     assert "names other, not localhost" in _look(folder, "certificates")[1].found

@@ -336,6 +336,8 @@ def test_a_supernode_that_is_not_connected_is_a_fault(folder, said, found, mend)
 
 def test_a_supernode_that_was_never_started_is_a_fault(folder):
     assert "never started" in _worst(_look(folder, "SuperNode")).found
+    _connection(folder, state="connecting")
+    assert _worst(_look(folder, "SuperNode")).state == "warning"
     _connection(folder)
     assert psutil.pid_exists(os.getpid())
     assert _worst(_look(folder, "SuperNode")).state == "ok"
