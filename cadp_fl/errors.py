@@ -1,6 +1,7 @@
 """What can go wrong, as one tree.
 
     CadpError                 every error of this library; exit status 1
+    +-- AgentError            a site's agent does not answer
     +-- InputError            the user's input is wrong; exit status 2
     |   +-- ConfigError       a study config
     |   +-- DataError         a data source, or what it holds
@@ -20,6 +21,7 @@ the server does so as its `code` alone: the text may hold values that records ha
 """
 
 __all__ = [
+    "AgentError",
     "AggregatorError",
     "BudgetError",
     "CadpError",
@@ -61,6 +63,13 @@ class CadpError(Exception):
                 return kind(text or f"{kind.meaning} (code {code})")
             pending.extend(kind.__subclasses__())
         return CadpError(text or f"{CadpError.meaning} (code {code})")
+
+
+class AgentError(CadpError):
+    """The process that holds a site's records does not answer."""
+
+    code = 110
+    meaning = "the site's agent does not answer; its steward starts it again (cadp-fl site serve)"
 
 
 class InputError(CadpError):
