@@ -1,16 +1,16 @@
 """What can go wrong, as one tree.
 
     CadpError                 every error of this library; exit status 1
-    +-- AgentError            a site's agent does not answer
     +-- InputError            the user's input is wrong; exit status 2
     |   +-- ConfigError       a study config
     |   +-- DataError         a data source, or what it holds
+    +-- AgentError            a site's agent does not answer
     +-- PrivacyError          a privacy rule would be broken, so nothing was computed
     |   +-- BudgetError       the request costs more than the budget allows
     |   +-- LedgerError       the ledger is missing, locked, full, damaged or older than it was
     |   +-- PolicyError       the site's policy does not allow the request
     |       +-- TotalBudgetError, MechanismError, UnprotectedModelError, UnitError, CohortError, SeededNoiseError,
-    |           EvaluationError, ReviewError, AggregatorError
+    |           EvaluationError, ReviewError, AggregatorError, EditedPolicyError
     +-- ExchangeError         what a site or a server sent does not fit what was asked for
     +-- TrainingError         training cannot go on
     |   +-- MemoryLimitError  not even one record fits into the device's memory
@@ -28,6 +28,7 @@ __all__ = [
     "CohortError",
     "ConfigError",
     "DataError",
+    "EditedPolicyError",
     "EvaluationError",
     "ExchangeError",
     "FederationError",
@@ -66,7 +67,7 @@ class CadpError(Exception):
 
 
 class AgentError(CadpError):
-    """The process that holds a site's records does not answer."""
+    """A site's agent does not answer. Nothing was asked of it, or what it answers will be the same when asked again."""
 
     code = 110
     meaning = "the site's agent does not answer; its steward starts it again (cadp-fl site serve)"
@@ -183,6 +184,13 @@ class AggregatorError(PolicyError):
 
     code = 319
     meaning = "the site's policy trusts no aggregator with values that have a share of the noise alone"
+
+
+class EditedPolicyError(PolicyError):
+    """The policy was edited since the agent read it, and its steward has not said that it holds."""
+
+    code = 320
+    meaning = "the site's policy was edited, and its steward has not put it into force (cadp-fl site reload)"
 
 
 class ExchangeError(CadpError):

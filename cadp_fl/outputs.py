@@ -59,7 +59,7 @@ def replaced_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, what: str) -> Iterator[Path]:
+def new_folder(path: Path, what: str, *, mode: int = 0o755) -> Iterator[Path]:
     """Yield the temporary name of a folder, and give it its own when the block ends well.
 
     Raises:
@@ -69,7 +69,7 @@ def new_folder(path: Path, what: str) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        temporary.chmod(mode)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

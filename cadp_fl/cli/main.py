@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 import cadp_fl
+from cadp_fl.cli import agent
 from cadp_fl.cli.account import account
 from cadp_fl.cli.audit import audit
 from cadp_fl.cli.compare import compare
@@ -152,6 +153,14 @@ app.command(
 app.command(epilog="Example: cadp-fl predict classifier.safetensors scan.png scans/ --json")(predict)
 app.command(epilog="Example: cadp-fl audit --mechanism gaussian --epsilon 3 --delta 1e-5 --dims 16")(audit)
 app.command(epilog="Example: cadp-fl export releases/north releases/east --to medmnist pooled.npz")(export)
+site_app.command(
+    "init",
+    epilog="Example: cadp-fl site init north --invitation invitation.yaml --data north.npz --classes normal,pneumonia "
+    "--dataset chest-xray",
+)(agent.init)
+site_app.command(epilog="Example: cadp-fl site serve north")(agent.serve)
+site_app.command(epilog="Example: cadp-fl site status north")(agent.status)
+site_app.command(epilog="Example: cadp-fl site reload north")(agent.reload)
 app.add_typer(site_app)
 app.add_typer(account, name="account")
 

@@ -1,6 +1,16 @@
-"""Configs: of a study, and of a site's policy."""
+"""Configs: of a study, of a site's policy, and of a real federation."""
 
-from cadp_fl.config.files import dump_study, load_policy, load_study
+from cadp_fl.config.deployment import CoordinatorConfig, Invitation, NodeConfig, SiteConfig
+from cadp_fl.config.files import (
+    dump,
+    dump_study,
+    load_coordinator,
+    load_invitation,
+    load_node,
+    load_policy,
+    load_site,
+    load_study,
+)
 from cadp_fl.config.policy import EvaluationPolicy, PolicyConfig
 from cadp_fl.config.settings import Settings, parse
 from cadp_fl.config.study import (
@@ -27,6 +37,7 @@ __all__ = [
     "BudgetConfig",
     "CentralTrainingConfig",
     "ClassifierConfig",
+    "CoordinatorConfig",
     "DataConfig",
     "DenseConfig",
     "EvaluationConfig",
@@ -35,17 +46,25 @@ __all__ = [
     "FlowDpSgdConfig",
     "FlowTrainingConfig",
     "FrontEndConfig",
+    "Invitation",
     "MomentsConfig",
+    "NodeConfig",
     "PartitionConfig",
     "PolicyConfig",
     "PretrainedConfig",
     "ReleaseConfig",
     "ScaleConfig",
     "Settings",
+    "SiteConfig",
     "SitesConfig",
     "StudyConfig",
+    "dump",
     "dump_study",
+    "load_coordinator",
+    "load_invitation",
+    "load_node",
     "load_policy",
+    "load_site",
     "load_study",
     "parse",
 ]

@@ -8,12 +8,22 @@ from typing import Any
 
 import yaml
 
+from cadp_fl.config.deployment import CoordinatorConfig, Invitation, NodeConfig, SiteConfig
 from cadp_fl.config.policy import PolicyConfig
-from cadp_fl.config.settings import parse
+from cadp_fl.config.settings import Settings, parse
 from cadp_fl.config.study import StudyConfig
 from cadp_fl.errors import ConfigError
 
-__all__ = ["dump_study", "load_policy", "load_study"]
+__all__ = [
+    "dump",
+    "dump_study",
+    "load_coordinator",
+    "load_invitation",
+    "load_node",
+    "load_policy",
+    "load_site",
+    "load_study",
+]
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -53,6 +63,57 @@ def load_policy(path: Path) -> PolicyConfig:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
     """
     return parse(PolicyConfig, _read(path, "policy"), where="policy")
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Read what a site's agent knows, site.yaml; a relative path in it is relative to the file.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+    """
+    site, folder = parse(SiteConfig, _read(path, "site config")), path.resolve().parent
+    data = site.data
+    if data is not None and data.path is not None:
+        data = data.model_copy(update={"path": _absolute(data.path, folder, "data.path")})
+    paths = {
+        key: _absolute(value, folder, key)
+        for key, value in (("rehearsal", site.rehearsal), ("mark", site.mark))
+        if value is not None
+    }
+    return site.model_copy(update={"data": data, **paths})
+
+
+def load_node(path: Path) -> NodeConfig:
+    """Read what a site's SuperNode knows, node.yaml.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+    """
+    return parse(NodeConfig, _read(path, "node config"))
+
+
+def load_coordinator(path: Path) -> CoordinatorConfig:
+    """Read the coordinator's side of a federation, coordinator.yaml.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+    """
+    return parse(CoordinatorConfig, _read(path, "coordinator config"))
+
+
+def load_invitation(path: Path) -> Invitation:
+    """Read a coordinator's invitation.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value is out of range.
+    """
+    return parse(Invitation, _read(path, "invitation"))
+
+
+def dump(settings: Settings) -> str:
+    """Return settings as YAML, without what is left at its default."""
+    tree = settings.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:

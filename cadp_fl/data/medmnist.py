@@ -12,6 +12,7 @@ References:
     arXiv 2110.14795.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,10 @@ def _classes(labels: Mapping[str, np.ndarray], classes: tuple[str, ...] | None) 
 
 
 def _patients(npz: Npz, records: Mapping[str, int]) -> dict[str, np.ndarray] | None:
-    """Return the patient of every record, by split, as int64 codes; None where the file names no patients."""
+    """Return the patient of every record, by split, as int64 codes; None where the file names no patients.
+
+    A code is a hash of the patient's name, so that it is the same in every later export of the same hospital.
+    """
     names = {split: f"{split}_patients" for split in records if f"{split}_patients" in npz.names}
     if not names:
         return None
@@ -254,9 +258,18 @@ def _patients(npz: Npz, records: Mapping[str, int]) -> dict[str, np.ndarray] | N
             f"Patients are integers or text, of one type in all splits. Found {_listed(set(dtypes))}; convert them."
         )
     columns = [_column(npz, name, records[split]) for split, name in names.items()]
-    _, codes = np.unique(np.concatenate(columns), return_inverse=True)
+    patients, of_record = np.unique(np.concatenate(columns), return_inverse=True)
+    codes = np.array([_code(patient) for patient in patients.tolist()], dtype=np.int64)
+    if len(np.unique(codes)) < len(codes):
+        raise DataError("Every patient has a code of its own. Two have the same; rename one of them.")
     ends = np.cumsum([len(column) for column in columns])
-    return dict(zip(names, np.split(codes.reshape(-1).astype(np.int64), ends[:-1]), strict=True))
+    return dict(zip(names, np.split(codes[of_record.reshape(-1)], ends[:-1]), strict=True))
+
+
+def _code(patient: int | str | bytes) -> int:
+    """Return 63 bits of the SHA-256 of a patient's name."""
+    name = patient if isinstance(patient, bytes) else str(patient).encode()
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
 
 
 def _column(npz: Npz, name: str, records: int) -> np.ndarray:

@@ -8,19 +8,24 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from cadp_fl.errors import CadpError, ExchangeError, PrivacyError
+from cadp_fl.errors import CadpError, ConfigError, ExchangeError, PrivacyError
+from cadp_fl.site.client import AgentClient
 from cadp_fl.site.protocol import ACTIONS, Action, Reply, Request, SitePort
 
-__all__ = ["MAX_JSON_BYTES", "decode_reply", "encode_request", "register"]
+__all__ = ["MAX_JSON_BYTES", "agent_site", "decode_reply", "encode_request", "is_simulated", "register"]
 
 MAX_JSON_BYTES = 16 << 20
 RECORD = "cadp"
+AGENT = "agent"
+"""Key of a SuperNode's config: the path of the agent's socket."""
+
 _NAME = re.compile(r"[A-Za-z0-9./_-]{0,200}")
 
 _log = logging.getLogger(__name__)
@@ -34,25 +39,46 @@ def register(app: ClientApp, site_for: SiteFactory, *, explain: bool = False) ->
     Args:
         app: any Flower `ClientApp` of the message API.
         site_for: returns the site that a message is for.
-        explain: whether an error's text crosses to the server. Only for simulations: it may hold values that
-            records had a part in, so a real site sends the error's number alone and keeps the text in its log.
+        explain: whether an error's text crosses to the server, in a simulation. It may hold values that records had a
+            part in, so a real site sends the error's number alone, whatever stands here, and keeps the text in its log.
     """
     for action, message_type in ACTIONS.items():
         category, name = message_type.split(".")
         getattr(app, category)(name)(_handler(action, site_for, explain))
 
 
+def is_simulated(context: Context) -> bool:
+    """Return whether a node is a simulated one: Flower numbers those, and a hospital's SuperNode names its agent."""
+    return "partition-id" in context.node_config and AGENT not in context.node_config
+
+
+def agent_site(context: Context) -> SitePort:
+    """Return the site whose agent the hospital's SuperNode names: `--node-config 'agent="/path/of/agent.sock"'`.
+
+    Raises:
+        ConfigError: the SuperNode names none.
+    """
+    path = context.node_config.get(AGENT)
+    if not isinstance(path, str):
+        raise ConfigError(
+            "A hospital's SuperNode names the socket of the site's agent. This one does not; start it with cadp-fl "
+            "site connect, or with --node-config 'agent=\"/path/of/agent.sock\"'."
+        )
+    return AgentClient(Path(path))
+
+
 def _handler(action: Action, site_for: SiteFactory, explain: bool) -> Callable[[Message, Context], Message]:
     def handle(message: Message, context: Context) -> Message:
+        explains = explain and is_simulated(context)
         try:
             request = _decode_request(action, message.content)
             content = _encode_reply(site_for(context).call(request))
         except CadpError as error:
             _log.error("%s was refused: %s", action, error)
-            content = _encode_error(error.code, str(error) if explain else "")
+            content = _encode_error(error.code, str(error) if explains else "")
         except Exception as error:  # whatever it is, it must not carry values to the server
             _log.exception("%s failed", action)
-            content = _encode_error(CadpError.code, f"{type(error).__name__}: {error}" if explain else "")
+            content = _encode_error(CadpError.code, f"{type(error).__name__}: {error}" if explains else "")
         return Message(content, reply_to=message)
 
     return handle

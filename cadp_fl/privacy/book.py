@@ -146,9 +146,16 @@ class Book:
             raise ExchangeError(f"A request is answered once. '{request}' has another answer; send that one.")
         return None if stored else {"answer": {"request": request, "sha256": answer}}
 
-    def number(self, key: str, event: Event) -> int:
-        """Return how many events of a stage a plan has spent, with this one."""
-        return 1 + sum(each.stage == event.stage for each in self.spent(key))
+    def name(self, key: str, event: Event) -> str:
+        """Return the id of a plan's next event, `<method>-<stage>-<number>`; it comes once in a ledger.
+
+        It counts what the method has spent in the stage under whatever plan, and not the ledger's entries, so that a
+        run with seeded noise draws the same in a simulation and, as its first, at a site.
+        """
+        method, stage = self.plan(key).method, event.stage
+        plans = [plan.key for plan in self.plans() if plan.method == method]
+        before = sum(each.stage == stage for plan in plans for each in self.spent(plan))
+        return f"{method}-{stage}-{before + 1}"
 
     def _retry(self, plan: Plan, event: Event) -> Allowance:
         """Return what an event costs again, which adds to all else; the k-th retry takes 2^-k of the reserve's delta.

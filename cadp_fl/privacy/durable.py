@@ -205,7 +205,7 @@ class DurableLedger:
         self._chain.append(lambda links: _readable(self.book(links).reservation(plan, limit)))
 
     def spend(self, key: str, event: Event, *, request: str = "", body: str = "") -> str:
-        """Write an event down before it is computed, and return its id, `<method>-<stage>-<number of the entry>`.
+        """Write an event down before it is computed, and return its id, `<method>-<stage>-<number>`.
 
         No id comes twice, so that noise which is labelled by it never repeats.
 
@@ -215,17 +215,16 @@ class DurableLedger:
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
         _check_request(request, body)
-        method = ""
+        name = ""
 
         def make(links: Sequence[Link]) -> Entry:
-            nonlocal method
+            nonlocal name
             book = self.book(links)
-            method = book.plan(key).method
+            name = book.name(key, event)
             return book.spending(key, event, request, body)
 
-        link = self._chain.append(make)
-        assert link is not None, "a spending is always an entry"
-        return f"{method}-{event.stage}-{link.number}"
+        self._chain.append(make)
+        return name
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""

@@ -103,10 +103,9 @@ class MemoryLedger:
             self._append(entry)
 
     def spend(self, key: str, event: Event, *, request: str = "", body: str = "") -> str:
-        """Write an event down before it is computed, and return its id, `<method>-<stage>-<number in the stage>`."""
+        """Write an event down before it is computed, and return its id."""
         book = self._book()
-        # Numbered by stage, so that a stage which is repeated after an interruption gets the same ids.
-        name = f"{book.plan(key).method}-{event.stage}-{book.number(key, event)}"
+        name = book.name(key, event)
         self._append(book.spending(key, event, request, body))
         return name
 

@@ -6,24 +6,16 @@ file's name tells the request (by a hash of its id) and the answer, so that no o
 """
 
 import hashlib
-import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from cadp_fl.errors import LedgerError
 from cadp_fl.outputs import write_durably
 from cadp_fl.site.protocol import Reply
+from cadp_fl.site.wire import MAX_HEADER_BYTES, WireError, pack, unpack
 
 __all__ = ["Answers"]
-
-MAX_HEADER_BYTES = 1 << 24
-_PLAIN = "biuf"
 
 
 class Answers:
@@ -73,21 +65,13 @@ class Answers:
 
     def _to_bytes(self, reply: Reply) -> bytes:
         """Return a reply as bytes, the same for the same reply."""
-        # In C order: of any other, safetensors stores what lies in memory behind it.
-        arrays = {name: np.asarray(array, order="C") for name, array in reply.arrays.items()}
-        if odd := [name for name, array in arrays.items() if array.dtype.kind not in _PLAIN or name == "__metadata__"]:
-            raise LedgerError(f"A stored answer holds arrays of numbers. {odd[0][:40]!r} is none; convert it.")
-        size = sum(array.nbytes for array in arrays.values())
         try:
-            content = json.dumps(reply.content, sort_keys=True, separators=(",", ":"))
-            if (size := size + len(content)) > self._limit or len(content) > MAX_HEADER_BYTES // 2:
-                raise LedgerError(
-                    f"A stored answer has at most {self._limit} bytes. This one has {size}, {len(content)} of them "
-                    "beside its arrays; ask for less."
-                )
-            return bytes(save(arrays, {"content": content}))
-        except (SafetensorError, TypeError, ValueError, RecursionError) as error:
-            raise LedgerError("A stored answer is JSON and arrays. This one is not; convert it.") from error
+            return pack(reply.content, reply.arrays, limit=self._limit)
+        except WireError as error:
+            raise LedgerError(
+                f"A stored answer is JSON and arrays of numbers, of at most {self._limit} bytes. This one is not: "
+                f"{error}; ask for less."
+            ) from error
 
     def _read(self, path: Path) -> bytes:
         self._check_folder()
@@ -125,12 +109,6 @@ def _from_bytes(data: bytes) -> Reply:
         LedgerError: they hold none.
     """
     try:
-        header = int.from_bytes(data[:8], "little")
-        if header > MAX_HEADER_BYTES:
-            raise ValueError("a header of that length is none of ours")
-        content: dict[str, Any] = json.loads(json.loads(data[8 : 8 + header])["__metadata__"]["content"])
-        if not isinstance(content, dict):
-            raise ValueError("content is a JSON object")
-        return Reply(content, load(data))
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return Reply(*unpack(data))
+    except WireError as error:
         raise LedgerError("A stored answer is one of cadp-fl's. This one is not; verify the ledger.") from error

@@ -172,20 +172,34 @@ class Site:
         Raises:
             CadpError: the request is malformed, breaks a rule, or cannot be met.
         """
-        if request.action not in self._answers:
-            raise ExchangeError(f"A site offers: {', '.join(self._answers)}. Found '{request.action}'.")
-        answer = self._answers[request.action]
+        return self.answered_before(request) or self.answer(request)
+
+    def answered_before(self, request: Request) -> Reply | None:
+        """Return what was answered to a request that spends, or None: it was not answered before, or is not kept.
+
+        Raises:
+            CadpError: it lacks an id, or another request had that id.
+        """
         if self._stored is None or request.action not in _SPENDING:
-            return answer(request)
+            return None
         if not request.id:
             raise ExchangeError(
                 f"A request that spends has an id, under which its answer is kept. '{request.action}' has none; add it."
             )
         known = self._ledger.answered(request.id, request.sha256())
-        if known is not None:
-            return self._stored.load(request.id, known)
-        reply = answer(request)
-        self._ledger.store(request.id, self._stored.store(request.id, reply))
+        return None if known is None else self._stored.load(request.id, known)
+
+    def answer(self, request: Request) -> Reply:
+        """Answer a request that was not answered before, and keep the answer before it is returned.
+
+        Raises:
+            CadpError: the request is malformed, breaks a rule, or cannot be met.
+        """
+        if request.action not in self._answers:
+            raise ExchangeError(f"A site offers: {', '.join(self._answers)}. Found '{request.action}'.")
+        reply = self._answers[request.action](request)
+        if self._stored is not None and request.action in _SPENDING:
+            self._ledger.store(request.id, self._stored.store(request.id, reply))
         return reply
 
     def _describe(self, _request: Request) -> Reply:

@@ -1,0 +1,181 @@
+"""The commands of a real site's agent: make its folder, serve, look, and put an edited policy into force."""
+
+import json
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cadp_fl.cli.options import AsJson, Silent
+from cadp_fl.errors import InputError
+
+__all__ = ["init", "reload", "serve", "status"]
+
+Folder = Annotated[Path, typer.Argument(help="The site's folder.", metavar="SITE")]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The site's folder: a new one.", metavar="SITE")],
+    invitation: Annotated[Path, typer.Option(help="The coordinator's invitation.yaml.")],
+    name: Annotated[str | None, typer.Option(help="Name of the site; by default the folder's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The site's records: a MedMNIST file (.npz).")] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Names of the classes, from label 0, with commas; the same at every site.")
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="What the records are, in words that all sites share, such as chest-xray.")
+    ] = None,
+    rehearsal: Annotated[
+        Path | None,
+        typer.Option(help="A study config in place of --data: the public records that its simulation deals this site."),
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="A policy that was written before, in place of the questions below.")
+    ] = None,
+    population: Annotated[
+        str | None, typer.Option(help="The people that the budget belongs to, by a name that never changes.")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="What is protected: record or patient.")] = None,
+    records_per_patient: Annotated[int | None, typer.Option(help="m: records that each patient contributes.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Total of all that ever leaves, for good.")] = None,
+    delta: Annotated[float | None, typer.Option(help="Total of all that ever leaves; at most 1 / (10 n).")] = None,
+    labels: Annotated[str | None, typer.Option(help="public or covered: may a record's label be known?")] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Group of the SuperNode's user, which may then reach the agent and its key.")
+    ] = None,
+    mark: Annotated[
+        Path | None, typer.Option(help="Where the ledger's mark lies: best on a volume of its own.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")] = "auto",
+    quiet: Silent = False,
+) -> None:
+    """Make the folder of a site: its policy, its ledger, and its keys, which never leave it.
+
+    What is not given is asked, on a terminal. Everything in the folder is the
+    agent's user's alone, but for what the SuperNode's group has to reach.
+    """
+    from cadp_fl.config import PolicyConfig, SiteConfig, load_invitation, load_policy, parse
+    from cadp_fl.site.setup import make_site
+
+    invited = load_invitation(invitation)
+    if (data is None) == (rehearsal is None):
+        raise InputError("A site has records. Give --data FILE.npz, or --rehearsal STUDY.yaml for public ones; one.")
+    settings: dict[str, Any] = {"site": name or folder.absolute().name, "dataset": dataset, "device": device}
+    if data is not None:
+        if classes is None or dataset is None:
+            raise InputError(
+                "All sites share one schema, which no site reads from its records. Found no --classes or no --dataset; "
+                "give both, as the coordinator says."
+            )
+        names = [part.strip() for part in classes.split(",")]
+        settings["data"] = {"source": "medmnist", "path": str(data.absolute()), "classes": names}
+    else:
+        settings["rehearsal"] = str(rehearsal.absolute()) if rehearsal else None
+    settings |= {"group": group, "mark": str(mark.absolute()) if mark else None}
+    config = parse(SiteConfig, settings)
+    if policy is None:
+        asked = {"population": population, "unit": unit, "epsilon": epsilon, "delta": delta, "labels": labels}
+        answers = {key: _ask(key) if value is None else value for key, value in asked.items()}
+        if answers["unit"] == "patient":
+            answers["records_per_patient"] = records_per_patient or _ask("records_per_patient")
+        allowed = parse(PolicyConfig, answers, where="policy")
+    else:
+        given = (population, unit, records_per_patient, epsilon, delta, labels)
+        if given != (None,) * len(given):
+            raise InputError("A policy is given once. Found --policy and a part of one; leave the part out.")
+        allowed = load_policy(policy)
+    made = make_site(folder, config, allowed, invited)
+    if quiet:
+        return
+    public = made.folder.node.public_key(config.site)
+    typer.echo(f"Site '{config.site}' of federation '{invited.federation}': {folder}")
+    typer.echo(f"Records: {made.units} training and {made.test_units} test {allowed.unit}s.")
+    typer.echo(f"Policy: {made.folder.policy}. Read it: it holds whatever a server asks.")
+    typer.echo(f"Ledger head: {made.ledger_head}")
+    typer.echo(f"Next: send {public} to the coordinator, and compare its fingerprint by telephone:")
+    typer.echo(f"  {made.fingerprint}")
+
+
+_QUESTIONS = {
+    "population": "Population: whose budget is this? A name that stays the same for every later export",
+    "unit": "What is protected: a record, or a patient with all records? (record/patient)",
+    "records_per_patient": "How many records does each patient contribute?",
+    "epsilon": "Epsilon in all, for good (3 is moderate; there is no default)",
+    "delta": "Delta in all, at most 1 / (10 n) for n units",
+    "labels": "May a record's label be known? (public: yes; covered: no)",
+}
+
+
+def _ask(key: str) -> Any:
+    """Return an answer to a question of the policy.
+
+    Raises:
+        InputError: nobody sits at a terminal.
+    """
+    if not sys.stdin.isatty():
+        raise InputError(f"A policy says its {key}, which has no default. Found none; give --{key.replace('_', '-')}.")
+    return typer.prompt(_QUESTIONS[key])
+
+
+def serve(
+    folder: Folder,
+    seeded_noise: Annotated[
+        int | None,
+        typer.Option(help="For tests alone: noise from this seed, which protects nothing. A policy has to allow it."),
+    ] = None,
+    quiet: Silent = False,
+) -> None:
+    """Run the site's agent: the one process that reads records, policy and ledger.
+
+    It answers at SITE/run/agent.sock until it is told to end (SIGTERM or
+    Ctrl-C), and then finishes what it was asked first.
+    """
+    from cadp_fl.site.agent import Agent
+    from cadp_fl.site.folder import SiteFolder
+
+    def tell(line: str) -> None:
+        if not quiet:
+            typer.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+
+    agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, tell=tell)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: agent.stop())
+    agent.serve()
+
+
+def status(folder: Folder, as_json: AsJson = False) -> None:
+    """Say whether the agent runs, what it does, and whether its policy is the file's."""
+    from cadp_fl.site.agent import command
+    from cadp_fl.site.folder import SiteFolder
+
+    told = command(SiteFolder(folder.absolute()), "status")
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+        return
+    since = datetime.fromtimestamp(told["since"], tz=UTC).isoformat(timespec="seconds")
+    typer.echo(
+        f"The agent of site '{told['site']}' runs since {since} (process {told['pid']}): {told['answered']} answers."
+    )
+    busy = told["busy_with"]
+    typer.echo(
+        "It waits." if busy is None else f"It is at '{busy['action']}' since {time.time() - busy['since']:.0f} s."
+    )
+    typer.echo(
+        "Its policy is that of policy.yaml."
+        if told["policy_in_force"]
+        else "policy.yaml was edited: every request is refused until cadp-fl site reload."
+    )
+
+
+def reload(folder: Folder, quiet: Silent = False) -> None:
+    """Put the policy that now stands in policy.yaml into force, and write that into the audit log."""
+    from cadp_fl.site.agent import command
+    from cadp_fl.site.folder import SiteFolder
+
+    told = command(SiteFolder(folder.absolute()), "reload")
+    if not quiet:
+        typer.echo("The edited policy is in force." if told["changed"] else "The policy is the one that was in force.")

@@ -1,0 +1,74 @@
+"""A site's audit log: every request, decision and refusal, a JSON value a line, for its steward and for nobody else.
+
+It holds names, numbers and times, and no secret and no value of a record. The text of an error is written down only
+where it cannot hold one: refusals by policy, budget, ledger or form. Of others it tells the type and the place.
+"""
+
+import json
+import os
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cadp_fl
+from cadp_fl.errors import CadpError, ExchangeError, PrivacyError
+
+__all__ = ["AuditLog", "describe_error"]
+
+MAX_TEXT = 500
+
+
+class AuditLog:
+    """The log of one site.
+
+    Args:
+        path: of the file; made where it is missing, and only ever appended to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, what: str, **details: Any) -> None:
+        """Append a line, and return when it is on the disk.
+
+        Args:
+            what: happened: request, decision, reload, start or stop.
+            details: JSON values.
+
+        Raises:
+            CadpError: it cannot be written.
+        """
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "what": what, **details}
+        data = (json.dumps(line, ensure_ascii=True) + "\n").encode()
+        try:
+            handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(handle, data)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise CadpError(
+                f"What a site does is in its audit log first. '{self._path}' cannot be written to "
+                f"({error.strerror or type(error).__name__}); mend that."
+            ) from error
+
+
+def describe_error(error: Exception) -> dict[str, Any]:
+    """Return what a log may tell of an error, as JSON values."""
+    code = error.code if isinstance(error, CadpError) else CadpError.code
+    told: dict[str, Any] = {"code": code, "error": type(error).__name__}
+    if isinstance(error, (PrivacyError, ExchangeError)):
+        return told | {"text": str(error)[:MAX_TEXT]}
+    return told | {"at": _place(error)}
+
+
+def _place(error: Exception) -> str:
+    """Return the last place in this library that an error came through, as module and line."""
+    library = Path(cadp_fl.__file__).resolve().parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(library):
+            return f"{path.relative_to(library)}:{frame.lineno}"
+    return "outside the library"

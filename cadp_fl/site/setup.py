@@ -1,0 +1,128 @@
+"""Making a real site's folder: what the steward decided, a ledger of which nothing is spent, and a key pair."""
+
+import os
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, SiteConfig, dump
+from cadp_fl.data.units import Units
+from cadp_fl.errors import InputError
+from cadp_fl.outputs import new_folder
+from cadp_fl.privacy.accounting import check_delta
+from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.site.folder import SiteFolder, check_socket
+from cadp_fl.site.groups import gid_of
+from cadp_fl.site.keys import fingerprint, new_key_pair
+from cadp_fl.site.opening import read_records
+
+__all__ = ["MadeSite", "make_site"]
+
+
+@dataclass(frozen=True)
+class MadeSite:
+    """A site's folder that was made.
+
+    Attributes:
+        folder: of the site.
+        units: number of training units.
+        test_units: number of test units.
+        fingerprint: of the public key of its SuperNode.
+        ledger_head: hash of the ledger's first entry.
+    """
+
+    folder: SiteFolder
+    units: int
+    test_units: int
+    fingerprint: str
+    ledger_head: str
+
+
+def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: Invitation) -> MadeSite:
+    """Make a site's folder, all of it or nothing. Its keys are made here and never leave it.
+
+    The agent's user alone reads it, but for `node/` and `run/`, which the SuperNode's group may enter.
+
+    Args:
+        path: of the folder; its paths in `config` are absolute.
+
+    Raises:
+        InputError: it cannot be made there, or config, policy and records do not fit together.
+        BudgetError: the policy's delta is too large for the number of its units.
+        LedgerError: there is a mark of an older ledger.
+    """
+    final = SiteFolder(path.absolute())
+    check_socket(final.socket)
+    data = read_records(config)
+    units, tested = (
+        len(Units.of(records, policy.unit, policy.records_per_unit)) for records in (data.train, data.test)
+    )
+    check_delta(policy.delta, units)
+    if policy.evaluation is not None:
+        check_delta(policy.evaluation.delta, tested)
+    group = gid_of(config.group)
+    private, public = new_key_pair(config.site)
+    with new_folder(path, "A site's folder", mode=0o700 if group is None else 0o710) as temporary:
+        folder = SiteFolder(temporary)
+        _write(folder.config, dump(config), 0o600)
+        _write(folder.policy, _explained(policy), 0o600)
+        for private_folder in (folder.answers, folder.outbox):
+            private_folder.mkdir(mode=0o700)
+        node = folder.node
+        for shared in (folder.socket.parent, node.path):
+            shared.mkdir(mode=0o700 if group is None else 0o750)
+        node.flower.mkdir(mode=0o700)
+        _write(node.key, private.decode(), 0o600 if group is None else 0o640)
+        _write(node.public_key(config.site), public.decode(), 0o644)
+        _write(node.config, dump(_node_config(config, invitation, final)), 0o644)
+        if invitation.certificate is not None:
+            _write(node.certificates, invitation.certificate, 0o644)
+        if group is not None:
+            _give(group, temporary, folder.socket.parent, node.path, node.key, node.flower)
+            node.flower.chmod(0o2770)
+        ledger = DurableLedger.create(
+            folder.ledger,
+            mark=config.mark,
+            population=policy.population,
+            unit=policy.unit,
+            records_per_unit=policy.records_per_unit,
+        )
+        head = ledger.links()[-1].hash
+    return MadeSite(final, units, tested, fingerprint(public), head)
+
+
+def _node_config(config: SiteConfig, invitation: Invitation, folder: SiteFolder) -> NodeConfig:
+    return NodeConfig(
+        site=config.site, federation=invitation.federation, address=invitation.address, socket=folder.socket
+    )
+
+
+def _give(group: int, *paths: Path) -> None:
+    try:
+        for path in paths:
+            os.chown(path, -1, group)
+    except OSError as error:
+        raise InputError(
+            f"A file is given to a group by one of its members. Group {group} cannot be given any ({error.strerror}); "
+            "let the agent's user join it (usermod -aG), and log in again."
+        ) from error
+
+
+def _explained(policy: PolicyConfig) -> str:
+    """Return a policy as YAML that a steward can read: every key, defaults too, below what it means."""
+    lines = ["# What this site allows, whatever a server asks. An edit holds from cadp-fl site reload on."]
+    values = policy.model_dump(mode="json")
+    for name, field in PolicyConfig.model_fields.items():
+        comment = textwrap.wrap(field.description or name, 100, initial_indent="# ", subsequent_indent="# ")
+        lines += ["", *comment, yaml.safe_dump({name: values[name]}, sort_keys=False).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Write a new file that has its mode from its first moment on."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(text)
