@@ -178,6 +178,8 @@ class _Conductor:
             self._forget_what_was_refused()
             raise
         self._federation.recorder.round("reserve", 1, 1)
+        self.tell()
+        self._leave("reserve")
         try:
             for method in self._methods:
                 if method.name not in results.figures:

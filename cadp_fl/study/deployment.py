@@ -25,6 +25,8 @@ __all__ = ["check_deployed", "run_deployed"]
 
 LOG = "flower.log"
 LOOK_SECONDS = 15.0
+STARTS = 3
+"""Of a server app that dies before its first step: it met the SuperLink at a bad moment."""
 
 
 def run_deployed(
@@ -56,15 +58,11 @@ def run_deployed(
         if not resume:
             make_run_folder(output)
             resolved.write_text(dump_study(study), encoding="utf-8")
-        progress = output / PROGRESS
-        progress.write_bytes(b"")
         watch({"step": "start", "text": f"waiting for the sites of the federation '{name}'"})
-        paths = {"config": str(resolved), "output-dir": str(output), "progress": str(progress)}
-        resumes = resume and (output / CHECKPOINT).exists()
-        run_id = start_run(flower, {**paths, "federation": name, "resume": resumes})
-        run = StartedRun(federation=name, folder=federation.resolve(), flower_run=run_id, started=datetime.now(UTC))
-        run.store(output)
-        _follow(run, flower, output, watch)
+        for start in range(1, STARTS + 1):
+            run = _start(flower, name, federation, output, resume=resume)
+            if _follow(run, flower, output, watch, is_last=start == STARTS):
+                break
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     return summary
 
@@ -132,8 +130,25 @@ def _check_answers(flower: Flower, federation: Path) -> None:
         ) from error
 
 
-def _follow(run: StartedRun, flower: Flower, output: Path, watch: Watcher) -> None:
-    """Pass on a run's steps until it is done.
+def _start(flower: Flower, name: str, federation: Path, output: Path, *, resume: bool) -> StartedRun:
+    """Start Flower's run of a study, and write down which it is."""
+    progress = output / PROGRESS
+    progress.write_bytes(b"")
+    settings = {
+        "config": str(output / "config.yaml"),
+        "output-dir": str(output),
+        "progress": str(progress),
+        "federation": name,
+        "resume": resume and (output / CHECKPOINT).exists(),
+    }
+    run_id = start_run(flower, settings)
+    run = StartedRun(federation=name, folder=federation.resolve(), flower_run=run_id, started=datetime.now(UTC))
+    run.store(output)
+    return run
+
+
+def _follow(run: StartedRun, flower: Flower, output: Path, watch: Watcher, *, is_last: bool) -> bool:
+    """Pass on a run's steps until it is done, and return whether its server app took any.
 
     Raises:
         CadpError: it failed, or its server app died.
@@ -142,8 +157,11 @@ def _follow(run: StartedRun, flower: Flower, output: Path, watch: Watcher) -> No
     try:
         for step in follow(output / PROGRESS, run.ended, look_seconds=LOOK_SECONDS):
             watch(step)
+        return True
     except FlowerError as error:
         flower.keep_log(run.flower_run, log)
+        if not (is_last or (output / PROGRESS).stat().st_size or "stopped" in str(error)):
+            return False
         note_end(output, str(error))
         raise CadpError(f"{error} See '{log}'; go on with --resume.") from error
     except CadpError:

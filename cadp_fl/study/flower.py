@@ -29,7 +29,7 @@ LOG_SECONDS = 30.0
 
 
 class FlowerError(CadpError):
-    """Flower's command line did not do what it was asked."""
+    """Flower's command line did not do what it was asked, or a server app died."""
 
 
 def quiet_environment(home: Path) -> dict[str, str]:
@@ -84,7 +84,7 @@ class Flower:
         return int(answer["run-id"])
 
     def status(self, run_id: int) -> str:
-        """Return what Flower says of a run, for example `running` or `finished:failed`; `unknown` of one it forgot.
+        """Return what Flower says of a run: `running`, `finished:failed, ...` with its reason, `unknown` if it forgot it.
 
         Raises:
             FlowerError: the SuperLink does not answer.
@@ -92,8 +92,12 @@ class Flower:
         answer = self._call("ls", self.connection)
         if not answer.get("success"):
             raise FlowerError(_said(answer))
-        named = {str(each.get("run-id")): str(each.get("status", "unknown")) for each in answer.get("runs", [])}
-        return named.get(str(run_id), "unknown")
+        for run in answer.get("runs", []):
+            if str(run.get("run-id")) == str(run_id):
+                status, details = str(run.get("status", "unknown")), str(run.get("status-details") or "")
+                is_told = status.startswith("finished") and details not in ("", "N/A")
+                return f"{status}, {details:.300}" if is_told else status
+        return "unknown"
 
     def stop(self, run_id: int) -> None:
         """Stop a run.
@@ -166,7 +170,8 @@ def follow(progress: Path, ended: Callable[[], str], *, look_seconds: float) -> 
         look_seconds: time between two calls of `ended`.
 
     Raises:
-        CadpError: the run failed, or its server app died.
+        CadpError: the run failed.
+        FlowerError: its server app died.
     """
     with progress.open(encoding="utf-8") as lines:
         tail, status, next_look = _Tail(lines), "", time.monotonic() + look_seconds

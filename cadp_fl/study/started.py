@@ -137,7 +137,7 @@ def run_status(output: Path) -> dict[str, Any]:
 
 def _last_round(steps: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the round that a run is in, and which sites have answered in it or wait."""
-    rounds = [step for step in steps if step["step"] in ("answer", "wait", "round")]
+    rounds = [step for step in steps if step["step"] in ("answer", "wait", "round") and step["phase"] != "account"]
     if not rounds:
         return {"phase": None, "round": None, "of": None, "answered": [], "waiting": []}
     last = rounds[-1]
