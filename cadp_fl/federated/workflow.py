@@ -102,6 +102,9 @@ def conduct(
         results.failure = str(error)
         recorder.failed(results.failure)
         raise
+    except BaseException:  # the process is asked to end
+        results.failure = "The run was interrupted."
+        raise
     finally:
         conductor.tell()
         if results.sites:

@@ -134,7 +134,7 @@ def _start(flower: Flower, name: str, federation: Path, output: Path, *, resume:
     """Start Flower's run of a study, and write down which it is."""
     progress = output / PROGRESS
     progress.write_bytes(b"")
-    settings = {
+    settings: dict[str, str | bool] = {
         "config": str(output / "config.yaml"),
         "output-dir": str(output),
         "progress": str(progress),

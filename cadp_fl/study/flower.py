@@ -84,7 +84,9 @@ class Flower:
         return int(answer["run-id"])
 
     def status(self, run_id: int) -> str:
-        """Return what Flower says of a run: `running`, `finished:failed, ...` with its reason, `unknown` if it forgot it.
+        """Return what Flower says of a run, such as `running`, or `finished:failed` with its reason.
+
+        One that it forgot is `unknown`.
 
         Raises:
             FlowerError: the SuperLink does not answer.

@@ -156,6 +156,8 @@ def test_a_run_that_is_resumed_spends_nothing_twice_and_ends_as_if_never_interru
 ):
     hospitals = Hospitals(tmp_path)
     kill(hospitals, kind, nth, before=before)
+    if kind != RESERVE:
+        assert told(hospitals)["failure"] == "The run was interrupted."
     assert hospitals.go(resume=True) == "complete"
     ours, theirs = told(hospitals), told(complete)
     assert ours["methods"] == theirs["methods"]
