@@ -96,6 +96,7 @@ def init(
     typer.echo(f"Records: {made.units} training and {made.test_units} test {allowed.unit}s.")
     typer.echo(f"Policy: {made.folder.policy}. Read it: it holds whatever a server asks.")
     typer.echo(f"Ledger head: {made.ledger_head}")
+    typer.echo(f"The invitation's fingerprint, to compare with the coordinator's by telephone: {invited.fingerprint}")
     typer.echo(f"Next: send {public} to the coordinator, and compare its fingerprint by telephone:")
     typer.echo(f"  {made.fingerprint}")
 

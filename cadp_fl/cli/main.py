@@ -14,6 +14,7 @@ from cadp_fl.cli.account import account
 from cadp_fl.cli.audit import audit
 from cadp_fl.cli.compare import compare
 from cadp_fl.cli.complaints import complain
+from cadp_fl.cli.coordinator import coordinator_app
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
@@ -164,6 +165,7 @@ site_app.command(epilog="Example: cadp-fl site serve north")(agent.serve)
 site_app.command(epilog="Example: cadp-fl site status north")(agent.status)
 site_app.command(epilog="Example: cadp-fl site reload north")(agent.reload)
 app.add_typer(site_app)
+app.add_typer(coordinator_app)
 app.add_typer(account, name="account")
 
 

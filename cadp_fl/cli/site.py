@@ -1,6 +1,7 @@
 """The commands of a real site."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +15,7 @@ from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError, LedgerError
 from cadp_fl.privacy.claims import format_against, format_epsilon
 
-__all__ = ["approve", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
+__all__ = ["approve", "connect", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
 
 site_app = typer.Typer(
     name="site", help="Run a real site: one hospital, its records and its budget.", no_args_is_help=True
@@ -32,10 +33,18 @@ review_app = typer.Typer(
 )
 site_app.add_typer(review_app)
 
-Outbox = Annotated[Path, typer.Argument(help="The folder of the site's releases.", metavar="OUTBOX")]
+Outbox = Annotated[
+    Path, typer.Argument(help="The site's folder, or the folder of its releases alone.", metavar="SITE|OUTBOX")
+]
 Event = Annotated[str, typer.Argument(help="The release's event id.", metavar="EVENT")]
 
 Ledger = Annotated[Path, typer.Argument(help="The ledger's database.", metavar="LEDGER")]
+SiteOrLedger = Annotated[
+    Path,
+    typer.Argument(
+        help="The site's folder, whose policy and mark are then taken; or the ledger's database.", metavar="SITE|LEDGER"
+    ),
+]
 Mark = Annotated[
     Path | None,
     typer.Option(
@@ -98,8 +107,8 @@ def init(
         typer.echo(f"Head: {ledger.links()[-1].hash} (written down elsewhere, it tells this ledger from any other)")
 
 
-@ledger_app.command(epilog="Example: cadp-fl site ledger show ledger.db --policy policy.yaml")
-def show(path: Ledger, mark: Mark = None, policy: Policy = None, as_json: AsJson = False) -> None:
+@ledger_app.command(epilog="Example: cadp-fl site ledger show north")
+def show(path: SiteOrLedger, mark: Mark = None, policy: Policy = None, as_json: AsJson = False) -> None:
     """Show what was reserved and spent, plan by plan, and what is left of the policy's total.
 
     A plan's epsilon holds whatever became of it: it includes the retry reserve,
@@ -108,6 +117,8 @@ def show(path: Ledger, mark: Mark = None, policy: Policy = None, as_json: AsJson
     from cadp_fl.config import load_policy
     from cadp_fl.site.account import account_of
 
+    path, mark, own = _ledger_at(path, mark)
+    policy = policy or own
     tree = account_of(path, mark=mark, policy=load_policy(policy) if policy is not None else None)
     if as_json:
         typer.echo(json.dumps(tree, indent=2))
@@ -119,7 +130,7 @@ def show(path: Ledger, mark: Mark = None, policy: Policy = None, as_json: AsJson
     epilog="Example: cadp-fl site ledger verify ledger.db --expect-head 5d41402abc4b2a76b9719d911017c592..."
 )
 def verify(
-    path: Ledger,
+    path: SiteOrLedger,
     mark: Mark = None,
     expect_head: Annotated[
         str | None, typer.Option(help="Hash of an entry that was written down elsewhere: the ledger must hold it.")
@@ -137,6 +148,7 @@ def verify(
 
     if expect_head is not None and not re.fullmatch(r"[0-9a-f]{64}", expect_head):
         raise InputError(f"A head is 64 hexadecimal digits. Found {len(expect_head)} characters; copy it whole.")
+    path, mark, _ = _ledger_at(path, mark)
     ledger = DurableLedger.as_found(path, mark=mark)
     links = ledger.links()
     marked = min(read_mark(ledger.mark).number, links[-1].number)  # others may have added to both since
@@ -166,7 +178,7 @@ def verify(
 
 @ledger_app.command(epilog="Example: cadp-fl site ledger export ledger.db --output ledger.jsonl")
 def export(
-    path: Ledger,
+    path: SiteOrLedger,
     mark: Mark = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new file; standard output by default.")
@@ -183,6 +195,7 @@ def export(
     from cadp_fl.outputs import new_file
     from cadp_fl.privacy.durable import DurableLedger
 
+    path, mark, _ = _ledger_at(path, mark)
     links = DurableLedger.as_found(path, mark=mark).links()
     lines = "".join(f"{json.dumps(vars(link), sort_keys=True)}\n" for link in links)
     if output is None:
@@ -191,6 +204,18 @@ def export(
     with new_file(output, "An exported ledger") as temporary:
         temporary.write_text(lines, encoding="utf-8")
     typer.echo(f"Wrote {len(links)} entries to {output}.")
+
+
+def _ledger_at(path: Path, mark: Path | None) -> tuple[Path, Path | None, Path | None]:
+    """Return a ledger's database, its mark and its policy, as far as a path and an option tell."""
+    from cadp_fl.config import load_site
+    from cadp_fl.site.folder import SiteFolder
+
+    folder = SiteFolder(path)
+    if not path.is_dir():
+        return path, mark, None
+    folder.check()
+    return folder.ledger, mark or load_site(folder.config).mark, folder.policy
 
 
 def _plans_table(console: Console, tree: dict[str, Any]) -> None:
@@ -231,12 +256,12 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
         console.print(Text(f"NO bound in all, since this is not protected: {ascii(what)[1:-1]}."), soft_wrap=True)
 
 
-@review_app.command("list", epilog="Example: cadp-fl site review list outbox")
+@review_app.command("list", epilog="Example: cadp-fl site review list north")
 def waiting(outbox: Outbox, as_json: AsJson = False) -> None:
     """List the releases that were made, what each claims, and what was decided."""
     from cadp_fl.site.review import Review
 
-    staged = Review(outbox).staged()
+    staged = Review(_outbox_at(outbox)[0]).staged()
     if as_json:
         tree = [{"decision": each.decision, "manifest": each.manifest.model_dump(mode="json")} for each in staged]
         typer.echo(json.dumps(tree, indent=2))
@@ -253,13 +278,13 @@ def waiting(outbox: Outbox, as_json: AsJson = False) -> None:
         typer.echo("No release was made.")
 
 
-@review_app.command(epilog="Example: cadp-fl site review approve outbox cadp-release-7")
+@review_app.command(epilog="Example: cadp-fl site review approve north cadp-release-7")
 def approve(outbox: Outbox, event: Event, quiet: Silent = False) -> None:
     """Let the records of a release be fetched. This cannot be taken back."""
     _decide(outbox, event, "approved", quiet=quiet)
 
 
-@review_app.command(epilog="Example: cadp-fl site review deny outbox cadp-release-7")
+@review_app.command(epilog="Example: cadp-fl site review deny north cadp-release-7")
 def deny(outbox: Outbox, event: Event, quiet: Silent = False) -> None:
     """Keep the records of a release for good. What it cost stays spent.
 
@@ -269,9 +294,53 @@ def deny(outbox: Outbox, event: Event, quiet: Silent = False) -> None:
     _decide(outbox, event, "denied", quiet=quiet)
 
 
-def _decide(outbox: Path, event: str, decision: Literal["approved", "denied"], *, quiet: bool) -> None:
+def _outbox_at(path: Path) -> tuple[Path, Path | None]:
+    """Return the folder of a site's releases, and its audit log if the path is that of the site's folder."""
+    from cadp_fl.site.folder import SiteFolder
+
+    folder = SiteFolder(path)
+    return (folder.outbox, folder.audit) if folder.config.is_file() else (path, None)
+
+
+def _decide(path: Path, event: str, decision: Literal["approved", "denied"], *, quiet: bool) -> None:
+    from cadp_fl.site.audit_log import AuditLog
     from cadp_fl.site.review import Review
 
+    outbox, audit = _outbox_at(path)
     manifest = Review(outbox).decide(event, decision)
+    if audit is not None:
+        AuditLog(audit).write("decision", event=manifest.event_id, outcome=decision, uid=os.getuid())
     if not quiet:
         typer.echo(f"{manifest.event_id}: {decision}, {manifest.records} records.")
+
+
+@site_app.command(epilog="Example: cadp-fl site connect /srv/cadp-fl")
+def connect(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The site's folder, of which this user can read node/ alone.", metavar="FOLDER", readable=False
+        ),
+    ],
+    print_: Annotated[
+        bool, typer.Option("--print", help="Print the environment and command, for a unit of your own; start nothing.")
+    ] = False,
+    quiet: Silent = False,
+) -> None:
+    """Keep the site connected to its coordinator until this command is ended (Ctrl-C, or SIGTERM).
+
+    Run it as the SuperNode's user, who can read nothing of the site but its
+    node/ folder and reach the agent's socket.
+    """
+    from cadp_fl.site.folder import SiteFolder
+    from cadp_fl.study import supernode
+
+    node = SiteFolder(folder.absolute()).node
+    if print_:
+        typer.echo(supernode.print_command(node))
+        return
+    supernode.connect(node, announce=_nothing if quiet else typer.echo)
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""

@@ -1,6 +1,6 @@
 """Configs: of a study, of a site's policy, and of a real federation."""
 
-from cadp_fl.config.deployment import CoordinatorConfig, Invitation, NodeConfig, SiteConfig
+from cadp_fl.config.deployment import LOOPBACK, CoordinatorConfig, Invitation, NodeConfig, SiteConfig, SiteName
 from cadp_fl.config.files import (
     dump,
     dump_study,
@@ -34,6 +34,7 @@ from cadp_fl.config.study import (
 )
 
 __all__ = [
+    "LOOPBACK",
     "BudgetConfig",
     "CentralTrainingConfig",
     "ClassifierConfig",
@@ -56,6 +57,7 @@ __all__ = [
     "ScaleConfig",
     "Settings",
     "SiteConfig",
+    "SiteName",
     "SitesConfig",
     "StudyConfig",
     "dump",

@@ -3,17 +3,22 @@
 An invitation goes from the coordinator to a site. Nothing in these files is a secret; the keys lie beside them.
 """
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from cadp_fl.config.settings import Count, Fraction, Name, Settings
 from cadp_fl.config.study import DataConfig
 
-__all__ = ["CoordinatorConfig", "Invitation", "NodeConfig", "SiteConfig", "SiteName"]
+__all__ = ["LOOPBACK", "CoordinatorConfig", "Invitation", "NodeConfig", "SiteConfig", "SiteName"]
 
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+LOOPBACK = ("localhost", "127.0.0.1")
+"""Hosts that are this machine alone."""
+
 _Port = Annotated[int, Field(ge=1, le=65535)]
 _Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,250}[A-Za-z0-9])?$")]
 _Address = Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]{1,253}):[0-9]{1,5}$")]
@@ -29,6 +34,26 @@ class CoordinatorConfig(Settings):
         "nginx", description="what stands before the SuperLink and lets sites reach the fleet API alone"
     )
     superlink_port: _Port = Field(description="of the SuperLink, on this machine alone")
+
+    @model_validator(mode="after")
+    def _has_a_door(self) -> Self:
+        if self.proxy == "none" and self.host not in LOOPBACK:
+            raise ValueError(
+                "whoever reaches the SuperLink itself may submit code to every site, so that without a proxy it is "
+                f"reached from its own machine alone, as {' or '.join(LOOPBACK)}. Found the host '{self.host}'; leave "
+                "the proxy before it"
+            )
+        if (self.proxy == "none") != (self.port == self.superlink_port):
+            raise ValueError(
+                "the proxy and the SuperLink have a port each, and without a proxy there is one. Found "
+                f"{self.port} and {self.superlink_port}; choose other ports"
+            )
+        return self
+
+    @property
+    def address(self) -> str:
+        """Host and port, as sites call it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Invitation(Settings):
@@ -49,6 +74,14 @@ class Invitation(Settings):
             raise ValueError("a certificate is PEM text that begins with BEGIN CERTIFICATE, and holds no key")
         return text
 
+    @property
+    def fingerprint(self) -> str:
+        """The SHA256 of what it says, however its file is laid out: to compare by telephone."""
+        certificate = None if self.certificate is None else self.certificate.split()
+        said = json.dumps([self.federation, self.address, certificate])
+        digest = hashlib.sha256(said.encode()).hexdigest()
+        return "SHA256:" + "-".join(digest[start : start + 8] for start in range(0, len(digest), 8))
+
 
 class NodeConfig(Settings):
     """What a site's SuperNode knows: whom it calls, as whom, and where the agent's socket is."""
@@ -57,6 +90,9 @@ class NodeConfig(Settings):
     federation: SiteName = Field(description="name of the federation")
     address: _Address = Field(description="host and port of the coordinator")
     socket: Path = Field(description="of the site's agent, absolute")
+    port: _Port | None = Field(
+        None, description="that the SuperNode and its own processes meet at, on this machine alone; a free one without"
+    )
 
 
 class SiteConfig(Settings):

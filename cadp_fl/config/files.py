@@ -113,7 +113,18 @@ def load_invitation(path: Path) -> Invitation:
 def dump(settings: Settings) -> str:
     """Return settings as YAML, without what is left at its default."""
     tree = settings.model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text of several lines as these lines."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:

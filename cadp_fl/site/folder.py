@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cadp_fl.errors import InputError
 
-__all__ = ["NodeFolder", "SiteFolder"]
+__all__ = ["NodeFolder", "SiteFolder", "check_socket"]
 
 MAX_SOCKET_PATH = 100
 """Bytes of a socket's path that every system takes."""

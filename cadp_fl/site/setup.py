@@ -68,12 +68,9 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         folder = SiteFolder(temporary)
         _write(folder.config, dump(config), 0o600)
         _write(folder.policy, _explained(policy), 0o600)
-        for private_folder in (folder.answers, folder.outbox):
-            private_folder.mkdir(mode=0o700)
         node = folder.node
-        for shared in (folder.socket.parent, node.path):
-            shared.mkdir(mode=0o700 if group is None else 0o750)
-        node.flower.mkdir(mode=0o700)
+        for own in (folder.answers, folder.outbox, folder.socket.parent, node.path, node.flower):
+            own.mkdir(mode=0o700)
         _write(node.key, private.decode(), 0o600 if group is None else 0o640)
         _write(node.public_key(config.site), public.decode(), 0o644)
         _write(node.config, dump(_node_config(config, invitation, final)), 0o644)
@@ -81,7 +78,8 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
             _write(node.certificates, invitation.certificate, 0o644)
         if group is not None:
             _give(group, temporary, folder.socket.parent, node.path, node.key, node.flower)
-            node.flower.chmod(0o2770)
+            for shared, mode in ((folder.socket.parent, 0o750), (node.path, 0o750), (node.flower, 0o2770)):
+                shared.chmod(mode)  # whatever the umask
         ledger = DurableLedger.create(
             folder.ledger,
             mark=config.mark,

@@ -241,7 +241,7 @@ class _Probe:
         log_odds(FlowBayes(self._warm_flow(), levels=self._records.schema.levels), self._tensors()[0])
 
     def _release(self) -> None:
-        flow = self._flow()
+        flow = self._warm_flow() if self._study.flow.is_warm else self._flow()
         settings = ReleaseSettings(
             GaussianMechanism(1.0, 1.0),
             self._study.release.latent_dims or flow.leading_dims,

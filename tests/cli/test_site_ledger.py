@@ -12,6 +12,7 @@ from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.site.account import account_of
 from tests.cli.test_cli import call
 from tests.privacy.ledger_events import LAPLACE, STEP, WEIGHTS
+from tests.site.agents import make
 
 POLICY = "population: chest\nunit: record\nepsilon: 3\ndelta: 1.0e-5\n"
 
@@ -148,3 +149,11 @@ def test_an_export_is_verified_by_the_rule_that_its_help_gives(command, path, tm
     assert command("export", path, "--output", file)[0] == 0
     assert file.read_text() == out
     assert command("export", path, "--output", file)[0] == 2
+
+
+def test_a_sites_folder_tells_its_ledger_its_mark_and_its_policy(command, tmp_path):
+    folder = make(tmp_path / "north")
+    code, out, _ = command("show", str(folder.path), "--json")
+    assert (code, json.loads(out)["totals"]["train"]["limit"]["epsilon"]) == (0, 10)
+    code, out, _ = command("verify", str(folder.path), "--json")
+    assert (code, json.loads(out)["entries"]) == (0, 1)

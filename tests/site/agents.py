@@ -66,10 +66,10 @@ def served(folder: SiteFolder, **options: Any) -> Iterator[Agent]:
     assert not thread.is_alive()
 
 
-def start(folder: SiteFolder, *options: str, **popen: Any) -> "subprocess.Popen[str]":
+def start(folder: SiteFolder, *options: str, python: str = sys.executable, **popen: Any) -> "subprocess.Popen[str]":
     """Serve a folder in a process of its own, and return once it listens."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "cadp_fl.cli.main", "site", "serve", str(folder.path), *options],
+        [python, "-m", "cadp_fl.cli.main", "site", "serve", str(folder.path), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

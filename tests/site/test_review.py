@@ -1,6 +1,7 @@
 """No record leaves before a steward has approved its release, where the policy asks for that."""
 
 import json
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from cadp_fl.privacy.plan import Plan
 from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.review import Review
+from tests.site.agents import make
 from tests.site.test_site import EVENT, _outboxes, fetch, release, site  # noqa: F401
 
 
@@ -74,3 +76,13 @@ def test_a_steward_decides_on_the_command_line(made):
     assert "approved" in run(app, ["site", "review", "list", outbox]).stdout
     assert isinstance(run(app, ["site", "review", "deny", outbox, manifest.event_id]).exception, InputError)
     assert isinstance(run(app, ["site", "review", "approve", outbox, "other"]).exception, InputError)
+
+
+def test_a_decision_on_a_sites_folder_is_in_its_audit_log(made, tmp_path):
+    reviewed, manifest = made
+    folder = make(tmp_path / "north")
+    shutil.copytree(reviewed._outbox, folder.outbox, dirs_exist_ok=True)
+    CliRunner().invoke(app, ["site", "review", "deny", str(folder.path), manifest.event_id])
+    assert Review(folder.outbox).decision(manifest) == "denied"
+    (line,) = (json.loads(line) for line in folder.audit.read_text().splitlines())
+    assert (line["what"], line["event"], line["outcome"]) == ("decision", manifest.event_id, "denied")

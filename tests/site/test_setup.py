@@ -1,0 +1,142 @@
+"""Laws of making a site's folder."""
+
+import os
+import stat
+
+import numpy as np
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from typer.testing import CliRunner
+
+from cadp_fl.cli.main import app
+from cadp_fl.config import load_node, load_policy, load_site
+from cadp_fl.errors import InputError
+from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.site.folder import SiteFolder, check_socket
+from cadp_fl.site.keys import check_public_key, fingerprint, new_key_pair
+from cadp_fl.site.opening import read_records
+from tests.site.agents import STUDY, make
+
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+ANSWERS = ["--population", "lungs", "--unit", "record", "--epsilon", "3", "--delta", "1e-4", "--labels", "public"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    invitation = {"federation": "lungs", "address": "hub.example.org:9443", "certificate": CERTIFICATE}
+    (tmp_path / "invitation.yaml").write_text(yaml.safe_dump(invitation))
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return tmp_path
+
+
+def _init(*arguments, input=None):
+    result = CliRunner().invoke(app, ["site", "init", *arguments], input=input)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_a_site_is_made_from_flags(here):
+    result = _init("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+    folder = SiteFolder(here / "north")
+    assert (load_policy(folder.policy).epsilon, load_policy(folder.policy).review) == (3, True)
+    assert load_site(folder.config).rehearsal == here / "study.yaml"
+    node = load_node(folder.node.config)
+    assert (node.site, node.address, node.socket) == ("north", "hub.example.org:9443", folder.socket)
+    assert folder.node.certificates.read_text() == CERTIFICATE
+    assert DurableLedger.as_found(folder.ledger).terms.population == "lungs"
+    assert fingerprint(folder.node.public_key("north").read_bytes()) in result.output
+
+
+def test_own_records_are_named_by_the_federation_and_not_by_their_file(here):
+    rng = np.random.default_rng(0)
+    np.savez(
+        here / "mrs-smith.npz",
+        train_images=rng.integers(0, 256, (300, 8, 8), dtype=np.uint8),
+        train_labels=rng.integers(0, 2, 300),
+    )
+    _init(
+        *("north", "--invitation", "invitation.yaml", "--data", "mrs-smith.npz", "--dataset", "chest-xray"),
+        *("--classes", "normal, pneumonia", *ANSWERS),
+    )
+    data = read_records(load_site(here / "north" / "site.yaml"))
+    assert data.train.schema.name == data.test.schema.name == "chest-xray"
+    assert data.train.schema.classes == ("normal", "pneumonia")
+    assert len(data.train) + len(data.test) == 300
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--data", "x.npz", *ANSWERS], "--classes"),
+        (ANSWERS, "A site has records"),
+        (["--data", "x.npz", "--rehearsal", "study.yaml", *ANSWERS], "A site has records"),
+        (["--rehearsal", "study.yaml"], "give --population"),
+        (["--rehearsal", "study.yaml", *ANSWERS, "--name", "west"], "north, east, south"),
+        (["--rehearsal", "study.yaml", *ANSWERS, "--policy", "policy.yaml"], "given once"),
+        (["--rehearsal", "study.yaml", *ANSWERS[:-4], "--delta", "0.1", *ANSWERS[-2:]], "1 / \\(10 n\\)"),
+        (["--rehearsal", "study.yaml", *ANSWERS, "--group", "no-such-group"], "groupadd"),
+        (["--rehearsal", "study.yaml", *ANSWERS, "--name", "North!"], "site"),
+    ],
+)
+def test_what_does_not_fit_leaves_no_folder(here, arguments, reason):
+    with pytest.raises(Exception, match=reason):
+        _init("north", "--invitation", "invitation.yaml", *arguments)
+    assert not (here / "north").exists()
+
+
+def test_a_folder_is_never_made_over_another(here):
+    make(here / "north")
+    key = (here / "north" / "node" / "node.key").read_bytes()
+    with pytest.raises(InputError, match="never written over"):
+        _init("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+    assert (here / "north" / "node" / "node.key").read_bytes() == key
+
+
+def test_an_invitation_holds_no_key_and_no_odd_address(here):
+    for wrong in ({"certificate": "-----BEGIN PRIVATE KEY-----"}, {"address": "hub:port"}, {"address": "a b:1"}):
+        tree = {"federation": "lungs", "address": "hub:9443", **wrong}
+        (here / "odd.yaml").write_text(yaml.safe_dump(tree))
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            _init("north", "--invitation", "odd.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+
+
+def test_a_policy_that_is_written_says_every_key_and_what_it_means(tmp_path):
+    folder = make(tmp_path / "north", epsilon=2.5, delta=1e-6)
+    text = folder.policy.read_text()
+    tree = yaml.safe_load(text)
+    assert (tree["epsilon"], tree["delta"], tree["review"]) == (2.5, 1e-6, False)
+    assert all(f"\n{key}:" in text for key in type(load_policy(folder.policy)).model_fields)
+    assert max(len(line) for line in text.splitlines()) <= 120
+
+
+def test_a_group_enters_what_it_needs_alone(tmp_path):
+    folder = make(tmp_path / "north", group=str(os.getgid()))
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.path.rglob("*")}
+    entered = {path.relative_to(folder.path).as_posix() for path, mode in modes.items() if mode & 0o070}
+    assert entered == {"run", "node", "node/node.key", "node/flower", "node/north.pub", "node/node.yaml"}
+    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o710
+
+
+def test_a_key_pair_is_one_that_flower_takes():
+    private, public = new_key_pair("north")
+    key = serialization.load_ssh_private_key(private, None)
+    assert key.curve.name == "secp384r1"
+    encoded = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    assert public == encoded + b" north\n"
+    check_public_key(public, "It")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"ssh-ed25519 AAAA", b"\xff" * 100, new_key_pair("x")[0], b"x" * 100_000], ids=range(5)
+)
+def test_what_is_no_such_key_is_refused(data):
+    with pytest.raises(InputError, match="P-384"):
+        check_public_key(data, "It")
+
+
+def test_a_path_that_no_socket_can_have_is_refused(tmp_path):
+    with pytest.raises(InputError, match="at most 100 bytes"):
+        check_socket(tmp_path / ("x" * 100) / "agent.sock")
