@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from cadp_fl.outputs import replaced_file
 from cadp_fl.report.page import write_report
 from cadp_fl.study.app_folder import stage_app
 
-__all__ = ["Flower", "FlowerError", "follow", "note_end", "quiet_environment", "start_run"]
+__all__ = ["Flower", "FlowerError", "follow", "note_end", "start_run"]
 
 PAUSE_SECONDS = 0.1
 COMMAND_SECONDS = 120.0
@@ -30,23 +29,6 @@ LOG_SECONDS = 30.0
 
 class FlowerError(CadpError):
     """Flower's command line did not do what it was asked, or a server app died."""
-
-
-def quiet_environment(home: Path) -> dict[str, str]:
-    """Return the environment that keeps Flower to itself, and finds its commands beside this interpreter.
-
-    Args:
-        home: folder of Flower's config.
-    """
-    scripts = str(Path(sys.executable).parent)
-    return {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 @dataclass(frozen=True)

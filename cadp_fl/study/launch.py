@@ -10,7 +10,6 @@ import math
 import os
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -25,7 +24,8 @@ import torch
 from cadp_fl.config import SitesConfig, StudyConfig
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.recorder import Watcher
-from cadp_fl.study.flower import Flower, FlowerError, follow, note_end, quiet_environment, start_run
+from cadp_fl.study.environment import flower_environment, free_port
+from cadp_fl.study.flower import Flower, FlowerError, follow, note_end, start_run
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.simulation import DEVICE_VARIABLE
 
@@ -58,7 +58,7 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, 
         progress = home / "progress.jsonl"
         progress.touch()
         tracker = ProcessTracker()
-        environment = tracker.environment | quiet_environment(home) | QUIET_RAY | _one_device(study)
+        environment = tracker.environment | flower_environment(home) | QUIET_RAY | _one_device(study)
         flower = Flower(home, CONNECTION, environment)
         try:
             address = _start_superlink(environment, log)
@@ -130,7 +130,7 @@ def sites_at_once(sites: SitesConfig) -> int:
 
 def _start_superlink(environment: dict[str, str], log: Path) -> str:
     """Start a SuperLink on a free port, and return its address once it answers."""
-    port = _free_port()
+    port = free_port()
     command = [
         *("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"),
         *("--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"),
@@ -150,12 +150,6 @@ def _start_superlink(environment: dict[str, str], log: Path) -> str:
             raise CadpError(f"Flower's SuperLink did not start within {START_SECONDS:.0f} s; see '{log}'.")
         time.sleep(PAUSE_SECONDS)
     return f"127.0.0.1:{port}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers(url: str) -> bool:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.outputs import write_durably
-from cadp_fl.study.flower import Flower, FlowerError, note_end, quiet_environment
+from cadp_fl.study.environment import flower_environment
+from cadp_fl.study.flower import Flower, FlowerError, note_end
 
 __all__ = ["PROGRESS", "StartedRun", "run_status", "stop_run", "superlink_of"]
 
@@ -25,7 +26,7 @@ MAX_PROGRESS_BYTES = 256 << 20
 def superlink_of(folder: Path) -> Flower:
     """Return the SuperLink of a coordinator's folder."""
     home = folder.resolve() / "flower"
-    return Flower(home, CONNECTION, dict(os.environ) | quiet_environment(home))
+    return Flower(home, CONNECTION, dict(os.environ) | flower_environment(home))
 
 
 class StartedRun(BaseModel):
