@@ -2,7 +2,8 @@
 
 import copy
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -10,19 +11,29 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+CODES = {"crash": 1, "gone": 5, "killed": 8}
+"""Flower's numbers of errors."""
+
 
 class LocalGrid(Grid):
-    """Nodes numbered from 10, one a partition. A message is copied, as a wire would."""
+    """Nodes numbered from 10, one a partition. A message is copied, as a wire would.
 
-    def __init__(self, app: ClientApp, nodes: int, run_config: dict[str, Any]) -> None:
+    Args:
+        names: that the nodes are registered under, in a deployment.
+    """
+
+    def __init__(self, app: ClientApp, nodes: int, run_config: dict[str, Any], names: Sequence[str] = ()) -> None:
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 1, 1, 0
         self.app = app
         self.sent: list[Message] = []
         self.replies: list[Message] = []
         self.fail: dict[tuple[int, str], str] = {}
-        """Nodes that fail, by (node, message type): `silent` gives no answer, `crash` a Flower error, and `late-once`
-        answers one message only when others are sent."""
+        """Nodes that fail, by (node, message type): `silent` gives no answer, `crash` a Flower error, `gone` and
+        `killed` the errors of a node and of a client app that are, and `late-once` answers one message only when others
+        are sent."""
         self._held: dict[str, Message] = {}
+        self.names = list(names)
+        self.offline: set[int] = set()
         self._numbers = itertools.count(1)
         self._waiting: dict[str, Message] = {}
         self.contexts = {
@@ -52,8 +63,8 @@ class LocalGrid(Grid):
             failure = self.fail.get((node, message.metadata.message_type))
             if failure == "silent":
                 continue
-            if failure == "crash":
-                reply = Message(Error(code=1, reason="secret 42"), reply_to=message)
+            if failure in CODES:
+                reply = Message(Error(code=CODES[failure], reason="secret 42"), reply_to=message)
             else:
                 reply = self.app(copy.deepcopy(message), self.contexts[node])
             self.replies.append(reply)
@@ -74,7 +85,12 @@ class LocalGrid(Grid):
 
     def create_message(self, *arguments: Any, **named: Any) -> Any: ...
 
-    def get_nodes(self) -> Any: ...
+    def get_nodes(self) -> Any:
+        return [
+            SimpleNamespace(node_id=node, name=name)
+            for node, name in zip(self.contexts, self.names, strict=True)
+            if node not in self.offline
+        ]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         return self.pull_messages(self.push_messages(messages))

@@ -66,7 +66,7 @@ CALLS = {
     "cadp_fl.data.schema.Source": "train, test",
     "cadp_fl.data.sources.Reader": "read, path, takes_classes, takes_label",
     "cadp_fl.federated.flower_client.register": "app, site_for, *, explain",
-    "cadp_fl.federated.flower_server.Workflow": "study, folder, *, watch, resume",
+    "cadp_fl.federated.flower_server.Workflow": "study, folder, *, watch, resume, federation",
     "cadp_fl.federated.flower_server.Workflow.run": "self, grid, context",
     "cadp_fl.federated.flower_site.simulation_site": (
         "context, train, test, *, classes, levels, name, noise_seed, device, outbox"

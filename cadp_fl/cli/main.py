@@ -19,6 +19,7 @@ from cadp_fl.cli.doctor import doctor
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
+from cadp_fl.cli.run import run
 from cadp_fl.cli.site import site_app
 from cadp_fl.errors import CadpError, InputError, PrivacyError
 
@@ -137,6 +138,7 @@ def report(
     typer.echo(f"Report: {write_report(run).resolve()}")
 
 
+app.command(epilog="Example: cadp-fl run study.yaml --federation coordinator --output runs/first")(run)
 app.command(
     epilog="Example: cadp-fl compare configs/quickstart.yaml --output comparisons/quickstart --epsilon 1 --epsilon 3 "
     "--seeds 3"

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 from cadp_fl.federated.recorder import Watcher, describe_step
-from cadp_fl.privacy.claims import format_against, format_epsilon
+from cadp_fl.privacy.claims import format_against, format_delta, format_epsilon
 from cadp_fl.report.page import format_figure
 
 __all__ = ["progress_to", "results_table"]
@@ -79,6 +79,8 @@ class _Bars:
                 self._progress.remove_task(self._starting)
                 self._starting = None
             self._answer(step)
+        elif step["step"] == "wait":
+            self._progress.console.print(describe_step(step), markup=False, soft_wrap=True)
         elif step["step"] == "round" and step["phase"] in self._tasks:
             task = self._begin(step["phase"])
             self._progress.update(task, completed=step["round"], news=_figures(step))
@@ -131,6 +133,15 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
             console.print(f"{name}: {caution}", style="bold red", markup=False, soft_wrap=True)
     if summary.get("resumed"):
         console.print("This run was interrupted and resumed; privacy.json says what that means for its accounts.")
+    if together := summary.get("all_methods_together"):
+        bound = "no bound, since something left unprotected"
+        if together["epsilon"] is not None:
+            bound = f"epsilon {format_epsilon(together['epsilon'])} at delta {format_delta(together['delta'])}"
+        console.print(
+            f"All methods were carried out on the same records: together {bound}; each site's ledger adds earlier runs "
+            "too.",
+            soft_wrap=True,
+        )
     console.print(
         f"epsilon at delta {summary['budget']['delta']:g} under '{summary['relation']}', the largest of the sites."
         + (" Noise was SEEDED: this run protects nothing." if summary["noise"] == "seeded" else ""),

@@ -93,13 +93,23 @@ class PartitionConfig(Settings):
 
 
 class SitesConfig(Settings):
-    """The federation of a simulation."""
+    """The sites of a study. Partition, CPUs, GPUs and policy are a simulation's; real sites have their own."""
 
     count: int = Field(ge=2, le=1000, description="number of sites")
-    names: tuple[str, ...] | None = Field(None, description="one name a site; site-1, site-2, ... by default")
+    names: tuple[str, ...] | None = Field(
+        None,
+        description="one name a site; site-1, site-2, ... by default in a simulation. Real sites are those whose nodes "
+        "are registered under these names",
+    )
     partition: PartitionConfig = PartitionConfig()
     quorum: Count | None = Field(None, description="sites below which a run stops; all but one by default")
     timeout_seconds: Positive = Field(3600.0, description="seconds after which a site counts as late in a round")
+    review_timeout_seconds: float = Field(
+        3600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds that a run over real sites waits for a steward's approval of a release; 0: not at all",
+    )
     cpus_per_client: Count = Field(1, description="CPU threads of one site, and of the server")
     gpus_per_client: float | None = Field(
         None, ge=0, description="share of a GPU of one site, 0 for none; by default the GPUs in equal shares"

@@ -1,11 +1,12 @@
 """What a run has finished, on disk, so that an interrupted one can go on from its last finished phase.
 
-A phase that was interrupted begins again: what its first attempt computed is thrown away, and no account counts it. Its
-figures were on the terminal and in the metrics until then. A simulation's sites lose nothing by that; at a real site it
-would have been spent, and the site's own ledger says so.
+A phase that was interrupted begins again. In a simulation, what its first attempt computed is thrown away, and no
+account counts it; its figures were on the terminal and in the metrics until then. At real sites it was spent, and they
+keep what they answered: there the phase is replayed (see `cadp_fl.federated.journal`), and the sites' own ledgers hold
+all of it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, events_from_json
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.summary import MethodFigures
+from cadp_fl.site.description import Description
 
 __all__ = ["CHECKPOINT", "Checkpoint"]
 
@@ -28,6 +30,10 @@ CHECKPOINT = "checkpoint.json"
 class _State(BaseModel):
     model_config = ConfigDict(extra="forbid")
     started: datetime
+    federation: str = Field("", description="name of that of the sites; empty in a simulation")
+    run: str = Field("", description="id under which real sites keep the run's plans and answers")
+    roster: dict[str, Description] = Field({}, description="what each real site said of itself when the run began")
+    reserved: dict[str, list[str]] = Field({}, description="real sites that set a plan aside, by the plan's key")
     plans: dict[str, dict[str, Any]] = Field(description="what each method reserves of training units, by its name")
     test_plans: dict[str, dict[str, Any]] = Field({}, description="what it reserves of test units, once that is known")
     resumed: list[datetime] = Field([], description="when the run was taken up again")
@@ -53,14 +59,15 @@ class Checkpoint:
         self._state = state
 
     @classmethod
-    def begin(cls, folder: Path, plans: Mapping[str, Plan]) -> "Checkpoint":
+    def begin(cls, folder: Path, plans: Mapping[str, Plan], *, federation: str = "", run: str = "") -> "Checkpoint":
         """Return the state of a new run with a plan for each method, and write it down."""
-        checkpoint = cls(folder, _State(started=datetime.now(UTC), plans=_trees(plans)))
+        state = _State(started=datetime.now(UTC), federation=federation, run=run, plans=_trees(plans))
+        checkpoint = cls(folder, state)
         checkpoint._write()
         return checkpoint
 
     @classmethod
-    def resume(cls, folder: Path, plans: Mapping[str, Plan]) -> "Checkpoint":
+    def resume(cls, folder: Path, plans: Mapping[str, Plan], *, federation: str = "") -> "Checkpoint":
         """Return the state that a run left in its folder, and note that it goes on.
 
         What is claimed of a method that ended is computed from its plan, so that the plans have to be those of then. A
@@ -76,6 +83,11 @@ class Checkpoint:
             raise InputError(
                 f"A run is resumed from its {CHECKPOINT}. '{folder}' has none that can be read; start a new run."
             ) from error
+        if state.federation != federation:
+            raise InputError(
+                f"A run is resumed over the sites that it began with. This one began "
+                f"{_where(state.federation)}, and is to go on {_where(federation)}; resume it there."
+            )
         _check_same(_trees(plans), state.plans)
         state.resumed.append(datetime.now(UTC))
         return cls(folder, state)
@@ -90,6 +102,31 @@ class Checkpoint:
             _check_same(_trees(plans), self._state.test_plans)
         self._state.test_plans = _trees(plans)
         self._write()
+
+    def hold_roster(self, roster: Mapping[str, Description], missing: list[dict[str, str]]) -> None:
+        """Write down the real sites that take part, for good, and those that were not there."""
+        self._state.roster, self._state.missing = dict(roster), missing
+        self._write()
+
+    def hold_reserved(self, reserved: Mapping[str, Collection[str]]) -> None:
+        """Write down which real sites have set which plan aside, by the plan's key."""
+        self._state.reserved = {key: sorted(sites) for key, sites in reserved.items()}
+        self._write()
+
+    @property
+    def run(self) -> str:
+        """Id of the run; empty in a simulation."""
+        return self._state.run
+
+    @property
+    def roster(self) -> dict[str, Description]:
+        """What each real site said of itself when the run began; empty before that, and in a simulation."""
+        return self._state.roster
+
+    @property
+    def reserved(self) -> dict[str, list[str]]:
+        """The real sites that set a plan aside, by the plan's key."""
+        return self._state.reserved
 
     @property
     def started(self) -> datetime:
@@ -177,6 +214,10 @@ def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
             f"A run is resumed with the plans that it began with. That of '{changed[0]}' is another one now: the "
             "stored flow, a plugin or the library changed; put it back, or start a new run."
         )
+
+
+def _where(federation: str) -> str:
+    return f"over the federation '{federation}'" if federation else "as a simulation"
 
 
 def _trees(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.errors import CadpError, ExchangeError
-from cadp_fl.federated.federation import Answer
+from cadp_fl.federated.federation import Answer, Node
 from cadp_fl.federated.flower_client import decode_reply, encode_request
 from cadp_fl.federated.recorder import Watcher, text_to
 from cadp_fl.federated.roll_call import call_roll
@@ -28,6 +28,14 @@ ROLL_CALL_SECONDS = 60.0
 
 _log = logging.getLogger(__name__)
 
+JOIN_SECONDS = 120.0
+"""For all real sites to be connected, from the start of a run."""
+DEPLOYED_PAUSE_SECONDS = 0.5
+
+NODE_UNAVAILABLE, CLIENT_APP_CRASHED = 5, 8
+"""Flower's numbers (`ErrorCode`, which is not public) of the errors that say who died."""
+GONE = "its SuperNode is gone or offline; its steward starts it again (cadp-fl site connect)"
+
 
 class GridTransport:
     """Carries requests over a Flower `Grid`, and passes answers on as they come.
@@ -37,24 +45,40 @@ class GridTransport:
         timeout: seconds after which a node counts as late.
         join_timeout: seconds to wait for the expected number of nodes.
         pause: seconds between two looks for answers.
+        named: whether nodes have the names that they were registered under, as real ones do.
     """
 
-    def __init__(self, grid: Grid, *, timeout: float, join_timeout: float = 60.0, pause: float = 0.05) -> None:
+    def __init__(
+        self, grid: Grid, *, timeout: float, join_timeout: float = 60.0, pause: float = 0.05, named: bool = False
+    ) -> None:
         self._grid = grid
+        self._named = named
         self._timeout = timeout
         self._join_timeout = join_timeout
         self._pause = pause
         self._unanswered: dict[int, str] = {}
         """Id of the message that a node did not answer in time, by node."""
 
-    def nodes(self, expected: int) -> list[int]:
-        """Return the ids of the nodes, once `expected` are there or the join timeout has passed."""
+    def nodes(self, expected: int, names: Collection[str] = ()) -> list[Node]:
+        """Return the nodes, once `expected` are there or the join timeout has passed.
+
+        Args:
+            expected: number of nodes.
+            names: of those that count; none where nodes have no names.
+        """
         deadline = time.monotonic() + self._join_timeout
         while True:
-            nodes = sorted(self._grid.get_node_ids())
-            if len(nodes) >= expected or time.monotonic() > deadline:
+            nodes = self._connected()
+            counted = {node.name for node in nodes} & set(names) if names else nodes
+            if len(counted) >= expected or time.monotonic() > deadline:
                 return nodes
             time.sleep(self._pause)
+
+    def _connected(self) -> list[Node]:
+        if not self._named:
+            return [Node(node) for node in sorted(self._grid.get_node_ids())]
+        nodes = [Node(int(node.node_id), str(node.name)) for node in self._grid.get_nodes()]
+        return sorted(nodes, key=lambda node: node.id)
 
     def exchange(
         self, requests: Mapping[int, Request], *, group: str, on_answer: Callable[[int, Answer], None]
@@ -66,7 +90,7 @@ class GridTransport:
         """
         late = {node for node in requests if node in self._unanswered}
         busy = late - self._free(late)
-        waiting = self._push({node: request for node, request in requests.items() if node not in busy}, group)
+        waiting = self._push({node: each for node, each in requests.items() if node not in busy}, group, on_answer)
         deadline = time.monotonic() + self._timeout
         while waiting and time.monotonic() < deadline:
             for reply in self._pull(waiting.values()):
@@ -75,20 +99,27 @@ class GridTransport:
                 on_answer(node, _answer(reply))
             rejoined = {node: requests[node] for node in self._free(busy)}
             busy -= set(rejoined)
-            waiting |= self._push(rejoined, group)
-            time.sleep(self._pause)
+            waiting |= self._push(rejoined, group, on_answer)
+            if waiting:
+                time.sleep(self._pause)
         self._unanswered |= waiting
         return frozenset(busy)
 
-    def _push(self, requests: Mapping[int, Request], group: str) -> dict[int, str]:
-        """Send requests, and return the id of each message by node."""
+    def _push(
+        self, requests: Mapping[int, Request], group: str, on_answer: Callable[[int, Answer], None]
+    ) -> dict[int, str]:
+        """Send requests, and return the id of each message by node; one that cannot be sent is answered at once."""
         # A list, since a Grid may walk through the messages twice.
         messages = [
             Message(encode_request(request), dst_node_id=node, message_type=ACTIONS[request.action], group_id=group)
             for node, request in requests.items()
         ]
         # Ids come back in the order of the messages; an error reply need not name the node that it stands for.
-        return dict(zip(requests, self._grid.push_messages(messages), strict=True)) if messages else {}
+        sent = dict(zip(requests, self._grid.push_messages(messages), strict=True)) if messages else {}
+        for node in [node for node, message in sent.items() if not message]:
+            del sent[node]
+            on_answer(node, CadpError(GONE))
+        return sent
 
     def _pull(self, message_ids: Iterable[str]) -> list[Message]:
         pending = list(message_ids)
@@ -115,6 +146,12 @@ def _answer(reply: Message) -> Answer:
 
 def _failure(code: int, reason: str) -> str:
     """Return a sentence on a Flower error; its own reason may hold values that records had a part in."""
+    if code == NODE_UNAVAILABLE:
+        return GONE
+    if code == CLIENT_APP_CRASHED:
+        return (
+            "its client process was killed, as it is when memory runs out, or stopped answering; Flower's log says why"
+        )
     if "OutOfMemory" in reason or "low on memory" in reason:
         return "the site's process was killed for memory; let fewer sites compute at once (sites.cpus_per_client)"
     if "ActorDied" in reason or "ActorUnavailable" in reason or "WorkerCrashed" in reason:
@@ -133,13 +170,23 @@ class Workflow:
         folder: the run folder; made where it is missing.
         watch: is called with each step of the run; by default every round is printed as a line of text.
         resume: go on with the run in the folder, from its last finished phase.
+        federation: name of the federation of real sites that the grid's nodes are; empty in a simulation.
     """
 
-    def __init__(self, study: StudyConfig, folder: Path, *, watch: Watcher | None = None, resume: bool = False) -> None:
+    def __init__(
+        self,
+        study: StudyConfig,
+        folder: Path,
+        *,
+        watch: Watcher | None = None,
+        resume: bool = False,
+        federation: str = "",
+    ) -> None:
         self._study = study
         self._folder = folder
         self._watch = watch or text_to()
         self._resume = resume
+        self._federation = federation
 
     def run(self, grid: Grid, context: Context) -> str:
         """Conduct the study, and return its status: complete or incomplete.
@@ -147,12 +194,23 @@ class Workflow:
         Raises:
             CadpError: the study cannot go on; what is known by then is in the summary.
         """
-        transport = GridTransport(grid, timeout=self._study.sites.timeout_seconds)
-        return conduct(self._study, transport, self._folder, watch=self._watch, resume=self._resume)
+        timeout = self._study.sites.timeout_seconds
+        transport = GridTransport(grid, timeout=timeout)
+        if self._federation:
+            transport = GridTransport(
+                grid, timeout=timeout, join_timeout=JOIN_SECONDS, pause=DEPLOYED_PAUSE_SECONDS, named=True
+            )
+        return conduct(
+            self._study,
+            transport,
+            self._folder,
+            watch=self._watch,
+            resume=self._resume,
+            federation=self._federation,
+        )
 
 
 def describe_all(grid: Grid, folder: Path) -> None:
     """Ask every connected node what its site is, and write what came into a folder. Nothing is spent."""
-    nodes = {node.node_id: node.name or "" for node in grid.get_nodes()}
-    told = call_roll(GridTransport(grid, timeout=ROLL_CALL_SECONDS, pause=0.5), nodes)
+    told = call_roll(GridTransport(grid, timeout=ROLL_CALL_SECONDS, pause=DEPLOYED_PAUSE_SECONDS, named=True))
     write_durably(folder / ROLL_CALL, json.dumps(told, indent=2).encode())

@@ -11,10 +11,7 @@ from typing import Any, TextIO
 from cadp_fl.errors import CadpError
 from cadp_fl.site.protocol import Reply
 
-__all__ = ["PROGRESS_VARIABLE", "Recorder", "Watcher", "describe_step", "lines_to", "text_to"]
-
-PROGRESS_VARIABLE = "CADP_FL_PROGRESS"
-"""Environment variable that names the file which a server app appends its steps to."""
+__all__ = ["Recorder", "Watcher", "describe_step", "lines_to", "text_to"]
 
 Watcher = Callable[[dict[str, Any]], None]
 
@@ -24,7 +21,8 @@ class Recorder:
 
     Args:
         metrics: the file that lines are appended to.
-        watch: is called with each step, a JSON value with a `step` key: phases, answer, round, done or failed.
+        watch: is called with each step, a JSON value with a `step` key: phases, answer, wait, round, done or
+            failed.
         seconds: wall time of the phases before an interruption.
         metrics_bytes: length of the file that is kept; what comes after it is of a phase that begins again.
     """
@@ -62,6 +60,10 @@ class Recorder:
         else:
             step["failed"] = str(answer)
         self._watch(step)
+
+    def waits(self, phase: str, round: int, of: int, site: str, reason: str) -> None:
+        """Tell that a site answers later, and for what it waits."""
+        self._watch({"step": "wait", "phase": phase, "round": round, "of": of, "site": site, "reason": reason})
 
     def round(self, phase: str, round: int, of: int, **figures: Any) -> None:
         """Write a round down; `figures` are JSON values."""
@@ -120,8 +122,10 @@ def describe_step(step: dict[str, Any]) -> str:
         return f"{step['phase']}  {step['round']}/{step['of']}" + (f"  {figures}" if figures else "")
     if step["step"] == "answer" and "failed" in step:
         return f"{step['phase']}  {step['round']}/{step['of']}  {step['site']} is missing: {step['failed']}"
+    if step["step"] == "wait":
+        return f"{step['phase']}  {step['round']}/{step['of']}  {step['site']} {step['reason']}"
     if step["step"] == "start":
-        return "starting Flower's simulation engine (about 15 s)"
+        return str(step.get("text", "starting Flower's simulation engine (about 15 s)"))
     if step["step"] == "done":
         return f"{step['status']}: see report.html in the run folder"
     if step["step"] == "failed":

@@ -3,7 +3,6 @@
 It tells who would answer a study, by the whole way that one takes: SuperLink, SuperNode, client code, agent.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,17 +16,17 @@ from cadp_fl.site.protocol import Reply, Request
 __all__ = ["call_roll"]
 
 
-def call_roll(transport: Transport, nodes: Mapping[int, str]) -> dict[str, Any]:
-    """Ask nodes what they are, and return what came, as JSON values.
-
-    Args:
-        nodes: the name that each is registered under, by id.
-    """
+def call_roll(transport: Transport) -> dict[str, Any]:
+    """Ask the nodes that are connected what they are, and return what came, as JSON values."""
+    nodes = transport.nodes(0)
     answers: dict[int, Answer] = {}
-    requests = {node: Request("describe") for node in nodes}
+    requests = {node.id: Request("describe") for node in nodes}
     transport.exchange(requests, group="roll-call", on_answer=answers.__setitem__)
-    told = [{"name": name, "node": node, **_told(answers.get(node))} for node, name in sorted(nodes.items())]
-    return {"library": cadp_fl.__version__, "nodes": sorted(told, key=lambda each: str(each["name"]))}
+    told = [
+        {"name": node.name, "node": node.id, **_told(answers.get(node.id))}
+        for node in sorted(nodes, key=lambda node: (node.name, node.id))
+    ]
+    return {"library": cadp_fl.__version__, "nodes": told}
 
 
 def _told(answer: Answer | None) -> dict[str, Any]:

@@ -7,55 +7,83 @@ not.
 import contextlib
 import json
 import platform
+import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from pydantic import ValidationError
-
 import cadp_fl
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.config import StudyConfig, dump_study
 from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import ExchangeError, FederationError, InputError
+from cadp_fl.errors import ConfigError, ExchangeError, FederationError, InputError
 from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.evaluation import evaluation_plan
-from cadp_fl.federated.federation import Federation, Missing, Transport
+from cadp_fl.federated.federation import Federation, Traffic, Transport
+from cadp_fl.federated.journal import JOURNAL, Journal
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, StudyRun, plan_of
 from cadp_fl.federated.recorder import Recorder, Watcher
+from cadp_fl.federated.roster import gather
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, GaussianHistogram, check_delta, events_from_json
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.page import write_report
-from cadp_fl.report.summary import Account, MethodFigures, Results, SiteEntry, privacy_json, summary_json
-from cadp_fl.site.description import Description
+from cadp_fl.report.summary import (
+    Account,
+    MethodFigures,
+    Results,
+    SiteEntry,
+    going_on,
+    privacy_json,
+    summary_json,
+)
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import CountRequest, ReserveRequest
 
 __all__ = ["conduct"]
 
-RUN_FILES = (CHECKPOINT, "metrics.jsonl", "summary.json", "privacy.json", "report.html", "releases", "models")
+RUN_FILES = (CHECKPOINT, JOURNAL, "metrics.jsonl", "summary.json", "privacy.json", "report.html", "releases", "models")
 
 
-def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Watcher, resume: bool = False) -> str:
+def conduct(
+    study: StudyConfig,
+    transport: Transport,
+    folder: Path,
+    *,
+    watch: Watcher,
+    resume: bool = False,
+    federation: str = "",
+) -> str:
     """Run a study over a transport, fill its run folder, and return `complete` or `incomplete`.
 
     Args:
         resume: go on with the run in the folder, from its last finished phase.
+        federation: name of the federation, where the sites are real ones; empty in a simulation.
 
     Raises:
+        ConfigError: a study over real sites does not name them.
         InputError: the folder holds a run already, or none that can be resumed; it stays as it is.
         CadpError: the study cannot go on. If its sites had been found to fit it by then, the summary says `incomplete`
             and why.
     """
+    if federation and study.sites.names is None:
+        raise ConfigError(
+            "A study over real sites names them, as their nodes are registered. Found no sites.names; give one name a "
+            "site."
+        )
     methods = build_methods(study)
     plans = {method.name: plan_of(method, study) for method in methods}
     resumes = resume and (folder / CHECKPOINT).exists()
-    checkpoint = Checkpoint.resume(folder, plans) if resumes else _begin(study, folder, plans)
+    if resumes:
+        checkpoint = Checkpoint.resume(folder, plans, federation=federation)
+    else:
+        checkpoint = _begin(study, folder, plans, federation)
+    journal = Journal(folder / JOURNAL) if federation else None
     recorder = Recorder(
         folder / "metrics.jsonl", watch, seconds=checkpoint.seconds, metrics_bytes=checkpoint.metrics_bytes
     )
@@ -63,33 +91,48 @@ def conduct(study: StudyConfig, transport: Transport, folder: Path, *, watch: Wa
     recorder.phases(
         {name: rounds for name, rounds in phases.items() if not checkpoint.is_finished(name)}, study.sites.count
     )
-    federation = Federation(transport, study.sites.needed, recorder)
-    results = Results(study, checkpoint.started, resumed=checkpoint.resumed, software=_software())
-    conductor = _Conductor(study, methods, plans, federation, folder, results, checkpoint)
+    sites = Federation(transport, study.sites.needed, recorder, run=checkpoint.run, journal=journal)
+    results = Results(
+        study, checkpoint.started, federation=federation, resumed=checkpoint.resumed, software=_software()
+    )
+    conductor = _Conductor(study, methods, plans, sites, folder, results, checkpoint)
     try:
         conductor.run()
     except Exception as error:
         results.failure = str(error)
         recorder.failed(results.failure)
         raise
+    except BaseException:  # the process is asked to end
+        results.failure = "The run was interrupted."
+        raise
     finally:
         conductor.tell()
         if results.sites:
-            for name, tree in (("summary.json", summary_json(results)), ("privacy.json", privacy_json(results))):
-                with replaced_file(folder / name) as file:
-                    file.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+            _write(results, folder)
             write_report(folder)
     recorder.done(results.status)
     return results.status
 
 
-def _begin(study: StudyConfig, folder: Path, plans: Mapping[str, Plan]) -> Checkpoint:
+def _write(results: Results, folder: Path) -> None:
+    for name, tree in (("summary.json", summary_json(results)), ("privacy.json", privacy_json(results))):
+        with replaced_file(folder / name) as file:
+            file.write_text(json.dumps(tree, indent=2), encoding="utf-8")
+
+
+def _begin(study: StudyConfig, folder: Path, plans: Mapping[str, Plan], federation: str) -> Checkpoint:
     if found := [name for name in RUN_FILES if (folder / name).exists()]:
         raise InputError(f"A run is never overwritten. '{folder}' holds {found[0]} of one; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
-    return Checkpoint.begin(folder, plans)
+    return Checkpoint.begin(folder, plans, federation=federation, run=_new_run(study.name) if federation else "")
+
+
+def _new_run(name: str) -> str:
+    """Return the id of a run: real sites keep its plans and answers under it for good, so that it comes once."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    return f"{slug or 'study'}-{secrets.token_hex(8)}"
 
 
 class _Conductor:
@@ -108,7 +151,7 @@ class _Conductor:
         self._study, self._methods, self._federation = study, methods, federation
         self._plans = {plan.key: plan for plan in plans.values()}  # of test units too, once their classes are known
         self._folder, self._results, self._checkpoint = folder, results, checkpoint
-        self._reserved: dict[str, set[str]] = {}
+        self._reserved = {key: set(sites) for key, sites in checkpoint.reserved.items()}
         # As an interrupted attempt left them; the checkpoint itself goes on.
         self._missing_before, self._traffic_before = checkpoint.missing, checkpoint.traffic
         self._spent_before: dict[str, dict[str, tuple[Event, ...]]] = {}
@@ -119,17 +162,17 @@ class _Conductor:
         Raises:
             FederationError: too few sites are left, or they do not fit together.
         """
-        study, results = self._study, self._results
-        schema, sites = _describe(study, self._federation)
+        results = self._results
+        schema, sites = self._gather()
         self._plans |= self._plan_evaluations(schema, sites)
         results.sites, results.dataset, results.attributes = sites, schema.name, schema.attributes
         sizes = {site: entry.train for site, entry in sites.items()}
         self._spent_before = {key: self._checkpoint.spent(key) for key in self._plans}
         for key, plan in self._plans.items():
             ended, spent = self._checkpoint.figures(plan.method) is not None, self._spent_before[key]
-            self._accounts(plan).update(
-                {site: Account(plan, spent.get(site) if ended else None) for site in self._federation.sites}
-            )
+            self._accounts(plan).update({site: Account(plan, spent.get(site) if ended else None) for site in sites})
+        ended_methods = {method.name: self._checkpoint.figures(method.name) for method in self._methods}
+        results.figures = {name: figures for name, figures in ended_methods.items() if figures is not None}
         try:
             for method in self._methods:
                 if self._checkpoint.figures(method.name) is None:
@@ -138,14 +181,28 @@ class _Conductor:
             self._forget_what_was_refused()
             raise
         self._federation.recorder.round("reserve", 1, 1)
+        self.tell()
+        self._leave("reserve")
         try:
             for method in self._methods:
-                results.figures[method.name] = self._checkpoint.figures(method.name) or self._run(method, schema, sizes)
+                if method.name not in results.figures:
+                    results.figures[method.name] = self._run(method, schema, sizes)
+                    self._leave(method.name)
         except FederationError:
             with contextlib.suppress(FederationError):
                 self._account()
             raise
         self._account()
+
+    def _gather(self) -> tuple[Schema, dict[str, SiteEntry]]:
+        """Freeze the roster, and return what all sites share and what each is; real ones as when the run began."""
+        federation, known = self._federation, self._checkpoint.roster
+        described = gather(self._study, federation, known)
+        if federation.is_deployed and not known:
+            self._checkpoint.hold_roster(described, [vars(gap) for gap in federation.missing])
+        described = known or described
+        entries = {site: SiteEntry(each.train, each.test, each.class_counts) for site, each in described.items()}
+        return next(iter(described.values())).dataset, entries
 
     def tell(self) -> None:
         """Copy into the results what was lost, what crossed and what it took; also before an interruption."""
@@ -154,7 +211,8 @@ class _Conductor:
         results.missing = [*self._missing_before, *(gap for gap in now if gap not in self._missing_before)]
         results.traffic = {
             site: (up + crossed.up, down + crossed.down)
-            for site, crossed in federation.traffic.items()
+            for site in {*results.sites, *federation.traffic}
+            for crossed in [federation.traffic.get(site, Traffic())]
             for up, down in [self._traffic_before.get(site, (0, 0))]
         }
         results.seconds = federation.recorder.seconds
@@ -233,10 +291,14 @@ class _Conductor:
             left = {site: request for site in federation.sites if site not in done}
             if left:
                 federation.ask(request if not done else left, phase="reserve", check=partial(_note, done))
+        if federation.is_deployed:
+            self._checkpoint.hold_reserved(self._reserved)
 
     def _forget_what_was_refused(self) -> None:
         """Drop the accounts of plans that a site refused, or was not asked for: nothing was spent on them, for sure."""
         for key, plan in self._plans.items():
+            if plan.method in self._results.figures:  # it ended before
+                continue
             done, accounts = self._reserved.get(key), self._accounts(plan)
             for site in [site for site in accounts if site not in (done or ())]:
                 if done is None or (site, "reserve") in self._federation.refused:
@@ -281,23 +343,42 @@ class _Conductor:
             seconds=self._results.seconds,
             metrics_bytes=self._federation.recorder.metrics_bytes,
         )
+        self._leave(phase)
+
+    def _leave(self, last: str) -> None:
+        """Write the results down as far as they are known: a server that is killed tells no more."""
+        _write(replace(self._results, failure=going_on(last)), self._folder)
 
     def _account(self) -> None:
-        """Ask every site what its ledger holds. Each plan there must be one that was reserved, and none be missing."""
+        """Ask every site what its ledger holds: plans of the study alone, and all that it is known to have reserved.
+
+        A real site's ledger outlives the run. It holds what was spent before an interruption, which a simulation's does
+        not.
+        """
+        deployed = self._federation.is_deployed
 
         def check(site: str, reply: Reply) -> None:
             try:
                 told = [
-                    (replace(Plan.from_json(tree["plan"]), run=""), events_from_json(tree["spent"]))
+                    (Plan.from_json(tree["plan"]), events_from_json(tree["spent"]))
                     for tree in reply.content["accounts"]
                 ]
             except (KeyError, TypeError, ValueError) as error:
                 raise ExchangeError(f"An account lists plans and events. That of '{site}' does not.") from error
+            if deployed and reply.content.get("ledger") != "durable":
+                raise ExchangeError(
+                    f"A real site has a durable ledger. That of '{site}' is none; set the site up anew."
+                )
+            if any(plan.run != self._federation.run for plan, _ in told):
+                raise ExchangeError(f"An account is of the run that asks. That of '{site}' is not; audit the site.")
+            accounts = {each.key: (each, spent) for plan, spent in told for each in [replace(plan, run="")]}
+            held = {key: plan for key, (plan, _) in accounts.items()}
             reserved = {key: self._plans[key] for key, sites in self._reserved.items() if site in sites}
-            if len(told) != len(reserved) or {plan.key: plan for plan, _ in told} != reserved:
+            # What a site set aside just before its answer was lost is there too.
+            if len(accounts) != len(told) or not reserved.items() <= held.items() <= self._plans.items():
                 raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
-            for plan, spent in told:
-                before = self._spent_before[plan.key].get(site, ())
+            for key, (plan, spent) in accounts.items():
+                before = () if deployed else self._spent_before[key].get(site, ())
                 self._accounts(plan)[site] = Account(plan, (*before, *spent))
 
         replies = self._federation.ask(Request("account"), phase="account", check=check)
@@ -310,83 +391,6 @@ class _Conductor:
 
 def _note(sites: set[str], site: str, _reply: Reply) -> None:
     sites.add(site)
-
-
-def _describe(study: StudyConfig, federation: Federation) -> tuple[Schema, dict[str, SiteEntry]]:
-    """Ask every node what it is, freeze the roster, and check that the sites fit together.
-
-    Raises:
-        FederationError: the number of nodes is not the study's, or two sites do not fit.
-    """
-    nodes = federation.transport.nodes(study.sites.count)
-    if len(nodes) != study.sites.count:
-        raise FederationError(
-            f"The study has {study.sites.count} sites, one a node. Found {len(nodes)} nodes; start as many nodes as "
-            f"sites (flwr run: --federation-config 'num-supernodes={study.sites.count}')."
-        )
-    node_of = {f"node-{node}": node for node in nodes}
-    federation.roster = node_of
-    described: dict[str, Description] = {}
-
-    def check(placeholder: str, reply: Reply) -> None:
-        try:
-            described[placeholder] = Description.model_validate(dict(reply.content))
-        except ValidationError as error:
-            field = ".".join(str(part) for part in error.errors()[0]["loc"])
-            raise ExchangeError(f"A site describes itself by the schema. Field '{field}' is wrong.") from error
-
-    replies = federation.ask(Request("describe"), phase="describe", check=check)
-    descriptions = [described[placeholder] for placeholder in replies]
-    _check_fit(study, descriptions)
-    silent = sorted(set(study.sites.site_names) - {each.site for each in descriptions})
-    # A node that said nothing did not say which site it is, so the reasons of all such nodes stand for each.
-    reasons = "; ".join(sorted({gap.reason for gap in federation.missing}))
-    federation.missing = [Missing(site, "describe", reasons) for site in silent]
-    federation.roster = {described[placeholder].site: node_of[placeholder] for placeholder in replies}
-    federation.traffic = {}
-    federation.recorder.round("describe", 1, 1)
-    entries = {each.site: SiteEntry(each.train, each.test, each.class_counts) for each in descriptions}
-    return descriptions[0].dataset, entries
-
-
-def _check_fit(study: StudyConfig, descriptions: list[Description]) -> None:
-    """Check that sites can work together.
-
-    Raises:
-        FederationError: they cannot; the message names the site and the field.
-    """
-    first = descriptions[0]
-    names = [each.site for each in descriptions]
-    for each in descriptions:
-        if names.count(each.site) > 1:
-            raise FederationError(f"Every site has a name of its own. '{each.site}' is there twice; rename one.")
-        if _release_line(each.library) != _release_line(cadp_fl.__version__):
-            raise FederationError(
-                f"Sites and server run the same major.minor version of cadp-fl. Site '{each.site}' has {each.library}, "
-                f"the server {cadp_fl.__version__}; update one."
-            )
-        ours_protects = (study.budget.unit, study.budget.records_per_unit, study.labels)
-        if (each.unit, each.records_per_unit, each.labels) != ours_protects:
-            raise FederationError(
-                f"A study and its sites protect the same. The study: one {ours_protects[0]} of {ours_protects[1]} "
-                f"records, labels {ours_protects[2]}; site '{each.site}': one {each.unit} of {each.records_per_unit}, "
-                f"labels {each.labels}. Make them agree (budget.unit, release.labels; the site's policy)."
-            )
-        if each.noise != study.noise:
-            raise FederationError(
-                f"The study's noise is '{study.noise}'. Site '{each.site}' has noise '{each.noise}'; make them agree."
-            )
-        for field in Schema.model_fields:
-            ours, theirs = getattr(first.dataset, field), getattr(each.dataset, field)
-            if ours != theirs:
-                raise FederationError(
-                    f"All sites share one schema. Field '{field}' of site '{each.site}' is {theirs}, that of site "
-                    f"'{first.site}' is {ours}; convert the records of one."
-                )
-
-
-def _release_line(library: str) -> list[str]:
-    return library.split(".")[:2]
 
 
 def _software() -> dict[str, str]:

@@ -35,9 +35,10 @@ from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
 from cadp_fl.report.statement import assumptions, caution_on_flow, not_covered, statement_of_method
+from cadp_fl.site.class_counts import COUNT_DOUBT
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import CountRequest, ReserveRequest
-from cadp_fl.site.site import COUNT_DOUBT, Site
+from cadp_fl.site.site import Site
 from cadp_fl.weights import get_weights
 
 __all__ = ["NO_LEDGER", "MadeRelease", "make_release"]

@@ -1,7 +1,7 @@
 """What may be claimed of a plan: derived from its events, never typed."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any, Literal
@@ -28,6 +28,7 @@ __all__ = [
     "LOCAL_TEST_RESULTS",
     "PRIVATE_FLOW",
     "UNNAMED_FLOW",
+    "CarriedOut",
     "Claim",
     "Scope",
     "StageCost",
@@ -38,6 +39,7 @@ __all__ = [
     "format_delta",
     "format_epsilon",
     "names_flow",
+    "plan_among",
     "plan_beside",
     "relation_of",
     "stage_costs",
@@ -182,12 +184,21 @@ def plan_beside(plan: Plan, ledger: Ledger) -> Plan:
 
     Of real records that is a part of every claim: what left cannot be taken back. A release leaves its flow with it.
     """
+    return plan_among(plan, [(other, ledger.spent(other.key)) for other in ledger.plans()])
+
+
+CarriedOut = tuple[Plan, tuple[Event, ...]]
+"""A plan, and what was spent of it."""
+
+
+def plan_among(plan: Plan, others: Iterable[CarriedOut]) -> Plan:
+    """Return a plan together with all that has left unprotected under other plans on the same units."""
     left: list[Event] = []
-    for other in ledger.plans():
-        spent = ledger.spent(other.key) if other.units == plan.units else ()
-        left += spent
-        if any(event.stage == "release" for event in spent):
-            left += _said_and_unsaid(other)
+    for other, spent in others:
+        if other.units == plan.units:
+            left += spent
+            if any(event.stage == "release" for event in spent):
+                left += _said_and_unsaid(other)
     unprotected = dict.fromkeys(event for event in left if isinstance(event, Unprotected))
     return replace(plan, events=(*plan.events, *unprotected))
 

@@ -186,11 +186,11 @@ class DurableLedger:
         Raises:
             BudgetError: the method has a different plan already.
             ExchangeError: the plan has no proper name.
-            LedgerError: there is no limit, or the ledger cannot be written to or trusted.
+            LedgerError: there is no limit for what adds up, or the ledger cannot be written to or trusted.
             TotalBudgetError: the plan would go beyond the limit.
             UnitError: the plan protects another unit than the ledger.
         """
-        if limit is None:
+        if limit is None and plan.protected().events:
             raise LedgerError("A plan is held against the total of the site's policy. Found none; give the limit.")
         if plan.unit != self.terms.unit:
             raise UnitError(

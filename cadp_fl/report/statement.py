@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.privacy.accounting import DeclaredPublic
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, format_delta, format_epsilon, relation_of
+from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, Together, format_delta, format_epsilon, relation_of
 from cadp_fl.privacy.plan import Plan
 
 __all__ = [
     "RESUMED",
+    "RESUMED_AT_SITES",
     "assumptions",
     "caution_on_flow",
     "not_covered",
@@ -75,31 +76,54 @@ def _labels(scope: Scope) -> str:
     )
 
 
-def not_covered(scope: Scope) -> list[str]:
-    """Return what no claim covers."""
+def not_covered(scope: Scope, *, deployed: bool = False) -> list[str]:
+    """Return what no claim covers.
+
+    Args:
+        deployed: whether the sites are real ones, which keep what a simulation shows.
+    """
     public = {"covered": [], "public": ["A record's label."]}[scope.labels]
     if scope.attributes:
         public = ["A record's label and attributes."]
     patients = (
         "Patients as such: the unit is a record, and each epsilon is for one, whatever else the patient has there."
     )
+    shown = ["Losses and bits per dimension of training records, which a simulation shows and a real site keeps."]
     return [
         *public,
         *([patients] if scope.unit == "record" else []),
         f"The number of {scope.unit}s of a site.",
         "Test records, which are no training records: what is told of them has a line of its own.",
-        "Losses and bits per dimension of training records, which a simulation shows and a real site keeps.",
+        *([] if deployed else shown),
         "Timing, failures and refusals, a steward's decision to let a release go or not, and the fact that a site took "
         "part.",
-        "What else leaves a site: another run, a release made apart, or what an app around this study sends.",
+        "What else leaves a site: another run, a release made apart, or what an app around this study sends."
+        + (" Each site's ledger adds up the first two." if deployed else ""),
         "What floating-point rounding of noised values reveals, above all under weights that a server chose to that "
         "end. Of releases by the mechanism grid-gaussian, and of noised counts, sums and moments, it reveals "
         "nothing.",
     ]
 
 
-def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str) -> str:
-    """Return what may be claimed of a method under a neighbouring relation, if only it had been run."""
+def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, own: Claim | None = None) -> str:
+    """Return what may be claimed of a method under a neighbouring relation.
+
+    Args:
+        name: of the method.
+        claim: what holds; in a simulation, if only this method had been run.
+        noise: where it comes from.
+        relation: the neighbouring relation.
+        own: what the method's own plan would allow, where other methods were carried out on the same records.
+    """
+    if own is not None and own.guarantee != claim.guarantee:
+        beside = sorted(set(claim.unprotected) - set(own.unprotected))
+        alone = own.epsilon if own.guarantee == "end-to-end" else own.epsilon_if_flow_were_fixed
+        return (
+            f"{name}: NO end-to-end guarantee. Of the same records this left the sites unprotected, by another method "
+            f"of this run: {'; '.join(beside)}. Nothing bounds what that reveals. By itself the method costs "
+            f"{_pair(alone, own.delta)} ('{relation}')"
+            + (", given its flow, which is not covered either." if own.guarantee == "given-flow" else ".")
+        )
     if claim.guarantee == "none":
         return f"{name}: no privacy. This left the sites without any protection: {'; '.join(claim.unprotected)}."
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
@@ -163,13 +187,14 @@ def _pair(epsilon: float | None, delta: float) -> str:
     return f"({format_epsilon(epsilon)}, {format_delta(delta)})"
 
 
-def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str) -> str:
+def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str, deployed: bool = False) -> str:
     """Return what may be claimed for the units that classifiers are tested on; they are no training units.
 
     Args:
         claim: on the evaluation of one method, of the site where it costs the most; None where no method ran.
         scope: of the study's claims.
         noise: where it comes from.
+        deployed: whether the sites are real ones.
     """
     apart = (
         f"No test {scope.unit} is a training {scope.unit}, so this is apart from every claim on training {scope.unit}s"
@@ -177,9 +202,14 @@ def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str) ->
     if claim is None:
         return f"Nothing was told of test {scope.unit}s. {apart}."
     if claim.epsilon is None:
+        allowed = (
+            "as their policies allow"
+            if deployed
+            else "as only a simulation may let them, or a site whose policy says so"
+        )
         return (
-            f"Test {scope.unit}s: {' and '.join(claim.unprotected)} left the sites, as only a simulation may let them, "
-            f"or a site whose policy says so; no epsilon covers them. {apart}."
+            f"Test {scope.unit}s: {' and '.join(claim.unprotected)} left the sites, {allowed}; no epsilon covers them. "
+            f"{apart}."
         )
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     return (
@@ -211,6 +241,13 @@ RESUMED = (
 )
 
 
+RESUMED_AT_SITES = (
+    "The run was interrupted and went on. What sites had answered by then was asked of them again and came from their "
+    "stored answers, so that it was not spent twice; what a crash at a site lost was paid for again out of its plan's "
+    "retry reserve, and is in these accounts."
+)
+
+
 def statement_of_study(
     study: StudyConfig,
     scope: Scope,
@@ -220,6 +257,9 @@ def statement_of_study(
     test_units: str = "",
     summed: Sequence[str] = (),
     sampled: bool = True,
+    federation: str = "",
+    sites: int = 0,
+    together: Together | None = None,
 ) -> str:
     """Return the paragraph on a whole study, that a data protection officer can paste.
 
@@ -229,7 +269,15 @@ def statement_of_study(
         test_units: statement on them.
         summed: names of the methods whose sites add a share of some noise alone.
         sampled: whether any method draws samples of records.
+        federation: name of the federation of real sites; empty in a simulation.
+        sites: number of real sites that took part.
+        together: what all methods of a run over real sites compose to, at the site where that is the most.
     """
+    what = (
+        f"This study was run by {sites} sites of the federation '{federation}'."
+        if federation
+        else f"This is a simulation of {study.sites.count} sites."
+    )
     shares = (
         f" In {' and '.join(summed)} the sites add a share of some noise each, so that what holds, holds against "
         f"{_RECIPIENTS}."
@@ -247,20 +295,36 @@ def statement_of_study(
     )
     return " ".join(
         [
-            f"This is a simulation of {study.sites.count} sites. The privacy unit is one {scope.unit} of a site's "
+            f"{what} The privacy unit is one {scope.unit} of a site's "
             f"training data; the neighbouring relation is '{scope.relation}'. Each {scope.unit} is protected against "
             "the server and all that it shares with, since every site adds its own noise; the site itself is trusted."
             + (shares if summed else ""),
             source,
             *([retries] if reserve else []),
-            *([RESUMED] if resumed else []),
+            *([RESUMED_AT_SITES if federation else RESUMED] if resumed else []),
             *methods.values(),
-            "Each statement holds if only that method had been run; all methods of this study together compose to what "
-            "privacy.json says.",
+            _on_all_methods(together),
             *([test_units] if test_units else []),
             "Assumptions:",
             *assumptions(scope, sampled=sampled),
             "Not covered:",
-            *not_covered(scope),
+            *not_covered(scope, deployed=bool(federation)),
         ]
     )
+
+
+def _on_all_methods(together: Together | None) -> str:
+    """Return what all methods of a study compose to, in words; of a simulation, that they were run apart."""
+    if together is None:
+        return (
+            "Each statement holds if only that method had been run; all methods of this study together compose to what "
+            "privacy.json says."
+        )
+    carried_out = "All methods of this run were carried out on the same records: together"
+    ledger = "(each site's ledger adds earlier runs too)"
+    if together.epsilon is None or together.delta is None:
+        return (
+            f"{carried_out} there is no bound {ledger}, since this left the sites unprotected: "
+            f"{'; '.join(together.unprotected)}."
+        )
+    return f"{carried_out} epsilon {format_epsilon(together.epsilon)} at delta {format_delta(together.delta)} {ledger}."

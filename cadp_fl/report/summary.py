@@ -1,5 +1,6 @@
 """`summary.json` and `privacy.json`: what a run found, and what may be claimed of it. Formats others rely on."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,10 +9,20 @@ from typing import Any
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.accounting import Event, PoissonGaussian
-from cadp_fl.privacy.claims import Claim, Scope, claim_of, compose_plans, relation_of, stage_costs
+from cadp_fl.privacy.claims import (
+    Claim,
+    Scope,
+    Together,
+    claim_of,
+    compose_plans,
+    plan_among,
+    relation_of,
+    stage_costs,
+)
 from cadp_fl.privacy.plan import Against, Plan, against
 from cadp_fl.report.statement import (
     RESUMED,
+    RESUMED_AT_SITES,
     assumptions,
     caution_on_flow,
     not_covered,
@@ -20,9 +31,25 @@ from cadp_fl.report.statement import (
     statement_on_test_units,
 )
 
-__all__ = ["SCHEMA_VERSION", "Account", "MethodFigures", "Results", "SiteEntry", "privacy_json", "summary_json"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Account",
+    "MethodFigures",
+    "Results",
+    "SiteEntry",
+    "going_on",
+    "privacy_json",
+    "summary_json",
+]
 
 SCHEMA_VERSION = 1
+
+_GOING_ON = "The run is going on, or stopped, after "
+
+
+def going_on(last: str) -> str:
+    """Return the `failure` of a summary that is written after a phase or a method, before the run is over."""
+    return f"{_GOING_ON}'{last}'."
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,7 @@ class Results:
     Attributes:
         study: the config.
         started: when it began.
+        federation: name of the federation of real sites; empty in a simulation.
         dataset: name of the data set.
         attributes: names of its records' attributes; none where they have a label alone.
         sites: what each site declared.
@@ -94,6 +122,7 @@ class Results:
 
     study: StudyConfig
     started: datetime
+    federation: str = ""
     dataset: str = ""
     attributes: tuple[str, ...] = ()
     sites: dict[str, SiteEntry] = field(default_factory=dict)
@@ -112,6 +141,24 @@ class Results:
     def status(self) -> str:
         """`complete` if every site answered in every phase and every method ended; else `incomplete`."""
         return "incomplete" if self.failure or self.missing else "complete"
+
+    def plan(self, site: str, account: Account) -> Plan:
+        """Return the plan of an account, and what left the site unprotected beside it.
+
+        A simulation compares methods, each as if it had been run alone. At real sites all were carried out on the same
+        records: what left unprotected under one of them leaves no other an end-to-end claim. Where a site did not say
+        what it spent, it is taken to have spent all.
+        """
+        if not self.federation:
+            return account.plan
+        sets = (*self.accounts.values(), *self.test_accounts.values())
+        others = [by_site[site] for by_site in sets if site in by_site]
+        told = [(each.plan, each.plan.events if each.spent is None else each.spent) for each in others]
+        return plan_among(account.plan, told)
+
+    def claim(self, site: str, account: Account) -> Claim:
+        """Return what may be claimed of an account at the end of the run."""
+        return claim_of(self.plan(site, account))
 
     @property
     def scope(self) -> Scope:
@@ -133,7 +180,8 @@ def summary_json(results: Results) -> dict[str, Any]:
         "name": study.name,
         "seed": study.seed,
         "noise": study.noise,
-        "simulation": True,
+        "simulation": not results.federation,
+        "federation": results.federation or None,
         "dataset": results.dataset,
         "relation": results.relation,
         "unit": study.budget.unit,
@@ -154,6 +202,7 @@ def summary_json(results: Results) -> dict[str, Any]:
             for name, entry in sorted(results.sites.items())
         ],
         "methods": {name: _method(results, name, figures) for name, figures in results.figures.items()},
+        **({"all_methods_together": _at_most(results).to_json()} if results.federation else {}),
         "bytes": {site: {"up": up, "down": down} for site, (up, down) in sorted(results.traffic.items())},
         "software": results.software,
     }
@@ -173,7 +222,7 @@ def _public_attributes(results: Results) -> dict[str, Any]:
 
 
 def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, Any]:
-    claims = {site: claim_of(account.plan) for site, account in results.accounts.get(name, {}).items()}
+    claims = {site: results.claim(site, account) for site, account in results.accounts.get(name, {}).items()}
     worst = _worst(list(claims.values()))
     return {
         **figures.pooled.to_json(),
@@ -193,8 +242,9 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
 
 def _test(results: Results, name: str) -> dict[str, Any]:
     """Return what evaluating a method's classifier cost the test units of the site where it cost the most."""
-    accounts = results.test_accounts.get(name, {}).values()
-    claim = _worst([claim_of(account.plan) for account in accounts]) if accounts else None
+    by_site = results.test_accounts.get(name, {})
+    accounts, claims = by_site.values(), [results.claim(site, account) for site, account in by_site.items()]
+    claim = _worst(claims) if claims else None
     is_noised = claim is not None and claim.epsilon is not None
     return {
         "metrics": results.study.evaluation.metrics,
@@ -232,20 +282,25 @@ def privacy_json(results: Results) -> dict[str, Any]:
         if not accounts:
             methods[name] = _not_run(results, name)
             continue
-        worst = _worst([claim_of(account.plan) for account in accounts.values()])
-        said = statement_of_method(name, worst, noise=study.noise, relation=results.relation)
+        claims = {site: results.claim(site, account) for site, account in accounts.items()}
+        worst = _worst(list(claims.values()))
+        own = _worst([claim_of(account.plan) for account in accounts.values()])
+        said = statement_of_method(
+            name, worst, noise=study.noise, relation=results.relation, own=own if results.federation else None
+        )
         caution = _caution(results, name)
         methods[name] = {
             "guarantee": worst.guarantee,
             "relation": results.relation,
             "against": _against(accounts.values()),
             "statement": f"{said} {caution}".strip(),
-            "sites": {site: _account(account) for site, account in sorted(accounts.items())},
+            "sites": {site: _account(account, claims[site]) for site, account in sorted(accounts.items())},
         }
     test_units = _test_units(results)
     return {
         "schema_version": SCHEMA_VERSION,
-        "simulation": True,
+        "simulation": not results.federation,
+        "federation": results.federation or None,
         "noise": study.noise,
         "relation": results.relation,
         "unit": study.budget.unit,
@@ -254,15 +309,14 @@ def privacy_json(results: Results) -> dict[str, Any]:
         "alone; spent: what was computed",
         "methods": methods,
         "all_methods_together": {
-            "meaning": "what running every method of this study on the same records composes to, by site; the methods "
-            "are compared here, each with a ledger of its own",
+            "meaning": _meaning_of_together(results),
             "sites": _together(results, results.accounts),
         },
         **({"resumed": _resumed(results)} if results.resumed else {}),
         "test_units": test_units,
         **_public_attributes(results),
         "assumptions": assumptions(results.scope, sampled=_samples(results)),
-        "not_covered": not_covered(results.scope),
+        "not_covered": not_covered(results.scope, deployed=bool(results.federation)),
         "statement": statement_of_study(
             study,
             results.scope,
@@ -271,8 +325,23 @@ def privacy_json(results: Results) -> dict[str, Any]:
             test_units=test_units["statement"],
             summed=[name for name, entry in methods.items() if entry["against"] == "recipients"],
             sampled=_samples(results),
+            federation=results.federation,
+            sites=len(results.sites),
+            together=_at_most(results) if results.federation else None,
         ),
     }
+
+
+def _meaning_of_together(results: Results) -> str:
+    if results.federation:
+        return (
+            "all methods of this run were carried out on the same records, and this is what they compose to, by site; "
+            "each site's ledger adds earlier runs too"
+        )
+    return (
+        "what running every method of this study on the same records composes to, by site; the methods are compared "
+        "here, each with a ledger of its own"
+    )
 
 
 def _not_run(results: Results, name: str) -> dict[str, Any]:
@@ -288,31 +357,44 @@ def _not_run(results: Results, name: str) -> dict[str, Any]:
 def _test_units(results: Results) -> dict[str, Any]:
     """Return the line of the test units: what was told of them, by method and site, and what all of it adds up to."""
     accounts, metrics = results.test_accounts, results.study.evaluation.metrics
-    claims = [claim_of(account.plan) for by_site in accounts.values() for account in by_site.values()]
-    worst = _worst(claims) if claims else None
+    claims = {
+        name: {site: results.claim(site, account) for site, account in by_site.items()}
+        for name, by_site in accounts.items()
+    }
+    every = [claim for by_site in claims.values() for claim in by_site.values()]
+    worst = _worst(every) if every else None
     return {
         "metrics": metrics,
-        "simulation_only": metrics == "exact",
+        "simulation_only": metrics == "exact" and not results.federation,
         "relation": relation_of(results.study.budget.unit, "covered"),
         "against": "server",
         "methods": {
-            name: {"sites": {site: _account(account) for site, account in sorted(by_site.items())}}
+            name: {"sites": {site: _account(each, claims[name][site]) for site, each in sorted(by_site.items())}}
             for name, by_site in accounts.items()
         },
         "all_methods_together": {
             "meaning": "what evaluating every method of this study on the same test units composes to, by site",
             "sites": _together(results, accounts),
         },
-        "statement": statement_on_test_units(worst, results.scope, noise=results.study.noise),
+        "statement": statement_on_test_units(
+            worst, results.scope, noise=results.study.noise, deployed=bool(results.federation)
+        ),
     }
 
 
 def _together(results: Results, accounts: Mapping[str, Mapping[str, Account]]) -> dict[str, Any]:
     """Return what all methods compose to, by site."""
-    plans = {
-        site: [by_site[site].plan for by_site in accounts.values() if site in by_site] for site in sorted(results.sites)
-    }
-    return {site: compose_plans(own).to_json() for site, own in plans.items()}
+    return {site: _compose(accounts, site).to_json() for site in sorted(results.sites)}
+
+
+def _compose(accounts: Mapping[str, Mapping[str, Account]], site: str) -> Together:
+    return compose_plans([by_site[site].plan for by_site in accounts.values() if site in by_site])
+
+
+def _at_most(results: Results) -> Together:
+    """Return what all methods compose to at the site where that is the most."""
+    every = [_compose(results.accounts, site) for site in results.sites]
+    return max(every, key=lambda both: math.inf if both.epsilon is None else both.epsilon)
 
 
 def _samples(results: Results) -> bool:
@@ -324,12 +406,12 @@ def _samples(results: Results) -> bool:
 def _resumed(results: Results) -> dict[str, Any]:
     return {
         "at": [moment.isoformat(timespec="seconds") for moment in results.resumed],
-        "meaning": RESUMED,
+        "meaning": RESUMED_AT_SITES if results.federation else RESUMED,
     }
 
 
-def _account(account: Account) -> dict[str, Any]:
-    claim = claim_of(account.plan).to_json()
+def _account(account: Account, claimed: Claim) -> dict[str, Any]:
+    claim = claimed.to_json()
     return {
         "events": [event.model_dump() for event in account.plan.events],
         "stages": [vars(cost) for cost in stage_costs(account.plan)],

@@ -6,20 +6,16 @@ module follows.
 """
 
 import contextlib
-import json
 import math
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -27,8 +23,9 @@ import torch
 
 from cadp_fl.config import SitesConfig, StudyConfig
 from cadp_fl.errors import CadpError
-from cadp_fl.federated.recorder import PROGRESS_VARIABLE, Watcher
-from cadp_fl.study.app_folder import stage_app
+from cadp_fl.federated.recorder import Watcher
+from cadp_fl.study.environment import flower_environment, free_port
+from cadp_fl.study.flower import Flower, FlowerError, follow, note_end, start_run
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.simulation import DEVICE_VARIABLE
 
@@ -37,8 +34,8 @@ __all__ = ["simulate", "sites_at_once"]
 START_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
-LOG_SECONDS = 30.0
 CONNECTION = "simulation"
+QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_ADDRESS": "local"}
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -61,23 +58,31 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, 
         progress = home / "progress.jsonl"
         progress.touch()
         tracker = ProcessTracker()
-        environment = tracker.environment | _quiet_flower(home) | _one_device(study)
-        environment[PROGRESS_VARIABLE] = str(progress)
-        app = stage_app(home)
+        environment = tracker.environment | flower_environment(home) | QUIET_RAY | _one_device(study)
+        flower = Flower(home, CONNECTION, environment)
         try:
             address = _start_superlink(environment, log)
             (home / "config.toml").write_text(
                 f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
                 "insecure = true\n"
             )
-            run_id = _start_run(study, config, output, app, environment, resume=resume)
+            run_id = start_run(
+                flower,
+                {"config": str(config), "output-dir": str(output), "resume": resume, "progress": str(progress)},
+                "--federation-config",
+                _federation(study),
+            )
             try:
-                for step in _steps(progress, run_id, tracker, environment, log):
+                for step in follow(progress, lambda: _ended(flower, run_id, tracker), look_seconds=LOOK_SECONDS):
                     if step["step"] == "done" and step["status"] != "complete":
-                        _keep_log(run_id, environment, log)
+                        flower.keep_log(run_id, log)
                     watch(step)
+            except FlowerError as error:
+                flower.keep_log(run_id, log)
+                note_end(output, str(error))
+                raise CadpError(f"{error} See '{log}'.") from error
             except CadpError:
-                _keep_log(run_id, environment, log)
+                flower.keep_log(run_id, log)
                 raise
         finally:
             tracker.stop()
@@ -95,22 +100,6 @@ def _ending_like_ctrl_c() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _quiet_flower(home: Path) -> dict[str, str]:
-    """Return the environment that keeps Flower and Ray to themselves."""
-    scripts = str(Path(sys.executable).parent)
-    return {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_ADDRESS": "local",
-        "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _one_device(study: StudyConfig) -> dict[str, str]:
@@ -141,7 +130,7 @@ def sites_at_once(sites: SitesConfig) -> int:
 
 def _start_superlink(environment: dict[str, str], log: Path) -> str:
     """Start a SuperLink on a free port, and return its address once it answers."""
-    port = _free_port()
+    port = free_port()
     command = [
         *("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"),
         *("--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation"),
@@ -163,12 +152,6 @@ def _start_superlink(environment: dict[str, str], log: Path) -> str:
     return f"127.0.0.1:{port}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=1, trust_env=False).is_success
@@ -176,84 +159,22 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _start_run(
-    study: StudyConfig, config: Path, output: Path, app: Path, environment: dict[str, str], *, resume: bool
-) -> int:
+def _federation(study: StudyConfig) -> str:
+    """Return how many nodes Flower's engine starts, and what each of them gets."""
     sites = study.sites
-    federation = (
+    return (
         f"num-supernodes={sites.count} client-resources-num-cpus={sites.cpus_per_client} "
         f"client-resources-num-gpus={_gpu_share(study)}"
     )
-    # A file, since Flower splits what stands on its command line at spaces and quotes. JSON strings are TOML strings.
-    run_config = app.parent / "run.toml"
-    values = {"config": str(config), "output-dir": str(output), "resume": resume}
-    run_config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
-    answer = _flwr(
-        ["run", str(app), CONNECTION, "-c", str(run_config), "--federation-config", federation, "--format", "json"],
-        environment,
-    )
-    if "run-id" not in answer:
-        raise CadpError(f"Flower did not take the run: {answer.get('error-message', answer)}")
-    return int(answer["run-id"])
 
 
-def _flwr(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
-    """Call Flower's command line, and return the JSON that it prints."""
-    finished = subprocess.run(
-        ["flwr", *arguments], env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-    )
-    start = finished.stdout.find("{")
-    try:
-        return dict(json.loads(finished.stdout[start:]))
-    except ValueError:
-        said = (finished.stderr or finished.stdout).strip().splitlines()
-        raise CadpError(f"Flower's command failed: {said[-1] if said else 'it said nothing'}") from None
-
-
-def _steps(
-    progress: Path, run_id: int, tracker: ProcessTracker, environment: dict[str, str], log: Path
-) -> Iterator[dict[str, Any]]:
-    """Yield every step until the run says that it is done, or is found to be over.
-
-    Raises:
-        CadpError: the run failed.
-    """
-    next_look = time.monotonic() + LOOK_SECONDS
-    with progress.open(encoding="utf-8") as lines:
-        pending = ""
-        while True:
-            pending += lines.readline()
-            if pending.endswith("\n"):
-                step, pending = json.loads(pending), ""
-                if step["step"] == "failed":
-                    raise CadpError(step["reason"])
-                yield step
-                if step["step"] == "done":
-                    return
-                continue
-            if time.monotonic() > next_look:
-                # Looking at processes is cheaper than asking Flower, and remembers them for the end.
-                names = [_command(process) for process in tracker.alive()]
-                if not any("flwr-simulation" in name for name in names):
-                    status = _status(run_id, environment)
-                    if status.startswith("finished"):
-                        raise CadpError(f"The run ended early. Flower says '{status}'; see '{log}'.")
-                next_look = time.monotonic() + LOOK_SECONDS
-            time.sleep(PAUSE_SECONDS)
-
-
-def _keep_log(run_id: int, environment: dict[str, str], log: Path) -> None:
-    """Append what the server app and the sites printed, which Flower keeps apart from its own log."""
-    with log.open("ab") as stream, contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            ["flwr", "log", str(run_id), CONNECTION, "--show"],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.DEVNULL,
-            timeout=LOG_SECONDS,
-            check=False,
-        )
+def _ended(flower: Flower, run_id: int, tracker: ProcessTracker) -> str:
+    """Return what Flower says of a run that is over, and nothing of one that goes on."""
+    # Looking at processes is cheaper than asking Flower, and remembers them for the end.
+    if any("flwr-simulation" in _command(process) for process in tracker.alive()):
+        return ""
+    status = flower.status(run_id)
+    return status if status.startswith("finished") else ""
 
 
 def _command(process: psutil.Process) -> str:
@@ -261,9 +182,3 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _status(run_id: int, environment: dict[str, str]) -> str:
-    answer = _flwr(["ls", CONNECTION, "--run-id", str(run_id), "--format", "json"], environment)
-    runs = answer.get("runs", [])
-    return str(runs[0].get("status", "unknown")) if runs else "unknown"

@@ -27,7 +27,7 @@ from cadp_fl.study.launch import simulate
 from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.simulation import OUTBOX
 
-__all__ = ["check_same_study", "check_study", "make_run_folder", "run_study"]
+__all__ = ["check_same_study", "check_study", "has_ended", "make_run_folder", "run_study"]
 
 
 def run_study(
@@ -50,7 +50,7 @@ def run_study(
     else:
         make_run_folder(output)
         resolved.write_text(dump_study(study), encoding="utf-8")
-    if not (resume and _is_over(output)):
+    if not (resume and has_ended(output)):
         watch({"step": "start"})
         try:
             simulate(study, resolved, output.resolve(), watch=watch, resume=resume)
@@ -104,7 +104,7 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], above: str 
             yield f"{above}{key}", now, then
 
 
-def _is_over(output: Path) -> bool:
+def has_ended(output: Path) -> bool:
     """Tell whether a run has ended on its own, so that nothing is left to do."""
     try:
         summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))

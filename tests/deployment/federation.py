@@ -24,7 +24,7 @@ TWO_USERS = "south"
 PORT = 8443
 """Which docs/deploy.md leaves at its default."""
 
-READY = {"coordinator serve": "ready", "site serve": "is ready", "site connect": "is connected"}
+READY = {"coordinator serve": "is served at", "site serve": "is ready", "site connect": "is connected"}
 """What a command that stays says once it is there."""
 
 

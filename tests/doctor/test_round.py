@@ -8,22 +8,15 @@ from flwr.clientapp import ClientApp
 import cadp_fl
 from cadp_fl.doctor.round import attendance
 from cadp_fl.errors import AgentError
+from cadp_fl.federated.federation import Node
 from cadp_fl.federated.flower_client import register
 from cadp_fl.federated.flower_server import ROLL_CALL, describe_all
+from cadp_fl.federated.roll_call import call_roll
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.site.client import AgentClient
+from cadp_fl.site.protocol import Reply
 from tests.local_grid import LocalGrid
 from tests.site.agents import make, served
-
-
-class _Node:
-    def __init__(self, node_id, name):
-        self.node_id, self.name = node_id, name
-
-
-class _NamedGrid(LocalGrid):
-    def get_nodes(self):
-        return [_Node(node, name) for node, name in zip(self.contexts, ("north", "east"), strict=True)]
 
 
 @pytest.fixture
@@ -31,7 +24,7 @@ def grid(tmp_path):
     folders = [make(tmp_path / name, name=name) for name in ("north", "east")]
     app = ClientApp()
     register(app, lambda context: AgentClient(folders[context.node_id - 10].socket))
-    grid = _NamedGrid(app, 2, {})
+    grid = LocalGrid(app, 2, {}, names=["north", "east"])
     grid.folders = folders
     return grid
 
@@ -77,15 +70,15 @@ def test_a_site_that_is_silent_is_named(grid, tmp_path, monkeypatch):
 
 
 def test_what_a_site_answers_is_not_trusted():
-    from cadp_fl.federated.roll_call import call_roll
-    from cadp_fl.site.protocol import Reply
-
     class Transport:
+        def nodes(self, expected):
+            return [Node(1, "north")]
+
         def exchange(self, requests, *, group, on_answer):
             on_answer(1, Reply({"site": "north", "train": -4}))
             return frozenset()
 
-    (node,) = call_roll(Transport(), {1: "north"})["nodes"]
+    (node,) = call_roll(Transport())["nodes"]
     assert "another schema" in node["error"]
 
 

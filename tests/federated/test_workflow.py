@@ -554,7 +554,7 @@ def test_a_site_that_does_not_describe_itself_is_named(run_config):
 
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_a_federation_has_as_many_nodes_as_sites(run_config, nodes, monkeypatch):
-    monkeypatch.setattr(GridTransport.__init__, "__kwdefaults__", {"join_timeout": 0.1, "pause": 0.01})
+    monkeypatch.setattr(GridTransport.__init__, "__kwdefaults__", {"join_timeout": 0.1, "pause": 0.01, "named": False})
     run = Run(run_config, nodes=nodes)
     with pytest.raises(FederationError, match=f"has 3 sites, one a node. Found {nodes} nodes"):
         run.go()

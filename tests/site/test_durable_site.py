@@ -121,7 +121,7 @@ def test_an_answer_whose_file_is_gone_is_not_drawn_again(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cadp_fl.site import site as module
+from cadp_fl.site import class_counts as module
 from tests.site.test_durable_site import count, reserve, site
 
 calls, fatal = 0, int(sys.argv[2])
@@ -173,7 +173,7 @@ def test_a_site_that_is_killed_between_any_two_steps_never_tells_two_draws(tmp_p
 
 def dp_sgd(site_made, *, run, method, event):
     classifier = ClassifierConfig(model="linear")
-    weights = get_weights(site_made._classifier(classifier, 0))
+    weights = get_weights(site_made._held.classifier(classifier, 0))
     training = DpSgdTraining(event=event, learning_rate=1.0, momentum=0.0)
     asked = ClassifierRequest(method=method, classifier=classifier, seed=0, round=1, training=training)
     return Request("train_classifier", asked.model_dump(mode="json"), weights, run=run, id=f"{run}/train")
@@ -195,7 +195,7 @@ def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
 def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_path):
     made = site(tmp_path)
     made.call(Request("reserve", {"plan": Plan("m", (STEPS,), 1e-4, labels="covered").to_json()}, run="r"))
-    classes = len(made._data.train.schema.classes)
+    classes = len(made._held.data.train.schema.classes)
     for wrong in ([1.0] * (classes + 1), [0.0] * classes, [-1.0] * classes, [1e4] * classes, [float("nan")] * classes):
         request = dp_sgd(made, run="r", method="m", event=STEPS)
         request.settings["training"]["class_weights"] = wrong
@@ -211,9 +211,9 @@ def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_
 def test_a_policy_that_became_stricter_holds_for_plans_that_were_reserved_before(tmp_path):
     made = site(tmp_path)
     made.call(Request("reserve", {"plan": Plan("m", (STEPS,), 1e-4, labels="covered").to_json()}, run="r"))
-    allowed = made._spending._policy
+    allowed = made._held.spending._policy
     for stricter, refusal in (({"min_units": 1000}, CohortError), ({"epsilon": 1e-3}, TotalBudgetError)):
-        made._spending._policy = allowed.model_copy(update=stricter)
+        made._held.spending._policy = allowed.model_copy(update=stricter)
         with pytest.raises(refusal):
             made.call(dp_sgd(made, run="r", method="m", event=STEPS))
     assert made._ledger.spent("r/m") == ()

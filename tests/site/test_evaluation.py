@@ -322,4 +322,4 @@ def test_exact_test_results_spoil_no_claim_on_training_units():
     made.call(evaluate(None))
     flow = DeclaredPublic(stage="flow", what="a flow of public records", sha256="0" * 64)
     release = LatentGaussian(stage="release", clip_norm=1.0, noise_std=100.0)
-    assert made._spending.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"
+    assert made._held.spending.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"

@@ -27,10 +27,11 @@ from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site import moments as of_moments
 from cadp_fl.site.answers import Answers
+from cadp_fl.site.class_counts import COUNT_DOUBT
 from cadp_fl.site.moments import check_moments, features_of, told_moments
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import MomentsRequest, PrivateFlowRequest, ReleaseRequest
-from cadp_fl.site.site import COUNT_DOUBT, Site
+from cadp_fl.site.site import Site
 from cadp_fl.weights import get_weights, set_weights
 
 SCHEMA = Schema(name="x", shape=(1, 4, 4), classes=("a", "b", "c"))
@@ -120,11 +121,11 @@ def exact(data, centre, units=None, radius=0.3):
 
 def test_a_site_spends_before_it_tells():
     made = reserve(site(), SUM, MOMENTS)
-    made._spending.spend = lambda *_: (_ for _ in ()).throw(LedgerError("The disk is full."))
+    made._held.spending.spend = lambda *_: (_ for _ in ()).throw(LedgerError("The disk is full."))
     for request in (asked(SUM, None), asked()):
         with pytest.raises(LedgerError, match="disk is full"):
             made.call(request)
-    assert not list(made._outbox.iterdir())
+    assert not list(made._releasing._outbox.iterdir())
     made = reserve(site(), SUM, MOMENTS)
     assert set(made.call(asked(SUM, None)).arrays) == {"sum"}
     assert spent(made) == [SUM.model_dump()]
@@ -380,33 +381,33 @@ def test_a_policys_least_units_of_a_class_are_held_against_the_moments_noised_co
     data = dataset()
     made = reserve(site(data, min_class_units=least, labels="covered"), CLEAR, SUM, labels="covered")
     counts = made.call(asked(CLEAR)).arrays["counts"]
-    (kept,) = made._outbox.glob("counts-*.json")
+    (kept,) = made._releasing._outbox.glob("counts-*.json")
     lowered = counts - COUNT_DOUBT * CLEAR.part_stds["counts"]
     assert list(json.loads(kept.read_text()).values()) == pytest.approx(lowered.tolist())
     assert np.abs(counts - np.bincount(data.labels)).max() > 1e-6
-    known = made._known_counts(Request("release", {}), "m")
+    known = made._counts.known(Request("release", {}), "m")
     assert (min(known.values()) < least) is refused
 
 
 def test_of_several_noised_counts_the_smallest_stands():
     """One of many that are noisy enough would show any number."""
     made = site()
-    made._public_counts = lambda: None  # as where labels are covered
+    made._counts.public = lambda: None  # as where labels are covered
     request = Request("moments", {})
     for noised in ([900.0, 5.0, 40.0], [10.0, 700.0, 50.0]):
-        made._remember_counts(request, "m", np.array(noised), 1.0)
-    assert list(made._known_counts(request, "m").values()) == [10 - COUNT_DOUBT, 5 - COUNT_DOUBT, 40 - COUNT_DOUBT]
+        made._counts.remember(request, "m", np.array(noised), 1.0)
+    assert list(made._counts.known(request, "m").values()) == [10 - COUNT_DOUBT, 5 - COUNT_DOUBT, 40 - COUNT_DOUBT]
 
 
 def test_a_release_before_the_counts_of_moments_is_refused_and_after_them_made():
     made = reserve(site(min_class_units=2, labels="public"), CLEAR, RELEASE)
-    made._public_counts = lambda: None  # as where labels are covered
+    made._counts.public = lambda: None  # as where labels are covered
     with pytest.raises(CohortError, match="ask for noised counts first"):
         made.call(release())
     made.call(asked(CLEAR))
     assert "manifest" in made.call(release()).content
     made = reserve(site(min_class_units=40, labels="public"), CLEAR, RELEASE)
-    made._public_counts = lambda: None
+    made._counts.public = lambda: None
     made.call(asked(CLEAR))
     with pytest.raises(CohortError, match="may have fewer"):
         made.call(release())

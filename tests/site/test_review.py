@@ -27,7 +27,7 @@ def made():
 
 def test_a_release_waits_until_it_is_approved(made):
     reviewed, manifest = made
-    review = Review(reviewed._outbox)
+    review = Review(reviewed._releasing._outbox)
     with pytest.raises(ReviewError, match="waits") as refused:
         fetch(reviewed, manifest, manifest.shards[0].name)
     assert refused.value.code == 318
@@ -38,7 +38,7 @@ def test_a_release_waits_until_it_is_approved(made):
 
 def test_a_denied_release_never_leaves_and_its_cost_stays(made):
     reviewed, manifest = made
-    review = Review(reviewed._outbox)
+    review = Review(reviewed._releasing._outbox)
     review.decide(manifest.event_id, "denied")
     with pytest.raises(ReviewError, match="was denied"):
         fetch(reviewed, manifest, manifest.shards[0].name)
@@ -49,9 +49,9 @@ def test_a_denied_release_never_leaves_and_its_cost_stays(made):
 
 def test_an_approval_is_of_the_bundle_that_was_looked_at(made):
     reviewed, manifest = made
-    review = Review(reviewed._outbox)
+    review = Review(reviewed._releasing._outbox)
     review.decide(manifest.event_id, "approved")
-    path = reviewed._outbox / manifest.event_id / "manifest.json"
+    path = reviewed._releasing._outbox / manifest.event_id / "manifest.json"
     tree = json.loads(path.read_text())
     tree["site"] = "south"
     path.write_text(json.dumps(tree))
@@ -62,14 +62,14 @@ def test_an_approval_is_of_the_bundle_that_was_looked_at(made):
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"decision": "approved"}', '{"decision": 1, "manifest_sha256": 2}'])
 def test_a_damaged_decision_is_none(made, text):
     reviewed, manifest = made
-    Review(reviewed._outbox)._path(manifest.event_id).write_text(text)
+    Review(reviewed._releasing._outbox)._path(manifest.event_id).write_text(text)
     with pytest.raises(ReviewError, match="waits"):
         fetch(reviewed, manifest, manifest.shards[0].name)
 
 
 def test_a_steward_decides_on_the_command_line(made):
     reviewed, manifest = made
-    outbox, run = str(reviewed._outbox), CliRunner().invoke
+    outbox, run = str(reviewed._releasing._outbox), CliRunner().invoke
     (listed,) = json.loads(run(app, ["site", "review", "list", outbox, "--json"]).stdout)
     assert (listed["decision"], listed["manifest"]["event_id"]) == (None, manifest.event_id)
     assert "approved, 40 records" in run(app, ["site", "review", "approve", outbox, manifest.event_id]).stdout
@@ -81,7 +81,7 @@ def test_a_steward_decides_on_the_command_line(made):
 def test_a_decision_on_a_sites_folder_is_in_its_audit_log(made, tmp_path):
     reviewed, manifest = made
     folder = make(tmp_path / "north")
-    shutil.copytree(reviewed._outbox, folder.outbox, dirs_exist_ok=True)
+    shutil.copytree(reviewed._releasing._outbox, folder.outbox, dirs_exist_ok=True)
     CliRunner().invoke(app, ["site", "review", "deny", str(folder.path), manifest.event_id])
     assert Review(folder.outbox).decision(manifest) == "denied"
     (line,) = (json.loads(line) for line in folder.audit.read_text().splitlines())

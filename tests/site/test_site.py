@@ -70,12 +70,12 @@ def dataset(count, seed):
     return Dataset(SCHEMA, images, generator.integers(0, 2, count))
 
 
-def site(simulation=True, **allowed):
+def site(simulation=True, *, noise_seed=1, **allowed):
     return Site(
         "north",
         SiteData(dataset(40, 0), dataset(10, 1)),
         ledger=MemoryLedger(),
-        noise=NoiseSource.from_seed(1),
+        noise=NoiseSource.from_seed(noise_seed),
         device=torch.device("cpu"),
         outbox=Path(tempfile.mkdtemp(dir=_folder)),
         simulation=simulation,
@@ -394,8 +394,7 @@ def test_told_counts_are_the_counts_with_rounded_gaussian_noise_of_the_events_de
     event = GaussianHistogram(stage="counts", histograms=1, noise_std=4.0)
     told = []
     for number in range(300):
-        made = site(labels="covered")
-        made._noise = NoiseSource.from_seed(number)
+        made = site(labels="covered", noise_seed=number)
         made.call(Request("reserve", {"plan": Plan("m", (event,), 1e-5, labels="covered").to_json()}))
         request = Request("count", {"method": "m", "event": event.model_dump()})
         told.append(list(made.call(request).content["class_counts"].values()))

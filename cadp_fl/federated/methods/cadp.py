@@ -138,7 +138,8 @@ class _Releasing(ABC):
         if not run.is_finished(phase):
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt had fetched
             manifests = self._ask_for_releases(run, flow, card)
-            fetch_releases(run.federation, manifests, folder, phase=phase)
+            review_seconds = run.study.sites.review_timeout_seconds if run.federation.is_deployed else 0.0
+            fetch_releases(run.federation, manifests, folder, phase=phase, review_seconds=review_seconds)
             run.finish(f"{self.name}/release")  # not before all is fetched: what a site keeps ready may go with it
             run.finish(phase)
         return sorted(folder.iterdir())

@@ -1,0 +1,108 @@
+"""What a site releases: privatized records, made once, kept ready, and fetched shard by shard."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from cadp_fl.config import PolicyConfig, parse
+from cadp_fl.errors import ExchangeError, PrivacyError
+from cadp_fl.flow.storage import flow_sha256
+from cadp_fl.privacy.accounting import Unprotected
+from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.mechanisms import mechanism_of
+from cadp_fl.privacy.policy import check_class_counts
+from cadp_fl.release.bundle import open_bundle, write_bundle
+from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
+from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
+from cadp_fl.site.class_counts import ClassCounts
+from cadp_fl.site.holdings import Holdings
+from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import FetchRequest, ReleaseRequest
+from cadp_fl.site.review import Review
+
+__all__ = ["Releasing"]
+
+
+class Releasing:
+    """The releases of a site.
+
+    Args:
+        held: by the site.
+        counts: what is known of its classes.
+        policy: what it allows.
+        outbox: folder of releases that are ready to be fetched.
+        begins_again: whether a release of an interrupted run may lie there, whose ledger is gone with it.
+    """
+
+    def __init__(
+        self, held: Holdings, counts: ClassCounts, policy: PolicyConfig, outbox: Path, *, begins_again: bool
+    ) -> None:
+        self._held, self._counts, self._policy, self._outbox = held, counts, policy, outbox
+        self._begins_again = begins_again
+
+    def release(self, request: Request) -> Reply:
+        """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
+        asked = parse(ReleaseRequest, request.settings)
+        plan, schema = self._held.spending.plan(request, asked.method), self._held.data.train.schema
+        flow = self._held.flow(asked.flow, asked.seed, request)
+        labels = "public" if asked.labels is None else "randomized"
+        check_release(
+            asked.mechanism,
+            asked.shrinkage,
+            asked.latent_dims,
+            flow.dims,
+            labels=labels,
+            attributes=len(schema.attributes),
+        )
+        if plan.labels == "covered" and asked.labels is None:
+            raise PrivacyError("A release that covers labels draws them anew. Found one that would tell the true ones.")
+        check_class_counts(self._policy, self._counts.known(request, asked.method), schema.classes)
+        mechanism = mechanism_of(asked.mechanism, asked.event)
+        if isinstance(asked.event, Unprotected) and not self._held.simulation:
+            raise PrivacyError(
+                f"A real site releases no record unprotected. Found the mechanism '{asked.mechanism}'; choose one that "
+                "adds noise."
+            )
+        settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
+        sha256 = flow_sha256(flow)
+        self._held.spending.check_flow(plan, sha256, starts=False)
+        claim = ReleaseClaim.of(self._held.spending.claim(plan), relation_of(plan.unit, plan.labels, schema.attributes))
+        event_id = self._held.spending.spend(request, asked.method, *settings.cost)
+        head = ReleaseHead(
+            site=self._held.name,
+            dataset=schema,
+            mechanism=asked.mechanism,
+            parameters=settings.parameters(flow.dims),
+            noise=self._held.noise.kind,
+            claim=claim,
+            flow_sha256=sha256,
+            event_id=event_id,
+        )
+        parts, cost = privatize(
+            flow,
+            self._held.data.train,
+            settings,
+            noise=self._held.noise.child("release", event_id),
+            device=self._held.device,
+            units=self._held.units,
+            part_records=asked.shard_records,
+        )
+        assert cost == settings.cost, "what was written down is what is drawn"
+        folder = self._outbox / event_id
+        if self._begins_again:
+            shutil.rmtree(folder, ignore_errors=True)
+        manifest = write_bundle(head, parts, folder)
+        return Reply({"manifest": manifest_to_json(manifest)})
+
+    def fetch(self, request: Request) -> Reply:
+        """Answer with a shard that has been paid for: the same bytes, however often."""
+        asked = parse(FetchRequest, request.settings)
+        release = self._outbox / asked.event_id
+        if not release.is_dir():
+            raise ExchangeError(f"A shard is fetched from a release that was made. Found none of '{asked.event_id}'.")
+        bundle = open_bundle(release)
+        if self._policy.review:
+            Review(self._outbox).check(bundle.manifest)
+        data = bundle.data(asked.shard)
+        return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
