@@ -15,6 +15,7 @@
     +-- TrainingError         training cannot go on
     |   +-- MemoryLimitError  not even one record fits into the device's memory
     +-- FederationError       too few sites are left, or they do not fit together
+    +-- FlowerError           Flower did not do what it was asked, or a server app died
 
 Every message states the rule, the value found, and the way out. An error that crosses from a site to
 the server does so as its `code` alone: the text may hold values that records had a part in.
@@ -32,6 +33,7 @@ __all__ = [
     "EvaluationError",
     "ExchangeError",
     "FederationError",
+    "FlowerError",
     "InputError",
     "LedgerError",
     "MechanismError",
@@ -219,3 +221,10 @@ class FederationError(CadpError):
 
     code = 600
     meaning = "the sites do not fit together"
+
+
+class FlowerError(CadpError):
+    """Flower's command line did not do what it was asked, or a server app died."""
+
+    code = 700
+    meaning = "Flower did not do what it was asked, or the server app died"

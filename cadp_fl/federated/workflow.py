@@ -9,7 +9,7 @@ import json
 import platform
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -155,6 +155,8 @@ class _Conductor:
         # As an interrupted attempt left them; the checkpoint itself goes on.
         self._missing_before, self._traffic_before = checkpoint.missing, checkpoint.traffic
         self._spent_before: dict[str, dict[str, tuple[Event, ...]]] = {}
+        # Of every method but the last, after which the run asks for all accounts.
+        self._last_phases = {list(method.phases())[-1] for method in methods[:-1] if method.phases()}
 
     def run(self) -> None:
         """Describe, reserve, every method that has not ended, account.
@@ -283,14 +285,13 @@ class _Conductor:
 
     def _reserve(self, method: str) -> None:
         """Let every site that has not done so set the method's plans aside, whole."""
-        federation = self._federation
-        for key, plan in self._plans_of(method).items():
-            done = self._reserved.setdefault(key, set())
-            settings = ReserveRequest(plan=plan.to_json()).model_dump(mode="json")
-            request = Request("reserve", settings)
-            left = {site: request for site in federation.sites if site not in done}
-            if left:
-                federation.ask(request if not done else left, phase="reserve", check=partial(_note, done))
+        federation, plans = self._federation, self._plans_of(method)
+        done = [self._reserved.setdefault(key, set()) for key in plans]
+        settings = ReserveRequest(plans=tuple(plan.to_json() for plan in plans.values())).model_dump(mode="json")
+        request = Request("reserve", settings)
+        left = {site: request for site in federation.sites if not all(site in sites for sites in done)}
+        if left:
+            federation.ask(request if not any(done) else left, phase="reserve", check=partial(_note, done))
         if federation.is_deployed:
             self._checkpoint.hold_reserved(self._reserved)
 
@@ -328,8 +329,12 @@ class _Conductor:
         return declared | self._results.noised_counts.get(method, {})
 
     def _finish(self, phase: str, method: str) -> None:
-        """Write down that a phase is finished, with what the sites spent on it."""
-        self._account()
+        """Write down that a phase is finished, with what the sites spent on it.
+
+        Real sites keep that themselves, and are asked when a method has ended: each question takes Flower some seconds.
+        """
+        if not self._federation.is_deployed or phase in self._last_phases:
+            self._account()
         self.tell()
         spent = {
             key: {site: account.spent for site, account in self._accounts(plan).items() if account.spent is not None}
@@ -389,8 +394,9 @@ class _Conductor:
                     accounts[site] = Account(plan)
 
 
-def _note(sites: set[str], site: str, _reply: Reply) -> None:
-    sites.add(site)
+def _note(done: Iterable[set[str]], site: str, _reply: Reply) -> None:
+    for sites in done:
+        sites.add(site)
 
 
 def _software() -> dict[str, str]:

@@ -136,7 +136,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         (declared_public(flow, card) if is_public else PRIVATE_FLOW, *counts, *labels, mechanism.event()),
         run="" if terms.ledger.simulation else secrets.token_hex(8),
     )
-    requests = [Request("reserve", ReserveRequest(plan=plan.to_json()).model_dump(mode="json"))]
+    requests = [Request("reserve", ReserveRequest(plans=(plan.to_json(),)).model_dump(mode="json"))]
     requests += [
         Request("count", CountRequest(method=plan.method, event=event).model_dump(mode="json")) for event in counts
     ]

@@ -180,6 +180,11 @@ class DurableLedger:
         self._checked = frozenset(link.hash for link in links)
         return Book([link.entry for link in links[1:]], adds_up=True)
 
+    def check(self, plan: Plan, limit: Allowance | None = None) -> None:
+        """Check that a plan could be set aside now; raises what `reserve` would."""
+        self._check_form(plan, limit)
+        _readable(self.book().reservation(plan, limit))
+
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event, if it fits below the limit together with all plans before it.
 
@@ -190,6 +195,11 @@ class DurableLedger:
             TotalBudgetError: the plan would go beyond the limit.
             UnitError: the plan protects another unit than the ledger.
         """
+        self._check_form(plan, limit)
+        self._chain.append(lambda links: _readable(self.book(links).reservation(plan, limit)))
+
+    def _check_form(self, plan: Plan, limit: Allowance | None) -> None:
+        """Check what can be said of a plan without looking at others."""
         if limit is None and plan.protected().events:
             raise LedgerError("A plan is held against the total of the site's policy. Found none; give the limit.")
         if plan.unit != self.terms.unit:
@@ -202,7 +212,6 @@ class DurableLedger:
                 f"A plan names its method in at most 40 small letters, digits and dashes, and its run in at most "
                 f"{MAX_NAME_CHARACTERS} characters. Found {plan.method[:50]!r} and {plan.run[:50]!r}; choose others."
             )
-        self._chain.append(lambda links: _readable(self.book(links).reservation(plan, limit)))
 
     def spend(self, key: str, event: Event, *, request: str = "", body: str = "") -> str:
         """Write an event down before it is computed, and return its id, `<method>-<stage>-<number>`.

@@ -28,6 +28,10 @@ class Ledger(Protocol):
         """
         ...
 
+    def check(self, plan: Plan, limit: Allowance | None = None) -> None:
+        """Check that a plan could be set aside now; raises what `reserve` would."""
+        ...
+
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event.
 
@@ -96,6 +100,10 @@ class MemoryLedger:
 
     def check_terms(self, population: str, unit: Unit, records_per_unit: int) -> None:
         """Check nothing: a simulation's ledger is whoever's it is made for."""
+
+    def check(self, plan: Plan, limit: Allowance | None = None) -> None:
+        """Check that a plan could be set aside now; raises what `reserve` would."""
+        self._book().reservation(plan, limit)
 
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event; the limit holds for each plan by itself."""

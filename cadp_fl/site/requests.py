@@ -38,9 +38,11 @@ MethodName = Annotated[str, Field(pattern=rf"^{METHOD_NAME}$")]
 
 
 class ReserveRequest(Settings):
-    """Set a method's whole plan aside."""
+    """Set a method's whole plans aside, all of them or none."""
 
-    plan: dict[str, Any]
+    plans: tuple[dict[str, Any], ...] = Field(
+        min_length=1, max_length=2, description="that on training units, and that on test units"
+    )
 
 
 class FlowRequest(Settings):

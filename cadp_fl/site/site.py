@@ -178,10 +178,12 @@ class Site:
     def _reserve(self, request: Request) -> Reply:
         asked = parse(ReserveRequest, request.settings)
         try:
-            plan = Plan.from_json(asked.plan)
+            plans = [replace(Plan.from_json(tree), run=request.run) for tree in asked.plans]
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
-        self._held.spending.reserve(replace(plan, run=request.run))
+        if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
+            raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
+        self._held.spending.reserve(*plans)
         return Reply()
 
     def _count(self, request: Request) -> Reply:

@@ -42,11 +42,23 @@ class Spending:
         self._noise = noise
         self._simulation = simulation
 
-    def reserve(self, plan: Plan) -> None:
-        """Set a plan aside, if the policy allows it and the budget holds it.
+    def reserve(self, *plans: Plan) -> None:
+        """Set plans aside, if the policy allows all of them and the budget holds each.
 
         Raises:
-            PolicyError, BudgetError, LedgerError: it is refused; nothing was written.
+            PolicyError, BudgetError, LedgerError: one is refused; nothing was written.
+        """
+        for plan in plans:
+            self._check(plan)
+            self._ledger.check(plan, allowance(self._policy, plan))
+        for plan in plans:
+            self._ledger.reserve(plan, allowance(self._policy, plan))
+
+    def _check(self, plan: Plan) -> None:
+        """Check that the policy allows a plan.
+
+        Raises:
+            PolicyError, BudgetError: it does not.
         """
         policy, on_test = self._policy, plan.units == "test"
         is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
@@ -58,7 +70,6 @@ class Spending:
             check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
         if not self._ledger.simulation:
             check_delta(policy.delta, self._units)
-        self._ledger.reserve(plan, allowance(policy, plan))
 
     def plan(self, request: Request, method: str, units: Literal["train", "test"] = "train") -> Plan:
         """Return what a request's run reserved for a method.

@@ -12,11 +12,11 @@ from typing import Any
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import StudyConfig, dump_study, load_coordinator, load_study
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import BudgetError, CadpError, ConfigError, InputError
+from cadp_fl.errors import BudgetError, CadpError, ConfigError, FlowerError, InputError
 from cadp_fl.federated.checkpoint import CHECKPOINT
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.recorder import Watcher
-from cadp_fl.study.flower import Flower, FlowerError, follow, note_end, start_run
+from cadp_fl.study.flower import Flower, follow, note_end, start_run
 from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.run import check_same_study, has_ended, make_run_folder
 from cadp_fl.study.started import PROGRESS, StartedRun, superlink_of

@@ -15,20 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from cadp_fl.errors import CadpError
+from cadp_fl.errors import CadpError, FlowerError
 from cadp_fl.outputs import replaced_file
 from cadp_fl.report.page import write_report
 from cadp_fl.study.app_folder import stage_app
 
-__all__ = ["Flower", "FlowerError", "follow", "note_end", "start_run"]
+__all__ = ["Flower", "follow", "note_end", "start_run"]
 
 PAUSE_SECONDS = 0.1
 COMMAND_SECONDS = 120.0
 LOG_SECONDS = 30.0
-
-
-class FlowerError(CadpError):
-    """Flower's command line did not do what it was asked, or a server app died."""
 
 
 @dataclass(frozen=True)

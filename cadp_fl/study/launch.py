@@ -22,10 +22,10 @@ import psutil
 import torch
 
 from cadp_fl.config import SitesConfig, StudyConfig
-from cadp_fl.errors import CadpError
+from cadp_fl.errors import CadpError, FlowerError
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.study.environment import flower_environment, free_port
-from cadp_fl.study.flower import Flower, FlowerError, follow, note_end, start_run
+from cadp_fl.study.flower import Flower, follow, note_end, start_run
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.simulation import DEVICE_VARIABLE
 

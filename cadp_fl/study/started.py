@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cadp_fl.errors import CadpError, InputError
+from cadp_fl.errors import CadpError, FlowerError, InputError
 from cadp_fl.outputs import write_durably
 from cadp_fl.study.environment import flower_environment
-from cadp_fl.study.flower import Flower, FlowerError, note_end
+from cadp_fl.study.flower import Flower, note_end
 
 __all__ = ["PROGRESS", "StartedRun", "run_status", "stop_run", "superlink_of"]
 

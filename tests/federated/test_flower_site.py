@@ -33,11 +33,11 @@ def _temporary(tmp_path, monkeypatch):
 def test_a_ledger_outlives_the_site_object_of_a_message():
     node = context(**{"partition-id": 1})
     plan = Plan("fedavg", (RELEASED_RECORDS,), 1e-5)
-    site_of(node).call(Request("reserve", {"plan": plan.to_json()}))
+    site_of(node).call(Request("reserve", {"plans": [plan.to_json()]}))
     accounts = site_of(node).call(Request("account")).content["accounts"]
     assert [account["plan"] for account in accounts] == [plan.to_json()]
     with pytest.raises(BudgetError, match="reserves one plan"):
-        site_of(node).call(Request("reserve", {"plan": plan.to_json() | {"delta": 1e-6}}))
+        site_of(node).call(Request("reserve", {"plans": [plan.to_json() | {"delta": 1e-6}]}))
     assert site_of(context(**{"partition-id": 1})).call(Request("account")).content["accounts"] == []
 
 

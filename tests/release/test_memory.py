@@ -36,7 +36,7 @@ config = FlowConfig(dense={"blocks": 1, "width": 8})
 event = LatentGaussian(stage="release", clip_norm=2.0, noise_std=8.0)
 site = Site("north", SiteData(records, records.select(np.arange(2))), ledger=MemoryLedger(),
             noise=NoiseSource.from_seed(1), device=torch.device("cpu"), outbox=folder / "outbox", simulation=True)
-site.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, event), 1e-7).to_json()}))
+site.call(Request("reserve", {"plans": [Plan("m", (FLOW_WEIGHTS, event), 1e-7).to_json()]}))
 settings = ReleaseRequest(method="m", flow=config, seed=0, mechanism="gaussian", event=event, latent_dims=16,
                           shrinkage="typical-set", shard_records=4096).model_dump(mode="json")
 weights = get_weights(ConditionalFlow(config, schema.shape, 2, seed=0))

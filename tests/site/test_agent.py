@@ -45,7 +45,9 @@ def _plan(*events, method="cadp", run="run-1", delta=1e-5):
 
 
 def _reserve(plan):
-    return Request("reserve", ReserveRequest(plan=plan.to_json()).model_dump(mode="json"), run=plan.run, id="r/reserve")
+    return Request(
+        "reserve", ReserveRequest(plans=(plan.to_json(),)).model_dump(mode="json"), run=plan.run, id="r/reserve"
+    )
 
 
 def _sum(request_id="run-1/cadp/moments/1", run="run-1"):

@@ -49,7 +49,7 @@ def site(folder: Path) -> Site:
 
 def reserve(made: Site, retry: float = 0.0) -> None:
     plan = Plan("m", (COUNTS,), 1e-4, labels="covered", retry=Allowance(retry, 1e-5 if retry else 0.0))
-    made.call(Request("reserve", {"plan": plan.to_json()}, run="r"))
+    made.call(Request("reserve", {"plans": [plan.to_json()]}, run="r"))
 
 
 def count(name: str = "r/count/1", **changes: object) -> Request:
@@ -186,7 +186,7 @@ def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
     made._ledger.reserve(replace(plan, run="r"), Allowance(100.0, 1e-3))  # whatever a policy says of it
     with pytest.raises(BudgetError, match="reserves a plan"):
         made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
-    made.call(Request("reserve", {"plan": Plan("test", (STEPS,), 1e-4, labels="covered").to_json()}, run="r/m"))
+    made.call(Request("reserve", {"plans": [Plan("test", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r/m"))
     made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
     assert made._ledger.spent("r/m:test") == ()
     assert made._ledger.spent("r/m/test") == (STEPS,)
@@ -194,7 +194,7 @@ def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
 
 def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_path):
     made = site(tmp_path)
-    made.call(Request("reserve", {"plan": Plan("m", (STEPS,), 1e-4, labels="covered").to_json()}, run="r"))
+    made.call(Request("reserve", {"plans": [Plan("m", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r"))
     classes = len(made._held.data.train.schema.classes)
     for wrong in ([1.0] * (classes + 1), [0.0] * classes, [-1.0] * classes, [1e4] * classes, [float("nan")] * classes):
         request = dp_sgd(made, run="r", method="m", event=STEPS)
@@ -210,7 +210,7 @@ def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_
 
 def test_a_policy_that_became_stricter_holds_for_plans_that_were_reserved_before(tmp_path):
     made = site(tmp_path)
-    made.call(Request("reserve", {"plan": Plan("m", (STEPS,), 1e-4, labels="covered").to_json()}, run="r"))
+    made.call(Request("reserve", {"plans": [Plan("m", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r"))
     allowed = made._held.spending._policy
     for stricter, refusal in (({"min_units": 1000}, CohortError), ({"epsilon": 1e-3}, TotalBudgetError)):
         made._held.spending._policy = allowed.model_copy(update=stricter)

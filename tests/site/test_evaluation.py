@@ -73,7 +73,7 @@ def plan(event=EVENT, method="m", delta=DELTA, **changes):
 
 
 def reserve(made, reserved, run=""):
-    made.call(Request("reserve", {"plan": reserved.to_json()}, run=run))
+    made.call(Request("reserve", {"plans": [reserved.to_json()]}, run=run))
     return made
 
 
@@ -215,7 +215,7 @@ def test_all_evaluations_together_stay_within_the_policys_total():
     reserve(made, plan(evaluation_event(0.4, DELTA, 3), method="c"))
     with pytest.raises(TotalBudgetError):
         reserve(made, plan(evaluation_event(0.01, DELTA, 3), method="d"))
-    made.call(Request("reserve", {"plan": Plan("a", (FLOW_WEIGHTS,), 1e-3).to_json()}))  # has a total of its own
+    made.call(Request("reserve", {"plans": [Plan("a", (FLOW_WEIGHTS,), 1e-3).to_json()]}))  # has a total of its own
 
 
 def test_a_site_is_evaluated_as_often_as_its_policy_says():

@@ -85,7 +85,7 @@ def site(data=None, simulation=True, noise=None, ledger=None, answers=None, **al
 
 
 def reserve(made, *events, labels="public", run=""):
-    made.call(Request("reserve", {"plan": Plan("m", events, 1e-5, labels=labels).to_json()}, run=run))
+    made.call(Request("reserve", {"plans": [Plan("m", events, 1e-5, labels=labels).to_json()]}, run=run))
     return made
 
 

@@ -21,7 +21,7 @@ from tests.site.test_site import EVENT, _outboxes, fetch, release, site  # noqa:
 def made():
     """A site whose policy asks for review, and the release that it made."""
     reviewed = site(review=True)
-    reviewed.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, EVENT), 1e-5).to_json()}))
+    reviewed.call(Request("reserve", {"plans": [Plan("m", (FLOW_WEIGHTS, EVENT), 1e-5).to_json()]}))
     return reviewed, manifest_from_json(reviewed.call(release()).content["manifest"])
 
 

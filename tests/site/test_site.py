@@ -89,7 +89,7 @@ def weights():
 
 def reserved(event=EVENT, **arguments):
     made = site(**arguments)
-    made.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, event), 1e-5).to_json()}))
+    made.call(Request("reserve", {"plans": [Plan("m", (FLOW_WEIGHTS, event), 1e-5).to_json()]}))
     return made
 
 
@@ -243,7 +243,9 @@ def test_the_same_weights_in_another_architecture_are_another_flow(other):
     """Permutations, clamp and scale shape what a flow computes as much as its weights do."""
     assert sha256_of(weights(), **other) != sha256_of(weights())
     made = site()
-    made.call(Request("reserve", {"plan": Plan("m", (public(sha256_of(weights(), **other)), EVENT), 1e-5).to_json()}))
+    made.call(
+        Request("reserve", {"plans": [Plan("m", (public(sha256_of(weights(), **other)), EVENT), 1e-5).to_json()]})
+    )
     with pytest.raises(PrivacyError, match="uses the flow that was declared public"):
         made.call(release())
 
@@ -255,7 +257,7 @@ def public(sha256):
 def test_a_fixed_public_flow_makes_a_release_end_to_end_and_the_claim_says_on_what_it_rests():
     made = site()
     plan = Plan("m", (public(sha256_of(weights())), EVENT), 1e-5)
-    made.call(Request("reserve", {"plan": plan.to_json()}))
+    made.call(Request("reserve", {"plans": [plan.to_json()]}))
     claim = manifest_from_json(made.call(release()).content["manifest"]).claim
     assert claim.guarantee == "end-to-end"
     assert claim.epsilon == epsilon_of([EVENT], 1e-5)
@@ -268,13 +270,13 @@ def test_a_plan_without_a_finite_epsilon_is_not_reserved():
     weak = LatentLaplace(stage="release", clip_norm=600.0, noise_scale=1.0)
     plan = Plan("m", (public(sha256_of(weights())), weak, EVENT), 1e-5)
     with pytest.raises(TotalBudgetError, match="would be at inf"):
-        made.call(Request("reserve", {"plan": plan.to_json()}))
+        made.call(Request("reserve", {"plans": [plan.to_json()]}))
     assert made.call(Request("account")).content["accounts"] == []
 
 
 def test_a_release_takes_the_flow_that_was_declared_public_and_no_other():
     made = site()
-    made.call(Request("reserve", {"plan": Plan("m", (public("0" * 64), EVENT), 1e-5).to_json()}))
+    made.call(Request("reserve", {"plans": [Plan("m", (public("0" * 64), EVENT), 1e-5).to_json()]}))
     with pytest.raises(PrivacyError, match="uses the flow that was declared public"):
         made.call(release())
     with pytest.raises(BudgetError):
@@ -285,7 +287,7 @@ def test_a_release_takes_the_flow_that_was_declared_public_and_no_other():
 def test_a_release_by_a_flow_that_another_plan_trained_is_not_end_to_end():
     made = site()
     for plan in (Plan("steal", (FLOW_WEIGHTS,), 1e-5), Plan("m", (EVENT,), 1e-5)):
-        made.call(Request("reserve", {"plan": plan.to_json()}))
+        made.call(Request("reserve", {"plans": [plan.to_json()]}))
     flow = made.call(flow_round(method="steal")).arrays
     manifest = made.call(Request("release", release().settings, flow)).content["manifest"]
     claim = manifest_from_json(manifest).claim
@@ -295,10 +297,10 @@ def test_a_release_by_a_flow_that_another_plan_trained_is_not_end_to_end():
 def test_a_real_site_says_end_to_end_no_more_once_something_left_unprotected():
     for simulation, guarantee in ((True, "end-to-end"), (False, "given-flow")):
         made = site(simulation=simulation)
-        made.call(Request("reserve", {"plan": Plan("other", (FLOW_WEIGHTS,), 1e-5).to_json()}))
+        made.call(Request("reserve", {"plans": [Plan("other", (FLOW_WEIGHTS,), 1e-5).to_json()]}))
         flow = made.call(flow_round(method="other")).arrays
         plan = Plan("m", (public(sha256_of(flow)), EVENT), 1e-5)
-        made.call(Request("reserve", {"plan": plan.to_json()}))
+        made.call(Request("reserve", {"plans": [plan.to_json()]}))
         claim = manifest_from_json(made.call(Request("release", release().settings, flow)).content["manifest"]).claim
         assert claim.guarantee == guarantee
 
@@ -323,7 +325,7 @@ def local(method="m"):
 
 def test_a_site_that_trains_alone_tells_its_test_results_and_writes_them_down_as_unprotected():
     made = reserved(LOCAL_TEST_RESULTS)
-    made.call(Request("reserve", {"plan": Plan("m", (EXACT_TEST_RESULTS,), 1e-5, units="test").to_json()}))
+    made.call(Request("reserve", {"plans": [Plan("m", (EXACT_TEST_RESULTS,), 1e-5, units="test").to_json()]}))
     reply = made.call(local())
     assert (set(reply.arrays), dict(reply.content)) == ({"confusion", "histograms"}, {})
     assert reply.arrays["confusion"].sum() == 10
@@ -352,9 +354,9 @@ def test_a_site_that_trains_alone_tells_its_test_results_and_writes_them_down_as
         Request("release", release().settings, {}),
         Request("release", release().settings, {**weights(), "extra": np.zeros(1, np.float32)}),
         Request("release", release().settings, {name: array * np.nan for name, array in weights().items()}),
-        Request("reserve", {"plan": {}}),
-        Request("reserve", {"plan": {"method": "m", "events": [{"kind": "free"}], "delta": 1e-5}}),
-        Request("reserve", {"plan": Plan("m", (EVENT,), 1e-5).to_json() | {"delta": 0.5}}),
+        Request("reserve", {"plans": [{}]}),
+        Request("reserve", {"plans": [{"method": "m", "events": [{"kind": "free"}], "delta": 1e-5}]}),
+        Request("reserve", {"plans": [Plan("m", (EVENT,), 1e-5).to_json() | {"delta": 0.5}]}),
     ],
 )
 def test_a_malformed_request_is_refused_and_spends_nothing(request_):
@@ -395,7 +397,7 @@ def test_told_counts_are_the_counts_with_rounded_gaussian_noise_of_the_events_de
     told = []
     for number in range(300):
         made = site(labels="covered", noise_seed=number)
-        made.call(Request("reserve", {"plan": Plan("m", (event,), 1e-5, labels="covered").to_json()}))
+        made.call(Request("reserve", {"plans": [Plan("m", (event,), 1e-5, labels="covered").to_json()]}))
         request = Request("count", {"method": "m", "event": event.model_dump()})
         told.append(list(made.call(request).content["class_counts"].values()))
         with pytest.raises(BudgetError, match="holds no such event"):
@@ -409,10 +411,10 @@ def test_a_site_that_covers_labels_tells_no_count_and_lets_no_true_label_go():
     made = site(labels="covered")
     assert made.call(Request("describe")).content["class_counts"] is None
     with pytest.raises(UnitError, match="labels covered"):
-        made.call(Request("reserve", {"plan": Plan("m", (FLOW_WEIGHTS, EVENT), 1e-5).to_json()}))
+        made.call(Request("reserve", {"plans": [Plan("m", (FLOW_WEIGHTS, EVENT), 1e-5).to_json()]}))
     labels = RandomizedResponse(stage="labels", epsilon=1.0)
     plan = Plan("m", (FLOW_WEIGHTS, labels, EVENT), 1e-5, labels="covered")
-    made.call(Request("reserve", {"plan": plan.to_json()}))
+    made.call(Request("reserve", {"plans": [plan.to_json()]}))
     with pytest.raises(PrivacyError, match="would tell the true ones"):
         made.call(release())
     other = labels.model_copy(update={"epsilon": 2.0})

@@ -131,7 +131,7 @@ def _asked() -> dict[str, tuple[str, dict[str, Any]]]:
     event, front_end = settings["event"], settings["front_end"]
 
     def reserve(method: str, event: Event) -> tuple[str, dict[str, Any]]:
-        return "reserve", {"plan": Plan(method, (event,), 1e-5, run="r").to_json()}
+        return "reserve", {"plans": [Plan(method, (event,), 1e-5, run="r").to_json()]}
 
     return {
         "a plan": reserve("m", granted),
