@@ -327,6 +327,8 @@ def _listening(path: Path, group: int | None) -> Iterator[socket.socket]:
 
 
 def _peer(connection: socket.socket) -> dict[str, int]:
-    """Return who is at the other end, as the kernel says."""
+    """Return who is at the other end, as the kernel says; nothing where it says nothing."""
+    if not hasattr(socket, "SO_PEERCRED"):  # Linux has it
+        return {}
     pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return {"pid": pid, "uid": uid, "gid": gid}

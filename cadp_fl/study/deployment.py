@@ -80,11 +80,6 @@ def check_deployed(study: StudyConfig) -> None:
             "A run over real sites names them, as their nodes are registered. Found no sites.names; give one name a "
             "site."
         )
-    if study.noise != "entropy":
-        raise ConfigError(
-            "Real sites draw their noise from entropy, since what comes from a seed protects nothing. Found noise: "
-            f"{study.noise}; set noise: entropy."
-        )
     check_classifier(study.classifier)
     try:
         build_methods(study)

@@ -122,7 +122,7 @@ def test_a_superlink_that_does_not_answer_is_one_sentence(federation):
 
 @pytest.mark.parametrize(
     ("override", "said"),
-    [("noise=seeded", "draw their noise from entropy"), ("sites.names=null", r"Found no sites\.names"),
+    [("sites.names=null", r"Found no sites\.names"),
      ("methods={cadp: {}}", "takes a flow that no private record")],
 )  # fmt: skip
 def test_what_real_sites_would_refuse_is_refused_before_anything_starts(federation, override, said):
