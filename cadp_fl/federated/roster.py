@@ -152,8 +152,8 @@ def _check_fit(study: StudyConfig, descriptions: list[Description]) -> None:
             )
         if each.noise != study.noise:
             raise FederationError(
-                f"The study's noise is '{study.noise}'. Site '{each.site}' has noise '{each.noise}'; make them agree. (A "
-                "real site draws seeded noise for tests alone, and only if its policy says so.)"
+                f"The study's noise is '{study.noise}'. Site '{each.site}' has noise '{each.noise}'; make them agree. "
+                "(A real site draws seeded noise for tests alone, and only if its policy says so.)"
             )
         for field in Schema.model_fields:
             ours, theirs = getattr(first.dataset, field), getattr(each.dataset, field)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, get_args
 
 import cadp_fl
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
@@ -30,8 +31,8 @@ from cadp_fl.federated.methods.base import Method, StudyRun, plan_of
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.federated.roster import gather
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import Event, GaussianHistogram, check_delta, events_from_json
-from cadp_fl.privacy.plan import Plan
+from cadp_fl.privacy.accounting import Event, GaussianHistogram, Unprotected, check_delta, events_from_json
+from cadp_fl.privacy.plan import Plan, Split
 from cadp_fl.report.page import write_report
 from cadp_fl.report.summary import (
     Account,
@@ -382,6 +383,7 @@ class _Conductor:
             # What a site set aside just before its answer was lost is there too.
             if len(accounts) != len(told) or not reserved.items() <= held.items() <= self._plans.items():
                 raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
+            self._results.unprotected_before[site] = _unprotected_in(reply.content, site)
             for key, (plan, spent) in accounts.items():
                 before = () if deployed else self._spent_before[key].get(site, ())
                 self._accounts(plan)[site] = Account(plan, (*before, *spent))
@@ -392,6 +394,21 @@ class _Conductor:
             for site in set(accounts) - set(replies):
                 if plan.method not in self._results.figures:  # what it had spent when it ended is known for good
                     accounts[site] = Account(plan)
+
+
+def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[str, tuple[Unprotected, ...]]:
+    """Return what an account says that earlier runs let go unprotected, by training and test units.
+
+    Raises:
+        ExchangeError: it says something else.
+    """
+    try:
+        told = {units: events_from_json(content["unprotected_before"][units]) for units in get_args(Split)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExchangeError(
+            f"An account lists what left unprotected before. That of '{site}' does not; compare the versions."
+        ) from error
+    return {units: tuple(each for each in events if isinstance(each, Unprotected)) for units, events in told.items()}
 
 
 def _note(done: Iterable[set[str]], site: str, _reply: Reply) -> None:

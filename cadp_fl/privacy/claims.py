@@ -19,7 +19,7 @@ from cadp_fl.privacy.accounting import (
 )
 from cadp_fl.privacy.costs import epsilons_of
 from cadp_fl.privacy.ledger import Ledger
-from cadp_fl.privacy.plan import Against, Labels, Plan, Unit, against
+from cadp_fl.privacy.plan import Against, Labels, Plan, Split, Unit, against
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
@@ -38,6 +38,7 @@ __all__ = [
     "format_against",
     "format_delta",
     "format_epsilon",
+    "left_unprotected",
     "names_flow",
     "plan_among",
     "plan_beside",
@@ -191,16 +192,21 @@ CarriedOut = tuple[Plan, tuple[Event, ...]]
 """A plan, and what was spent of it."""
 
 
-def plan_among(plan: Plan, others: Iterable[CarriedOut]) -> Plan:
-    """Return a plan together with all that has left unprotected under other plans on the same units."""
+def left_unprotected(plans: Iterable[CarriedOut], units: Split) -> tuple[Unprotected, ...]:
+    """Return what has left unprotected of some units under plans, each once."""
     left: list[Event] = []
-    for other, spent in others:
-        if other.units == plan.units:
+    for plan, spent in plans:
+        if plan.units == units:
             left += spent
             if any(event.stage == "release" for event in spent):
-                left += _said_and_unsaid(other)
-    unprotected = dict.fromkeys(event for event in left if isinstance(event, Unprotected))
-    return replace(plan, events=(*plan.events, *unprotected))
+                left += _said_and_unsaid(plan)
+    return tuple(dict.fromkeys(event for event in left if isinstance(event, Unprotected)))
+
+
+def plan_among(plan: Plan, others: Iterable[CarriedOut], *, before: Iterable[Unprotected] = ()) -> Plan:
+    """Return a plan together with all that has left unprotected of the same units, under other plans or before."""
+    beside = dict.fromkeys([*left_unprotected(others, plan.units), *before])
+    return replace(plan, events=(*plan.events, *beside))
 
 
 def names_flow(event: Event) -> bool:
@@ -253,7 +259,7 @@ class StageCost:
     epsilon: float | None
     epsilon_add_remove: float | None
     delta: float
-    units: Literal["train", "test"]
+    units: Split
 
 
 def stage_costs(plan: Plan) -> tuple[StageCost, ...]:

@@ -19,13 +19,16 @@ from cadp_fl.privacy.accounting import (
     events_from_json,
 )
 
-__all__ = ["METHOD_NAME", "NOTHING", "Against", "Allowance", "Labels", "Plan", "Unit", "against"]
+__all__ = ["METHOD_NAME", "NOTHING", "Against", "Allowance", "Labels", "Plan", "Split", "Unit", "against"]
 
 METHOD_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 """Of a method: no name holds what a plan's key or an event's id puts between names."""
 
 Unit = Literal["record", "patient"]
 Labels = Literal["public", "covered"]
+Split = Literal["train", "test"]
+"""Whose records something is computed from: a site's training units, or its test units, which are others."""
+
 Against = Literal["server", "recipients"]
 """Whom a claim protects against: the server, and so everyone; or those alone who see sums over sites, and nothing that
 an aggregator adds up to them, so that the aggregator is trusted."""
@@ -67,7 +70,7 @@ class Plan:
     delta: float
     unit: Unit = "record"
     labels: Labels = "public"
-    units: Literal["train", "test"] = "train"
+    units: Split = "train"
     retry: Allowance = field(default=NOTHING)
     run: str = ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
-from cadp_fl.privacy.accounting import Event, PoissonGaussian
+from cadp_fl.privacy.accounting import Event, PoissonGaussian, Unprotected
 from cadp_fl.privacy.claims import (
     Claim,
     Scope,
@@ -115,6 +115,7 @@ class Results:
         accounts: of training units, by method, then site.
         test_accounts: of test units, by method, then site.
         noised_counts: noised number of training records by method, site and class, where labels are covered.
+        unprotected_before: what left each site unprotected in earlier runs, by training and test units.
         traffic: bytes of tensors that left a site and reached it, by site.
         seconds: wall time by phase.
         software: versions.
@@ -132,6 +133,7 @@ class Results:
     figures: dict[str, MethodFigures] = field(default_factory=dict)
     accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
     test_accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
+    unprotected_before: dict[str, dict[str, tuple[Unprotected, ...]]] = field(default_factory=dict)
     noised_counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     traffic: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -154,7 +156,7 @@ class Results:
         sets = (*self.accounts.values(), *self.test_accounts.values())
         others = [by_site[site] for by_site in sets if site in by_site]
         told = [(each.plan, each.plan.events if each.spent is None else each.spent) for each in others]
-        return plan_among(account.plan, told)
+        return plan_among(account.plan, told, before=self.unprotected_before.get(site, {}).get(account.plan.units, ()))
 
     def claim(self, site: str, account: Account) -> Claim:
         """Return what may be claimed of an account at the end of the run."""

@@ -1,6 +1,6 @@
 """What a site may spend, and what it does: its policy and its ledger at work."""
 
-from typing import Any, Literal
+from typing import Any, get_args
 
 from cadp_fl.config import PolicyConfig
 from cadp_fl.errors import BudgetError, PrivacyError, TotalBudgetError
@@ -11,9 +11,9 @@ from cadp_fl.privacy.accounting import (
     PoissonGaussian,
     check_delta,
 )
-from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, Claim, claim_of, plan_beside
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, Claim, claim_of, left_unprotected, plan_beside
 from cadp_fl.privacy.ledger import Ledger
-from cadp_fl.privacy.plan import Plan
+from cadp_fl.privacy.plan import Plan, Split
 from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.protocol import Request
@@ -71,7 +71,7 @@ class Spending:
         if not self._ledger.simulation:
             check_delta(policy.delta, self._units)
 
-    def plan(self, request: Request, method: str, units: Literal["train", "test"] = "train") -> Plan:
+    def plan(self, request: Request, method: str, units: Split = "train") -> Plan:
         """Return what a request's run reserved for a method.
 
         Raises:
@@ -82,7 +82,7 @@ class Spending:
                 return plan
         raise BudgetError(f"A method reserves a plan before its first event. '{method}' has none; reserve it.")
 
-    def spend(self, request: Request, method: str, *events: Event, units: Literal["train", "test"] = "train") -> str:
+    def spend(self, request: Request, method: str, *events: Event, units: Split = "train") -> str:
         """Write events down before they are computed, and return the id of the last.
 
         Raises:
@@ -140,14 +140,23 @@ class Spending:
                 )
 
     def account(self, run: str) -> dict[str, Any]:
-        """Return what the ledger holds of a run, as JSON values: plans and events, and nothing of records."""
+        """Return what the ledger holds of a run, as JSON values: plans and events, and nothing of records.
+
+        Of other runs it tells what they let go unprotected, since no claim of this one may overlook that.
+        """
         ledger = self._ledger
+        others = [(plan, ledger.spent(plan.key)) for plan in ledger.plans() if plan.run != run]
+        before = {units: left_unprotected(others, units) for units in get_args(Split)}
         accounts = [
             {"plan": plan.to_json(), "spent": [event.model_dump() for event in ledger.spent(plan.key)]}
             for plan in ledger.plans()
             if plan.run == run
         ]
-        return {"ledger": "simulation" if ledger.simulation else "durable", "accounts": accounts}
+        return {
+            "ledger": "simulation" if ledger.simulation else "durable",
+            "accounts": accounts,
+            "unprotected_before": {units: [each.model_dump() for each in left] for units, left in before.items()},
+        }
 
     def _check_policy(self, plan: Plan) -> None:
         if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.users import AGENT, GROUP, NODE, as_user, folder_of, scripts_of_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +66,28 @@ class Federation:
         if "site init" in command and self._is_apart(site):
             (self.folder / site).symlink_to(self.folder / "apart" / site)
         return said
+
+    def begin(self) -> None:
+        """Run what the page prints until all sites are connected."""
+        for command in printed("coordinator"):
+            self.run(command)
+        init, serve, connect, *_ = printed("site")
+        for site in SITES:
+            self.run(init, site=site)
+            self.run(serve, site=site)
+        self.run(printed("study")[0])
+        for site in SITES:
+            self.run(connect, site=site)
+
+    def background(self, command: str) -> "subprocess.Popen[str]":
+        """Start a command that ends by itself."""
+        log = (self.folder / "background.log").open("w")
+        with log:
+            process = subprocess.Popen(
+                self._words(command, ""), **self._place(command, ""), stdout=log, stderr=subprocess.STDOUT, text=True
+            )
+        self._staying["background", str(process.pid)] = process
+        return process
 
     def stop(self, program: str, site: str = "", *, kill: bool = False) -> str:
         """Stop a command that stays, and return what it had printed."""
@@ -127,7 +151,7 @@ class Federation:
         return {"cwd": apart, "env": environment, **as_user(user)}
 
 
-def is_free(port: int) -> bool:
+def _is_free(port: int) -> bool:
     """Return whether nothing listens at a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,7 +164,9 @@ def is_free(port: int) -> bool:
 
 @contextlib.contextmanager
 def federation() -> Iterator[Federation]:
-    """Yield a federation whose folder has a path that sockets can have."""
+    """Yield a federation of which nothing runs yet, in a folder whose path is short enough for sockets."""
+    if not _is_free(PORT):
+        pytest.skip(f"something listens at port {PORT}, which docs/deploy.md leaves at its default")
     folder = Path(tempfile.mkdtemp(prefix="cadp-"))
     made = Federation(folder)
     try:

@@ -13,7 +13,7 @@ import pytest
 from cadp_fl.config import load_policy
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.site.folder import SiteFolder
-from tests.deployment.federation import PORT, SITES, TWO_USERS, federation, is_free, printed
+from tests.deployment.federation import SITES, TWO_USERS, federation, printed
 from tests.users import NODE
 
 pytestmark = pytest.mark.ray  # starts Flower's processes
@@ -22,20 +22,10 @@ pytestmark = pytest.mark.ray  # starts Flower's processes
 @pytest.fixture(scope="module")
 def running():
     """Yield a federation that ran the commands of docs/deploy.md up to the study, and what they printed."""
-    if not is_free(PORT):
-        pytest.skip(f"something listens at port {PORT}, which docs/deploy.md leaves at its default")
     with federation() as made:
-        for command in printed("coordinator"):
-            made.run(command)
-        site_commands = printed("site")
-        before = [command for command in site_commands if "connect" not in command and "doctor" not in command]
+        made.begin()
         for site in SITES:
-            for command in before:
-                made.run(command, site=site)
-        admit, *_ = printed("study")
-        made.run(admit)
-        for site in SITES:
-            for command in site_commands[len(before) :]:
+            for command in printed("site")[3:]:
                 made.run(command, site=site)
         yield made
 

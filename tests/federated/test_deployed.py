@@ -8,6 +8,8 @@ import pytest
 from cadp_fl.errors import ConfigError, FederationError, InputError
 from cadp_fl.federated import flower_server, releases, workflow
 from cadp_fl.privacy.accounting import epsilon_of, events_from_json
+from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
+from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.protocol import ACTIONS
@@ -357,3 +359,18 @@ def test_a_run_that_waited_in_vain_names_the_sites_and_goes_on_when_it_is_resume
     assert hospitals.go(resume=True) == "complete"
     assert told(hospitals)["methods"] == told(complete)["methods"]
     assert told(hospitals)["missing"] == []
+
+
+def test_what_an_earlier_run_let_go_unprotected_leaves_no_later_one_an_end_to_end_claim(tmp_path):
+    hospitals = Hospitals(tmp_path, DP_SGD)
+    hospitals.site("north")
+    ledger = hospitals.ledger("north")
+    ledger.reserve(Plan("fedavg", (CLASSIFIER_WEIGHTS,), 1e-6, run="earlier"), Allowance(100.0, 0.1))
+    ledger.spend("earlier/fedavg", CLASSIFIER_WEIGHTS)
+    assert hospitals.go() == "complete"
+    (row,) = told(hospitals)["methods"].values()
+    assert (row["guarantee"], row["epsilon"]) == ("none", None)
+    (entry,) = told(hospitals, "privacy.json")["methods"].values()
+    assert CLASSIFIER_WEIGHTS.what in entry["statement"]
+    assert entry["sites"]["north"]["epsilon"] is None
+    assert entry["sites"]["east"]["epsilon"] == pytest.approx(3.0, abs=1e-3)
