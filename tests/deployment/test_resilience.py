@@ -13,7 +13,7 @@ from tests.deployment.federation import SITES, federation, printed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-RUN = "cadp-fl run configs/rehearsal.yaml --federation hub --set methods=[cadp] --set budget.epsilon=1 --output"
+RUN = "cadp-fl run configs/rehearsal.yaml --federation hub --set budget.epsilon=1 --output"
 
 
 @pytest.fixture(scope="module")
