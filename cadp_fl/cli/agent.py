@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,8 +59,9 @@ def init(
     What is not given is asked, on a terminal. Everything in the folder is the
     agent's user's alone, but for what the SuperNode's group has to reach.
     """
-    from cadp_fl.config import PolicyConfig, SiteConfig, load_invitation, load_policy, parse
-    from cadp_fl.site.setup import make_site
+    from cadp_fl.config import PolicyConfig, PrivacyUnit, SiteConfig, load_invitation, load_policy, parse
+    from cadp_fl.privacy.accounting import largest_delta
+    from cadp_fl.site.setup import count_units, make_site
 
     invited = load_invitation(invitation)
     if (data is None) == (rehearsal is None):
@@ -78,10 +80,15 @@ def init(
     settings |= {"group": group, "mark": str(mark.absolute()) if mark else None}
     config = parse(SiteConfig, settings)
     if policy is None:
-        asked = {"population": population, "unit": unit, "epsilon": epsilon, "delta": delta, "labels": labels}
-        answers = {key: _ask(key) if value is None else value for key, value in asked.items()}
+        answers: dict[str, Any] = {"population": population or _ask("population"), "unit": unit or _ask("unit")}
         if answers["unit"] == "patient":
             answers["records_per_patient"] = records_per_patient or _ask("records_per_patient")
+        protected = parse(PrivacyUnit, {key: answers[key] for key in answers if key != "population"}, where="policy")
+        answers |= {
+            "epsilon": epsilon or _ask("epsilon"),
+            "delta": delta or _ask("delta", lambda: largest_delta(count_units(config, protected))),
+            "labels": labels or _ask("labels"),
+        }
         allowed = parse(PolicyConfig, answers, where="policy")
     else:
         given = (population, unit, records_per_patient, epsilon, delta, labels)
@@ -106,20 +113,23 @@ _QUESTIONS = {
     "unit": "What is protected: a record, or a patient with all records? (record/patient)",
     "records_per_patient": "How many records does each patient contribute?",
     "epsilon": "Epsilon in all, for good (3 is moderate; there is no default)",
-    "delta": "Delta in all, at most 1 / (10 n) for n units",
+    "delta": "Delta in all, at most 1 / (10 n) for the n units here: {}",
     "labels": "May a record's label be known? (public: yes; covered: no)",
 }
 
 
-def _ask(key: str) -> Any:
+def _ask(key: str, hint: Callable[[], str] = str) -> Any:
     """Return an answer to a question of the policy.
+
+    Args:
+        hint: returns what stands in the question, which takes a while to find out.
 
     Raises:
         InputError: nobody sits at a terminal.
     """
     if not sys.stdin.isatty():
         raise InputError(f"A policy says its {key}, which has no default. Found none; give --{key.replace('_', '-')}.")
-    return typer.prompt(_QUESTIONS[key])
+    return typer.prompt(_QUESTIONS[key].format(hint()))
 
 
 def serve(

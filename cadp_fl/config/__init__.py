@@ -12,7 +12,7 @@ from cadp_fl.config.files import (
     load_study,
 )
 from cadp_fl.config.policy import EvaluationPolicy, PolicyConfig
-from cadp_fl.config.settings import Settings, parse
+from cadp_fl.config.settings import PrivacyUnit, Settings, parse
 from cadp_fl.config.study import (
     BudgetConfig,
     CentralTrainingConfig,
@@ -53,6 +53,7 @@ __all__ = [
     "PartitionConfig",
     "PolicyConfig",
     "PretrainedConfig",
+    "PrivacyUnit",
     "ReleaseConfig",
     "ScaleConfig",
     "Settings",

@@ -69,6 +69,7 @@ __all__ = [
     "check_delta",
     "epsilon_of",
     "events_from_json",
+    "largest_delta",
 ]
 
 
@@ -326,6 +327,11 @@ def _rounded_down(value: float) -> str:
     return f"{Context(prec=2, rounding=ROUND_FLOOR).create_decimal_from_float(value):.1e}"
 
 
+def largest_delta(units: int) -> str:
+    """Return 1 / (10 n) with two digits, rounded down, as text."""
+    return _rounded_down(1 / (10 * max(1, units)))
+
+
 def check_delta(delta: float, records: int) -> None:
     """Check that delta is at most 1 / (10 n).
 
@@ -335,5 +341,5 @@ def check_delta(delta: float, records: int) -> None:
     if not 0 < delta * 10 * records <= 1 + 1e-9:
         raise BudgetError(
             f"delta is above zero and at most 1 / (10 n). Found {delta:g} for n = {records}; use "
-            f"{_rounded_down(1 / (10 * records))} or less."
+            f"{largest_delta(records)} or less."
         )

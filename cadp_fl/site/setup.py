@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, SiteConfig, dump
+from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, PrivacyUnit, SiteConfig, dump
 from cadp_fl.data.units import Units
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import new_folder
@@ -18,7 +18,7 @@ from cadp_fl.site.groups import gid_of
 from cadp_fl.site.keys import fingerprint, new_key_pair
 from cadp_fl.site.opening import read_records
 
-__all__ = ["MadeSite", "make_site"]
+__all__ = ["MadeSite", "count_units", "make_site"]
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,7 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
     """
     final = SiteFolder(path.absolute())
     check_socket(final.socket)
-    data = read_records(config)
-    units, tested = (
-        len(Units.of(records, policy.unit, policy.records_per_unit)) for records in (data.train, data.test)
-    )
+    units, tested = _counted(config, policy)
     check_delta(policy.delta, units)
     if policy.evaluation is not None:
         check_delta(policy.evaluation.delta, tested)
@@ -89,6 +86,22 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         )
         head = ledger.links()[-1].hash
     return MadeSite(final, units, tested, fingerprint(public), head)
+
+
+def count_units(config: SiteConfig, unit: PrivacyUnit) -> int:
+    """Return how many training units the site has.
+
+    Raises:
+        InputError: its records cannot be read, or do not say whose they are.
+    """
+    return _counted(config, unit)[0]
+
+
+def _counted(config: SiteConfig, unit: PrivacyUnit) -> tuple[int, int]:
+    """Return how many training units and test units there are."""
+    data = read_records(config)
+    train, test = (Units.of(records, unit.unit, unit.records_per_unit) for records in (data.train, data.test))
+    return len(train), len(test)
 
 
 def _node_config(config: SiteConfig, invitation: Invitation, folder: SiteFolder) -> NodeConfig:

@@ -16,10 +16,10 @@ from cadp_fl.errors import BudgetError, CadpError, ConfigError, FlowerError, Inp
 from cadp_fl.federated.checkpoint import CHECKPOINT
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.recorder import Watcher
-from cadp_fl.study.flower import Flower, follow, note_end, start_run
+from cadp_fl.study.flower import Flower, follow, note_end, start_run, superlink_of
 from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.run import check_same_study, has_ended, make_run_folder
-from cadp_fl.study.started import PROGRESS, StartedRun, superlink_of
+from cadp_fl.study.started import PROGRESS, StartedRun
 
 __all__ = ["check_deployed", "run_deployed"]
 

@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cadp_fl.errors import CadpError, FlowerError
+from cadp_fl.federated.coordinator import CONNECTION, CoordinatorFolder
 from cadp_fl.outputs import replaced_file
 from cadp_fl.report.page import write_report
 from cadp_fl.study.app_folder import stage_app
+from cadp_fl.study.environment import flower_environment
 
-__all__ = ["Flower", "follow", "note_end", "start_run"]
+__all__ = ["Flower", "follow", "note_end", "start_run", "superlink_of"]
 
 PAUSE_SECONDS = 0.1
 COMMAND_SECONDS = 120.0
 LOG_SECONDS = 30.0
+KNOWN_KEY = 23
+"""Flower's code for a key that its database has, registered or removed."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,41 @@ class Flower:
         if not answer.get("success"):
             raise FlowerError(f"Flower did not stop the run: {_said(answer)}")
 
+    def nodes(self) -> dict[str, str]:
+        """Return the state of each node that is registered, by its id: registered, online or offline.
+
+        Raises:
+            FlowerError: the SuperLink does not answer.
+        """
+        answer = self._call("supernode", "list", self.connection)
+        if not answer.get("success"):
+            raise FlowerError(_said(answer))
+        nodes = {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+        return {node: status for node, status in nodes.items() if status != "unregistered"}
+
+    def register(self, key: Path, name: str) -> str | None:
+        """Let a node connect by its public key, and return its id; None where Flower knows the key, even a removed one.
+
+        Raises:
+            FlowerError: Flower did not.
+        """
+        answer = self._call("supernode", "register", str(key), self.connection, "--name", name)
+        if answer.get("success"):
+            return str(answer["node-id"])
+        if f"code: {KNOWN_KEY}]" in str(answer.get("error-message")):
+            return None
+        raise FlowerError(f"Flower did not register '{name}': {_said(answer)}")
+
+    def unregister(self, node: str) -> None:
+        """Let a node connect no longer.
+
+        Raises:
+            FlowerError: Flower did not.
+        """
+        answer = self._call("supernode", "unregister", node, self.connection)
+        if not answer.get("success"):
+            raise FlowerError(f"Flower did not remove a node: {_said(answer)}")
+
     def keep_log(self, run_id: int, log: Path) -> None:
         """Append what a run's server app printed, which Flower keeps apart from its own log."""
         with log.open("ab") as stream, contextlib.suppress(subprocess.TimeoutExpired):
@@ -129,6 +168,12 @@ class Flower:
 def _said(answer: Mapping[str, Any]) -> str:
     lines = str(answer.get("error-message") or "").strip().splitlines()
     return lines[-1][:300] if lines else "it said nothing"
+
+
+def superlink_of(folder: Path) -> Flower:
+    """Return the SuperLink of a coordinator's folder."""
+    home = CoordinatorFolder(folder.resolve()).flower
+    return Flower(home, CONNECTION, dict(os.environ) | flower_environment(home))
 
 
 def start_run(flower: Flower, settings: Mapping[str, str | bool], *options: str) -> int:

@@ -7,25 +7,20 @@ import fcntl
 import json
 import os
 import ssl
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import httpx
 
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.federated.certificates import verifying
-from cadp_fl.federated.coordinator import CONNECTION, CoordinatorFolder
+from cadp_fl.federated.coordinator import CoordinatorFolder
 from cadp_fl.outputs import write_durably
-from cadp_fl.study.environment import flower_environment
+from cadp_fl.study.flower import Flower, superlink_of
 
 __all__ = ["Registered", "admit", "is_up", "node_states", "synchronise"]
-
-COMMAND_SECONDS = 60.0
-KNOWN_KEY = 23
-"""Flower's code for a key that its database has, registered or removed."""
 
 
 class Registered(NamedTuple):
@@ -57,16 +52,17 @@ def synchronise(folder: CoordinatorFolder) -> Registered:
     Raises:
         CadpError: the SuperLink does not answer, or refuses.
     """
+    flower = superlink_of(folder.path)
     with _alone(folder):
-        known, active = _read(folder), _active(folder)
-        admitted = folder.fingerprints()
+        known, active = _read(folder), flower.nodes()
+        admitted, keys = folder.fingerprints(), folder.key_files()
         added: list[str] = []
         removed: list[str] = []
         refused: dict[str, str] = {}
         for name, node in list(known.items()):
             if node["id"] and (node["key"] != admitted.get(name) or node["id"] not in active):
                 if node["id"] in active:
-                    _flwr(folder, "supernode", "unregister", node["id"], CONNECTION)
+                    flower.unregister(node["id"])
                     removed.append(name)
                 del known[name]
                 _write(folder, known)
@@ -76,8 +72,9 @@ def synchronise(folder: CoordinatorFolder) -> Registered:
                 known[name] = {"id": "", "key": key}
                 _write(folder, known)
                 others = {node["id"] for node in known.values()}
+                unclaimed = sorted(set(active) - others) if unfinished else []
                 try:
-                    known[name]["id"] = _register(folder, name, sorted(set(active) - others) if unfinished else [])
+                    known[name]["id"] = _register(flower, name, keys[name], unclaimed)
                     added.append(name)
                 except InputError as error:
                     refused[name] = str(error)
@@ -114,64 +111,21 @@ def node_states(folder: CoordinatorFolder) -> dict[str, str]:
     Raises:
         CadpError: the SuperLink does not answer.
     """
-    active = _active(folder)
+    active = superlink_of(folder.path).nodes()
     return {name: active[node["id"]] for name, node in _read(folder).items() if node["id"] in active}
 
 
-def _register(folder: CoordinatorFolder, name: str, unclaimed: list[str]) -> str:
+def _register(flower: Flower, name: str, key: Path, unclaimed: list[str]) -> str:
     """Register a site's key, and return its node's id; an unclaimed one is its own where Flower knows the key."""
-    answer = _ask(folder, "supernode", "register", str(folder.key_files()[name]), CONNECTION, "--name", name)
-    if answer.get("success"):
-        return str(answer["node-id"])
-    if f"code: {KNOWN_KEY}]" not in str(answer.get("error-message")):
-        raise CadpError(f"Flower did not register '{name}': {_said(answer)}")
+    node = flower.register(key, name)
+    if node is not None:
+        return node
     if len(unclaimed) == 1:
         return unclaimed[0]
     raise InputError(
         f"Flower's database remembers every key, removed ones too. It knows that of '{name}'; ask the site for a new "
         "key, or forget them all with cadp-fl coordinator purge."
     )
-
-
-def _active(folder: CoordinatorFolder) -> dict[str, str]:
-    """Return the state of each node that is registered, by its id."""
-    nodes = _flwr(folder, "supernode", "list", CONNECTION)["nodes"]
-    return {str(node["node-id"]): str(node["status"]) for node in nodes if node["status"] != "unregistered"}
-
-
-def _flwr(folder: CoordinatorFolder, *arguments: str) -> dict[str, Any]:
-    """Call Flower's command line, and return the JSON that it prints.
-
-    Raises:
-        CadpError: it failed.
-    """
-    answer = _ask(folder, *arguments)
-    if not answer.get("success"):
-        raise CadpError(f"Flower refused '{' '.join(arguments[:2])}': {_said(answer)}")
-    return answer
-
-
-def _ask(folder: CoordinatorFolder, *arguments: str) -> dict[str, Any]:
-    finished = subprocess.run(
-        ["flwr", *arguments, "--format", "json"],
-        cwd=folder.flower,  # a folder that is named like the connection would be taken for an app
-        env=os.environ | flower_environment(folder.flower),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
-    start = finished.stdout.find("{")
-    try:
-        return dict(json.loads(finished.stdout[start:]))
-    except ValueError:
-        return {"success": False, "error-message": finished.stderr or finished.stdout}
-
-
-def _said(answer: dict[str, Any]) -> str:
-    lines = str(answer.get("error-message") or "").strip().splitlines()
-    return lines[-1][:300] if lines else "it said nothing"
 
 
 def _read(folder: CoordinatorFolder) -> dict[str, dict[str, str]]:

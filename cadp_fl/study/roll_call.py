@@ -9,8 +9,7 @@ from typing import Any
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.coordinator import CoordinatorFolder
 from cadp_fl.federated.flower_server import ROLL_CALL
-from cadp_fl.study.flower import Flower, start_run
-from cadp_fl.study.started import superlink_of
+from cadp_fl.study.flower import Flower, start_run, superlink_of
 
 __all__ = ["ask_all"]
 

@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cadp_fl.errors import CadpError, FlowerError, InputError
 from cadp_fl.outputs import write_durably
-from cadp_fl.study.environment import flower_environment
-from cadp_fl.study.flower import Flower, note_end
+from cadp_fl.study.flower import note_end, superlink_of
 
-__all__ = ["PROGRESS", "StartedRun", "run_status", "stop_run", "superlink_of"]
+__all__ = ["PROGRESS", "StartedRun", "run_status", "stop_run"]
 
 RUN, PROGRESS = "run.json", "progress.jsonl"
-CONNECTION = "superlink"
 MAX_PROGRESS_BYTES = 256 << 20
-
-
-def superlink_of(folder: Path) -> Flower:
-    """Return the SuperLink of a coordinator's folder."""
-    home = folder.resolve() / "flower"
-    return Flower(home, CONNECTION, dict(os.environ) | flower_environment(home))
 
 
 class StartedRun(BaseModel):

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from cadp_fl.cli.main import app
 from cadp_fl.config import load_node, load_policy, load_site
-from cadp_fl.errors import InputError
+from cadp_fl.errors import DataError, InputError
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.site.folder import SiteFolder, check_socket
 from cadp_fl.site.keys import check_public_key, fingerprint, new_key_pair
@@ -48,6 +49,24 @@ def test_a_site_is_made_from_flags(here):
     assert folder.node.certificates.read_text() == CERTIFICATE
     assert DurableLedger.as_found(folder.ledger).terms.population == "lungs"
     assert fingerprint(folder.node.public_key("north").read_bytes()) in result.output
+
+
+def test_on_a_terminal_what_is_not_given_is_asked(here, monkeypatch):
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("cadp_fl.cli.agent.sys", terminal)
+    with pytest.raises(DataError, match="do not; add patients"):  # digits have none
+        _init(
+            *("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml"),
+            input="lungs\npatient\n2\n3\n1e-5\ncovered\n",
+        )
+    assert not (here / "north").exists()
+    result = _init(
+        *("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", "--epsilon", "3"),
+        input="lungs\nrecord\n1e-5\ncovered\n",
+    )
+    assert "at most 1 / (10 n) for the n units here: 2.0e-4" in result.output
+    policy = load_policy(here / "north" / "policy.yaml")
+    assert (policy.population, policy.unit, policy.delta, policy.labels) == ("lungs", "record", 1e-5, "covered")
 
 
 def test_own_records_are_named_by_the_federation_and_not_by_their_file(here):

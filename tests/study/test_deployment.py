@@ -10,7 +10,7 @@ import yaml
 
 from cadp_fl.config import load_study
 from cadp_fl.errors import CadpError, ConfigError, InputError
-from cadp_fl.study import deployment, flower, started
+from cadp_fl.study import deployment, flower
 from cadp_fl.study.deployment import run_deployed
 from cadp_fl.study.started import run_status, stop_run
 from tests.conftest import ROOT, TINY
@@ -78,13 +78,13 @@ class Federation:
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
     made = Federation(tmp_path)
-    original = started.flower_environment
+    original = flower.flower_environment
 
     def environment(home):
         quiet = original(home)
         return quiet | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{quiet['PATH']}"}
 
-    monkeypatch.setattr(started, "flower_environment", environment)
+    monkeypatch.setattr(flower, "flower_environment", environment)
     monkeypatch.setattr(deployment, "LOOK_SECONDS", 0.1)
     # `subprocess` finds a command by this process's PATH
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
