@@ -1,6 +1,7 @@
 """The commands of a real site's agent: make its folder, serve, look, and put an edited policy into force."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -143,7 +144,8 @@ def serve(
     """Run the site's agent: the one process that reads records, policy and ledger.
 
     It answers at SITE/run/agent.sock until it is told to end (SIGTERM or
-    Ctrl-C), and then finishes what it was asked first.
+    Ctrl-C), and then finishes what it was asked first. Told twice, it ends at
+    once; what that answer cost stays spent.
     """
     from cadp_fl.site.agent import Agent
     from cadp_fl.site.folder import SiteFolder
@@ -153,8 +155,17 @@ def serve(
             typer.echo(f"{time.strftime('%H:%M:%S')}  {line}")
 
     agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, tell=tell)
+    asked = False
+
+    def end(_number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(1)  # in the middle of an answer, as a crash would: the ledger has what it cost
+        asked = True
+        agent.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: agent.stop())
+        signal.signal(number, end)
     agent.serve()
 
 

@@ -9,11 +9,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cadp_fl.errors import ConfigError
 
-__all__ = ["AttributeName", "Count", "Fraction", "Name", "Positive", "PrivacyUnit", "Settings", "parse"]
+__all__ = [
+    "AttributeName",
+    "Count",
+    "Fraction",
+    "Name",
+    "Positive",
+    "PrivacyUnit",
+    "Settings",
+    "Width",
+    "parse",
+]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=4096)]
+"""Of a network's layer: a site builds it as a server asks."""
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
 

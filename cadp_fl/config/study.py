@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cadp_fl.config.policy import PolicyConfig
-from cadp_fl.config.settings import AttributeName, Count, Fraction, Name, Positive, PrivacyUnit, Settings
+from cadp_fl.config.settings import AttributeName, Count, Fraction, Name, Positive, PrivacyUnit, Settings, Width
 
 __all__ = [
     "BudgetConfig",
@@ -172,8 +172,8 @@ class FrontEndConfig(Settings):
 class ScaleConfig(Settings):
     """One scale of a convolutional flow: a downsampling, then coupling blocks."""
 
-    blocks: Count = Field(4, description="coupling blocks at this scale")
-    channels: Count = Field(32, description="hidden channels of the subnets at this scale")
+    blocks: int = Field(4, ge=1, le=128, description="coupling blocks at this scale")
+    channels: Width = Field(32, description="hidden channels of the subnets at this scale")
     split: Fraction | None = Field(
         None, description="share of the channels that goes on after this scale; the others are latents already"
     )
@@ -182,8 +182,8 @@ class ScaleConfig(Settings):
 class DenseConfig(Settings):
     """The coupling blocks on the flattened latent."""
 
-    blocks: int = Field(2, ge=0, description="coupling blocks on the flattened latent")
-    width: Count = Field(128, description="hidden width of the subnets")
+    blocks: int = Field(2, ge=0, le=128, description="coupling blocks on the flattened latent")
+    width: Width = Field(128, description="hidden width of the subnets")
 
 
 class FlowTrainingConfig(Settings):
@@ -281,7 +281,9 @@ class FlowConfig(Settings):
     front_end: FrontEndConfig = FrontEndConfig()
     moments: MomentsConfig = MomentsConfig()
     dp_sgd: FlowDpSgdConfig = FlowDpSgdConfig()
-    scales: tuple[ScaleConfig, ...] = Field((), description="scales, the finest first; none for a dense flow")
+    scales: tuple[ScaleConfig, ...] = Field(
+        (), max_length=8, description="scales, the finest first; none for a dense flow"
+    )
     coupling: str = Field("glow", description="coupling block: glow, gin or rnvp")
     downsampling: str = Field("haar", description="invertible downsampling of every scale: haar or checkerboard")
     permutation: str = Field(
@@ -379,7 +381,7 @@ class ClassifierConfig(Settings):
     """The classifier that every method trains."""
 
     model: str = Field("cnn", description="name of a classifier, for example cnn")
-    width: Count = Field(16, description="channels of the first layer")
+    width: int = Field(16, ge=1, le=512, description="channels of the first layer")
     front_end: FrontEndConfig = Field(FrontEndConfig(), description="of the classifier quadratic")
     central: CentralTrainingConfig = CentralTrainingConfig()
 

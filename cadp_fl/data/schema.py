@@ -44,6 +44,13 @@ class Schema(BaseModel):
         """Length of the condition that a flow is told: multi-hot of the attributes, else one-hot of the classes."""
         return len(self.attributes) or len(self.classes)
 
+    @field_validator("name", "classes", "attributes")
+    @classmethod
+    def _can_be_printed(cls, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not all(name.isprintable() for name in ([names] if isinstance(names, str) else names)):
+            raise ValueError("names are printable text")
+        return names
+
     @field_validator("attributes")
     @classmethod
     def _names_differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:

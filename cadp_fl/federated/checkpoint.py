@@ -6,7 +6,7 @@ keep what they answered: there the phase is replayed (see `cadp_fl.federated.jou
 all of it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import Event, events_from_json
-from cadp_fl.privacy.plan import Plan
+from cadp_fl.privacy.accounting import Event, Unprotected, events_from_json
+from cadp_fl.privacy.plan import Plan, Split
 from cadp_fl.report.summary import MethodFigures
 from cadp_fl.site.description import Description
 
@@ -33,6 +33,9 @@ class _State(BaseModel):
     federation: str = Field("", description="name of that of the sites; empty in a simulation")
     run: str = Field("", description="id under which real sites keep the run's plans and answers")
     roster: dict[str, Description] = Field({}, description="what each real site said of itself when the run began")
+    unprotected_before: dict[str, dict[Split, list[dict[str, Any]]]] = Field(
+        {}, description="what real sites had let go unprotected before the run, by site and units"
+    )
     reserved: dict[str, list[str]] = Field({}, description="real sites that set a plan aside, by the plan's key")
     plans: dict[str, dict[str, Any]] = Field(description="what each method reserves of training units, by its name")
     test_plans: dict[str, dict[str, Any]] = Field({}, description="what it reserves of test units, once that is known")
@@ -108,10 +111,33 @@ class Checkpoint:
         self._state.roster, self._state.missing = dict(roster), missing
         self._write()
 
-    def hold_reserved(self, reserved: Mapping[str, Collection[str]]) -> None:
-        """Write down which real sites have set which plan aside, by the plan's key."""
+    def hold_reserved(
+        self, reserved: Mapping[str, Collection[str]], before: Mapping[str, Mapping[Split, Iterable[Event]]]
+    ) -> None:
+        """Write down which real sites have set which plan aside, and what they had let go unprotected before.
+
+        Args:
+            reserved: sites by the plan's key.
+            before: events by site and units.
+        """
         self._state.reserved = {key: sorted(sites) for key, sites in reserved.items()}
+        self._state.unprotected_before = {
+            site: {units: [event.model_dump() for event in events] for units, events in left.items()}
+            for site, left in before.items()
+        }
         self._write()
+
+    @property
+    def unprotected_before(self) -> dict[str, dict[Split, tuple[Unprotected, ...]]]:
+        """What each real site had let go unprotected before the run, by units."""
+        told = self._state.unprotected_before
+        return {
+            site: {
+                units: tuple(each for each in events_from_json(events) if isinstance(each, Unprotected))
+                for units, events in left.items()
+            }
+            for site, left in told.items()
+        }
 
     @property
     def run(self) -> str:

@@ -153,5 +153,6 @@ def _encode_error(code: int, text: str) -> RecordDict:
 def _decode_error(record: ConfigRecord) -> CadpError:
     code, text = record.get("code"), record.get("text")
     number = code if isinstance(code, int) else CadpError.code
-    told = str(text or "")[:1000]
+    # A site is untrusted: what it says is one line on a terminal, and moves no cursor there.
+    told = "".join(each if each.isprintable() else " " for each in str(text or "")[:1000])
     return CadpError.named(number, f"{told} (code {number})" if told and PrivacyError.code <= number < 400 else told)

@@ -94,9 +94,10 @@ class GridTransport:
         deadline = time.monotonic() + self._timeout
         while waiting and time.monotonic() < deadline:
             for reply in self._pull(waiting.values()):
-                node = next(node for node, message in waiting.items() if message == reply.metadata.reply_to_message_id)
-                del waiting[node]
-                on_answer(node, _answer(reply))
+                asked = reply.metadata.reply_to_message_id
+                for node in [node for node, message in waiting.items() if message == asked]:  # none: it came before
+                    del waiting[node]
+                    on_answer(node, _answer(reply))
             rejoined = {node: requests[node] for node in self._free(busy)}
             busy -= set(rejoined)
             waiting |= self._push(rejoined, group, on_answer)

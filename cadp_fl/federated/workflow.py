@@ -156,6 +156,7 @@ class _Conductor:
         # As an interrupted attempt left them; the checkpoint itself goes on.
         self._missing_before, self._traffic_before = checkpoint.missing, checkpoint.traffic
         self._spent_before: dict[str, dict[str, tuple[Event, ...]]] = {}
+        results.unprotected_before |= checkpoint.unprotected_before
         # Of every method but the last, after which the run asks for all accounts.
         self._last_phases = {list(method.phases())[-1] for method in methods[:-1] if method.phases()}
 
@@ -222,6 +223,9 @@ class _Conductor:
 
     def _run(self, method: Method, schema: Schema, sizes: dict[str, int]) -> MethodFigures:
         self._reserve(method.name)  # again, for a site that missed it and is back
+        if self._federation.is_deployed:  # from now on it spends: what a site said before is true no more
+            for plan in self._plans_of(method.name).values():
+                self._accounts(plan).update({site: Account(plan) for site in self._accounts(plan)})
         self._count_classes(method.name, schema)
         run = StudyRun(
             self._study,
@@ -292,9 +296,15 @@ class _Conductor:
         request = Request("reserve", settings)
         left = {site: request for site in federation.sites if not all(site in sites for sites in done)}
         if left:
-            federation.ask(request if not any(done) else left, phase="reserve", check=partial(_note, done))
+            federation.ask(request if not any(done) else left, phase="reserve", check=partial(self._note, done))
         if federation.is_deployed:
-            self._checkpoint.hold_reserved(self._reserved)
+            self._checkpoint.hold_reserved(self._reserved, self._results.unprotected_before)
+
+    def _note(self, done: Iterable[set[str]], site: str, reply: Reply) -> None:
+        """Note that a site set plans aside, and what it let go before them."""
+        self._results.unprotected_before[site] = _unprotected_in(reply.content, site)
+        for sites in done:
+            sites.add(site)
 
     def _forget_what_was_refused(self) -> None:
         """Drop the accounts of plans that a site refused, or was not asked for: nothing was spent on them, for sure."""
@@ -396,8 +406,8 @@ class _Conductor:
                     accounts[site] = Account(plan)
 
 
-def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[str, tuple[Unprotected, ...]]:
-    """Return what an account says that earlier runs let go unprotected, by training and test units.
+def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[Split, tuple[Unprotected, ...]]:
+    """Return what a site says that earlier runs let go unprotected, by training and test units.
 
     Raises:
         ExchangeError: it says something else.
@@ -406,14 +416,9 @@ def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[str, tuple[Un
         told = {units: events_from_json(content["unprotected_before"][units]) for units in get_args(Split)}
     except (KeyError, TypeError, ValueError) as error:
         raise ExchangeError(
-            f"An account lists what left unprotected before. That of '{site}' does not; compare the versions."
+            f"A site tells what left unprotected in earlier runs. '{site}' does not; compare the versions."
         ) from error
     return {units: tuple(each for each in events if isinstance(each, Unprotected)) for units, events in told.items()}
-
-
-def _note(done: Iterable[set[str]], site: str, _reply: Reply) -> None:
-    for sites in done:
-        sites.add(site)
 
 
 def _software() -> dict[str, str]:

@@ -57,6 +57,14 @@ class Book:
         """Return what was spent of a plan, in order, retries included."""
         return events_from_json([spend["event"] for spend in self._spends(key)])
 
+    def carried_out(self) -> tuple[tuple[Plan, tuple[Event, ...]], ...]:
+        """Return every plan and what was spent of it, in order."""
+        spent: dict[str, list[dict[str, Any]]] = {}
+        for entry in self._entries:
+            if "spend" in entry:
+                spent.setdefault(entry["spend"]["plan"], []).append(entry["spend"]["event"])
+        return tuple((plan, events_from_json(spent.get(plan.key, []))) for plan in self.plans())
+
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to; what is unprotected has no number."""
         plans = [plan for plan in (each.protected() for each in self.plans() if each.units == units) if plan.events]

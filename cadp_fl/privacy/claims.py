@@ -185,7 +185,7 @@ def plan_beside(plan: Plan, ledger: Ledger) -> Plan:
 
     Of real records that is a part of every claim: what left cannot be taken back. A release leaves its flow with it.
     """
-    return plan_among(plan, [(other, ledger.spent(other.key)) for other in ledger.plans()])
+    return plan_among(plan, ledger.carried_out())
 
 
 CarriedOut = tuple[Plan, tuple[Event, ...]]

@@ -243,6 +243,10 @@ class DurableLedger:
         """Return what was spent of a plan, in order, retries included."""
         return self.book().spent(key)
 
+    def carried_out(self) -> tuple[tuple[Plan, tuple[Event, ...]], ...]:
+        """Return every plan and what was spent of it, in order."""
+        return self.book().carried_out()
+
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to."""
         return self.book().committed(units)

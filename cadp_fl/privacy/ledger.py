@@ -68,6 +68,10 @@ class Ledger(Protocol):
         """Return what was spent of a plan, in order, retries included."""
         ...
 
+    def carried_out(self) -> tuple[tuple[Plan, tuple[Event, ...]], ...]:
+        """Return every plan and what was spent of it, in order."""
+        ...
+
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to."""
         ...
@@ -124,6 +128,10 @@ class MemoryLedger:
     def spent(self, key: str) -> tuple[Event, ...]:
         """Return what was spent of a plan, in order, retries included."""
         return self._book().spent(key)
+
+    def carried_out(self) -> tuple[tuple[Plan, tuple[Event, ...]], ...]:
+        """Return every plan and what was spent of it, in order."""
+        return self._book().carried_out()
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to."""

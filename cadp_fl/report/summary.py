@@ -19,7 +19,7 @@ from cadp_fl.privacy.claims import (
     relation_of,
     stage_costs,
 )
-from cadp_fl.privacy.plan import Against, Plan, against
+from cadp_fl.privacy.plan import Against, Plan, Split, against
 from cadp_fl.report.statement import (
     RESUMED,
     RESUMED_AT_SITES,
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+UNTOLD = Unprotected(stage="untold", what="whatever earlier runs let go, which the site did not tell")
 
 _GOING_ON = "The run is going on, or stopped, after "
 
@@ -133,7 +135,7 @@ class Results:
     figures: dict[str, MethodFigures] = field(default_factory=dict)
     accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
     test_accounts: dict[str, dict[str, Account]] = field(default_factory=dict)
-    unprotected_before: dict[str, dict[str, tuple[Unprotected, ...]]] = field(default_factory=dict)
+    unprotected_before: dict[str, dict[Split, tuple[Unprotected, ...]]] = field(default_factory=dict)
     noised_counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     traffic: dict[str, tuple[int, int]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -148,15 +150,17 @@ class Results:
         """Return the plan of an account, and what left the site unprotected beside it.
 
         A simulation compares methods, each as if it had been run alone. At real sites all were carried out on the same
-        records: what left unprotected under one of them leaves no other an end-to-end claim. Where a site did not say
-        what it spent, it is taken to have spent all.
+        records: what left unprotected under one of them, or in an earlier run, leaves no other an end-to-end claim.
+        Where a site did not say what it spent, and while the run goes on, it is taken to have spent all.
         """
         if not self.federation:
             return account.plan
         sets = (*self.accounts.values(), *self.test_accounts.values())
         others = [by_site[site] for by_site in sets if site in by_site]
-        told = [(each.plan, each.plan.events if each.spent is None else each.spent) for each in others]
-        return plan_among(account.plan, told, before=self.unprotected_before.get(site, {}).get(account.plan.units, ()))
+        over = self.failure is None
+        told = [(each.plan, each.spent if over and each.spent is not None else each.plan.events) for each in others]
+        before = self.unprotected_before.get(site, {}).get(account.plan.units, (UNTOLD,))
+        return plan_among(account.plan, told, before=before)
 
     def claim(self, site: str, account: Account) -> Claim:
         """Return what may be claimed of an account at the end of the run."""
@@ -386,16 +390,16 @@ def _test_units(results: Results) -> dict[str, Any]:
 
 def _together(results: Results, accounts: Mapping[str, Mapping[str, Account]]) -> dict[str, Any]:
     """Return what all methods compose to, by site."""
-    return {site: _compose(accounts, site).to_json() for site in sorted(results.sites)}
+    return {site: _compose(results, accounts, site).to_json() for site in sorted(results.sites)}
 
 
-def _compose(accounts: Mapping[str, Mapping[str, Account]], site: str) -> Together:
-    return compose_plans([by_site[site].plan for by_site in accounts.values() if site in by_site])
+def _compose(results: Results, accounts: Mapping[str, Mapping[str, Account]], site: str) -> Together:
+    return compose_plans([results.plan(site, by_site[site]) for by_site in accounts.values() if site in by_site])
 
 
 def _at_most(results: Results) -> Together:
     """Return what all methods compose to at the site where that is the most."""
-    every = [_compose(results.accounts, site) for site in results.sites]
+    every = [_compose(results, results.accounts, site) for site in results.sites]
     return max(every, key=lambda both: math.inf if both.epsilon is None else both.epsilon)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from cadp_fl.config import PolicyConfig
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected
 from cadp_fl.privacy.book import Book
-from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.claims import claim_of, plan_among
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.plan import Plan
 
@@ -51,7 +51,7 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
 
 def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
     """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries."""
-    claim, protected = claim_of(plan), plan.protected()
+    claim, protected = claim_of(plan_among(plan, book.carried_out())), plan.protected()
     return {
         "plan": plan.key,
         "method": plan.method,

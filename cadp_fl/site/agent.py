@@ -40,6 +40,7 @@ READ_SECONDS = 120.0
 
 SEND_SECONDS = 600.0
 
+_ACTION = re.compile(r"[a-z_]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9._/-]{0,200}")
 
 
@@ -262,7 +263,7 @@ def _request_in(data: bytes | bytearray) -> Request:
         raise ExchangeError(f"A request is a message of the agent's form. This one is not: {error}.") from error
     match content:
         case {"action": str() as action, "settings": dict() as settings, "run": str() as run, "id": str() as name}:
-            if len(content) == 4 and len(action) <= 40 and _NAME.fullmatch(run) and _NAME.fullmatch(name):
+            if len(content) == 4 and _ACTION.fullmatch(action) and _NAME.fullmatch(run) and _NAME.fullmatch(name):
                 return Request(action, settings, arrays, run, name)  # type: ignore[arg-type]  # the site knows its actions
     raise ExchangeError("A request has an action, settings, a run and an id. Found something else; compare versions.")
 

@@ -4,6 +4,7 @@ It holds names, numbers and times, and no secret and no value of a record. The t
 where it cannot hold one: refusals by policy, budget, ledger or form. Of others it tells the type and the place.
 """
 
+import errno
 import json
 import os
 import traceback
@@ -44,7 +45,8 @@ class AuditLog:
         try:
             handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
-                os.write(handle, data)
+                if os.write(handle, data) < len(data):
+                    raise OSError(errno.ENOSPC, "the line was cut off")
                 os.fsync(handle)
             finally:
                 os.close(handle)

@@ -1,8 +1,8 @@
 """What a site says of itself before a study begins."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cadp_fl.data.schema import Schema
 
@@ -14,14 +14,20 @@ class Description(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="pseudonym of the site")
-    library: str = Field(max_length=40, description="version of cadp-fl")
+    library: str = Field(pattern=r"^[0-9A-Za-z.+!_-]{1,40}$", description="version of cadp-fl")
     dataset: Schema
     unit: Literal["record", "patient"] = Field(description="what the site protects")
     records_per_unit: int = Field(ge=1, le=1000, description="m: records that each unit contributes")
     labels: Literal["public", "covered"]
-    train: int = Field(ge=1, description="number of training units")
-    test: int = Field(ge=0, description="number of test units")
-    class_counts: dict[str, int] | None = Field(
+    train: int = Field(ge=1, le=10**9, description="number of training units")
+    test: int = Field(ge=0, le=10**9, description="number of test units")
+    class_counts: dict[str, Annotated[int, Field(ge=0, le=10**12)]] | None = Field(
         description="contributed training records by class, absent classes left out; null where labels are covered"
     )
     noise: Literal["entropy", "seeded"]
+
+    @model_validator(mode="after")
+    def _counts_are_of_its_classes(self) -> "Description":
+        if self.class_counts is not None and not set(self.class_counts) <= set(self.dataset.classes):
+            raise ValueError("class_counts name classes of the data set")
+        return self

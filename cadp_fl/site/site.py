@@ -18,7 +18,7 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.bayes import FlowBayes
-from cadp_fl.privacy.accounting import GaussianHistogram, GaussianMoments
+from cadp_fl.privacy.accounting import GaussianHistogram, GaussianMoments, PoissonGaussian
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, LOCAL_TEST_RESULTS
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
@@ -52,6 +52,11 @@ _SPENDING = (
     "evaluate",
 )
 """Actions whose answers are kept, so that none is paid for twice."""
+
+
+MOST_EVENTS = 1000
+MOST_SAMPLED = 8
+"""Of one plan: a server asks for prices without paying, and may ask for ones that take long to work out."""
 
 
 class Site:
@@ -181,10 +186,15 @@ class Site:
             plans = [replace(Plan.from_json(tree), run=request.run) for tree in asked.plans]
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
+        if any(len(plan.events) > MOST_EVENTS or len(_sampled(plan)) > MOST_SAMPLED for plan in plans):
+            raise ExchangeError(
+                f"A plan has at most {MOST_EVENTS} events, and {MOST_SAMPLED} kinds of steps of DP-SGD. One has more; "
+                "sum up what is alike."
+            )
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
         self._held.spending.reserve(*plans)
-        return Reply()
+        return Reply({"unprotected_before": self._held.spending.unprotected_before(request.run)})
 
     def _count(self, request: Request) -> Reply:
         """Answer with the noised number of contributed training records of each class.
@@ -224,6 +234,7 @@ class Site:
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
+        self._held.spending.plan(request, asked.method, "test")
         self._held.spending.check_evaluation(asked.event, len(self._held.data.test.schema.classes))
         model = self._evaluated(asked)
         set_weights(model, request.arrays)
@@ -233,6 +244,7 @@ class Site:
     def _train_local(self, request: Request) -> Reply:
         """Train a new classifier on the site's own records, and answer with its test results; it stays here."""
         asked, held = parse(LocalRequest, request.settings), self._held
+        held.spending.plan(request, asked.method)
         held.spending.check_evaluation(asked.evaluation, len(held.data.test.schema.classes))
         model, method = held.classifier(asked.classifier, asked.seed), asked.method
         held.spending.spend(request, method, LOCAL_TEST_RESULTS)  # a function of training records, noised or not
@@ -262,6 +274,11 @@ class Site:
         return FlowBayes.of(asked.flow, self._held.data.train.schema, seed=asked.seed, ridge=asked.ridge).to(
             self._held.device
         )
+
+
+def _sampled(plan: Plan) -> set[PoissonGaussian]:
+    """Return the different kinds of steps of DP-SGD, each of which takes an accountant seconds."""
+    return {event for event in plan.events if isinstance(event, PoissonGaussian)}
 
 
 def _is_vector(array: np.ndarray | None, dims: int) -> bool:

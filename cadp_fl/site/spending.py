@@ -60,6 +60,8 @@ class Spending:
         Raises:
             PolicyError, BudgetError: it does not.
         """
+        if not plan.events:
+            raise BudgetError("A plan names what it pays for. Found no event in one; leave such a plan out.")
         policy, on_test = self._policy, plan.units == "test"
         is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
         if not is_exact:
@@ -113,6 +115,8 @@ class Spending:
         """
         if event is not None:
             check_table(event, classes)
+            if not self._simulation:  # as it was when the plan was set aside, unless the policy became stricter
+                check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()))
         elif not self._simulation:
             check_exact_evaluation(self._policy)
             check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
@@ -144,19 +148,21 @@ class Spending:
 
         Of other runs it tells what they let go unprotected, since no claim of this one may overlook that.
         """
-        ledger = self._ledger
-        others = [(plan, ledger.spent(plan.key)) for plan in ledger.plans() if plan.run != run]
-        before = {units: left_unprotected(others, units) for units in get_args(Split)}
         accounts = [
-            {"plan": plan.to_json(), "spent": [event.model_dump() for event in ledger.spent(plan.key)]}
-            for plan in ledger.plans()
+            {"plan": plan.to_json(), "spent": [event.model_dump() for event in spent]}
+            for plan, spent in self._ledger.carried_out()
             if plan.run == run
         ]
         return {
-            "ledger": "simulation" if ledger.simulation else "durable",
+            "ledger": "simulation" if self._ledger.simulation else "durable",
             "accounts": accounts,
-            "unprotected_before": {units: [each.model_dump() for each in left] for units, left in before.items()},
+            "unprotected_before": self.unprotected_before(run),
         }
+
+    def unprotected_before(self, run: str) -> dict[str, list[dict[str, Any]]]:
+        """Return what runs other than one have let go unprotected, as JSON values by training and test units."""
+        others = [(plan, spent) for plan, spent in self._ledger.carried_out() if plan.run != run]
+        return {units: [each.model_dump() for each in left_unprotected(others, units)] for units in get_args(Split)}
 
     def _check_policy(self, plan: Plan) -> None:
         if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
@@ -168,11 +174,12 @@ class Spending:
         limit = allowance(self._policy, plan)
         if self._ledger.simulation or limit is None:
             return
-        spent = self._ledger.committed(plan.units).epsilon
-        if spent > limit.epsilon:
+        reserved = self._ledger.committed(plan.units)
+        if reserved.epsilon > limit.epsilon or reserved.delta > limit.delta * (1 + 1e-12):
             raise TotalBudgetError(
-                f"All plans together stay within the policy's epsilon {limit.epsilon:g}. Those that were reserved are "
-                f"at {spent:.6g}, so nothing more is spent; the policy was lowered since."
+                f"All plans together stay within the policy's epsilon {limit.epsilon:g} and delta {limit.delta:g}. "
+                f"Those that were reserved are at {reserved.epsilon:.6g} and {reserved.delta:.6g}, so nothing more is "
+                "spent; the policy was lowered since."
             )
 
     def _test_plans(self) -> list[Plan]:

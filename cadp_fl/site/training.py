@@ -41,6 +41,7 @@ class Training:
     def flow(self, request: Request) -> Reply:
         """Train a flow for one round without privacy, and answer with its weights."""
         asked = parse(FlowRequest, request.settings)
+        self._held.spending.plan(request, asked.method)  # before anything is built that a server sized
         train = self._held.data.train
         flow = self._held.flow(asked.flow, asked.seed, request)
         frozen = flow.frozen_names(asked.freeze)
@@ -63,10 +64,10 @@ class Training:
     def private_flow(self, request: Request) -> Reply:
         """Train a flow for one round of DP-SGD, and answer with its weights and nothing else."""
         asked = parse(PrivateFlowRequest, request.settings)
+        plan = self._held.spending.plan(request, asked.method)
         train = self._held.data.train
         flow = self._held.flow(asked.flow, asked.seed, request)
         frozen = flow.frozen_names(asked.freeze)
-        plan = self._held.spending.plan(request, asked.method)
         self._held.spending.check_flow(plan, flow_sha256(flow), starts=asked.round == 1)
         event_id = self._held.spending.spend(request, asked.method, asked.event)
         train_flow_privately(
@@ -88,6 +89,7 @@ class Training:
     def classifier(self, request: Request) -> Reply:
         """Train a classifier for one round, by DP-SGD or without privacy, and answer with its weights."""
         asked = parse(ClassifierRequest, request.settings)
+        self._held.spending.plan(request, asked.method)
         model = self._held.classifier(asked.classifier, asked.seed)
         set_weights(model, request.arrays)
         training = asked.training

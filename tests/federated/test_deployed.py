@@ -1,9 +1,11 @@
 """A study over real sites: the server's code and real `Site`s with durable ledgers, over a Grid in memory."""
 
+import contextlib
 import json
 from collections import Counter
 
 import pytest
+from flwr.app import Error, Message
 
 from cadp_fl.errors import ConfigError, FederationError, InputError
 from cadp_fl.federated import flower_server, releases, workflow
@@ -374,3 +376,36 @@ def test_what_an_earlier_run_let_go_unprotected_leaves_no_later_one_an_end_to_en
     assert CLASSIFIER_WEIGHTS.what in entry["statement"]
     assert entry["sites"]["north"]["epsilon"] is None
     assert entry["sites"]["east"]["epsilon"] == pytest.approx(3.0, abs=1e-3)
+
+
+def _fedavg_beside(tmp_path):
+    return Hospitals(tmp_path, DP_SGD, "methods={dp-sgd: {rounds: 1}, fedavg: {rounds: 2}}")
+
+
+def test_while_a_method_without_privacy_goes_on_none_beside_it_is_said_to_be_end_to_end(tmp_path):
+    hospitals = _fedavg_beside(tmp_path)
+    kill(hospitals, TRAIN, 5)  # in the first round of fedavg: weights have left
+    assert told(hospitals)["methods"]["dp-sgd"]["guarantee"] == "none"
+    assert told(hospitals, "privacy.json")["methods"]["dp-sgd"]["guarantee"] == "none"
+    assert hospitals.go(resume=True) == "complete"
+    assert told(hospitals)["methods"]["dp-sgd"]["guarantee"] == "none"
+    assert told(hospitals)["all_methods_together"]["epsilon"] is None
+
+
+@pytest.mark.parametrize("silent", [(11,), (10, 11, 12)])
+def test_a_site_that_tells_no_account_is_taken_to_have_done_all_that_it_reserved(tmp_path, silent):
+    hospitals = _fedavg_beside(tmp_path)
+    answer, seen = hospitals.grid.app, Counter()
+
+    def failing(message, context):
+        node = message.metadata.dst_node_id
+        seen[node, message.metadata.message_type] += 1
+        if node in silent and message.metadata.message_type == ACCOUNT and seen[node, ACCOUNT] > 1:
+            return Message(Error(code=1, reason="gone"), reply_to=message)
+        return answer(message, context)
+
+    hospitals.grid.app = failing
+    with contextlib.suppress(FederationError):
+        hospitals.go()
+    sites = told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]
+    assert {name: entry["epsilon"] for name, entry in sites.items()} == dict.fromkeys(SITES)

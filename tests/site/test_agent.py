@@ -27,10 +27,11 @@ from cadp_fl.errors import (
     TotalBudgetError,
     UnprotectedModelError,
 )
-from cadp_fl.privacy.accounting import GaussianSum, Unprotected
+from cadp_fl.privacy.accounting import GaussianSum, PoissonGaussian, Unprotected
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.agent import command
+from cadp_fl.site.audit_log import AuditLog
 from cadp_fl.site.client import AgentClient
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import MomentsRequest, ReserveRequest
@@ -331,3 +332,76 @@ def test_client_code_brings_neither_torch_nor_data_code():
 
 def _ledger(folder):
     return DurableLedger.as_found(folder.ledger)
+
+
+def test_a_lowered_delta_stops_what_was_reserved_before(folder):
+    with served(folder):
+        client = AgentClient(folder.socket)
+        client.call(_reserve(_plan(SUM)))
+        folder.policy.write_text(folder.policy.read_text().replace("delta: 0.0001", "delta: 1.0e-07"))
+        command(folder, "reload")
+        with pytest.raises(TotalBudgetError):
+            client.call(_sum())
+
+
+def test_a_plan_of_nothing_and_one_of_too_much_are_refused_at_once(folder):
+    steps = PoissonGaussian(stage="flow", clip_norm=1.0, noise_std=50.0, sampling_rate=1e-3, steps=1)
+    many = [steps.model_copy(update={"steps": 1 + number}) for number in range(20)]
+    with served(folder):
+        client = AgentClient(folder.socket)
+        with pytest.raises(BudgetError):
+            client.call(_reserve(_plan()))
+        for plan in (_plan(*many), _plan(*[SUM] * 2000)):
+            with pytest.raises(ExchangeError):
+                client.call(_reserve(plan))
+
+
+@pytest.mark.parametrize("action", ["evaluate", "train_classifier", "train_flow", "train_private_flow", "train_local"])
+def test_nothing_is_built_for_who_reserved_nothing(folder, action, monkeypatch):
+    def built(*_arguments, **_named):
+        raise AssertionError("a server sized this, and had reserved nothing")
+
+    monkeypatch.setattr("cadp_fl.site.holdings.build_classifier", built)
+    monkeypatch.setattr("cadp_fl.site.holdings.ConditionalFlow", built)
+    classifier, epochs = (
+        {"model": "cnn", "width": 512},
+        {"epochs": 1, "batch_size": 1, "learning_rate": 1, "momentum": 0},
+    )
+    steps = PoissonGaussian(stage="flow", clip_norm=1.0, noise_std=50.0, sampling_rate=0.1, steps=1).model_dump()
+    settings = {
+        "evaluate": {"classifier": classifier},
+        "train_classifier": {"classifier": classifier, "round": 1, "training": {"kind": "epochs", **epochs}},
+        "train_local": {"classifier": classifier, "training": epochs},
+        "train_flow": {"flow": {}, "round": 1},
+        "train_private_flow": {
+            **{"flow": {}, "round": 1, "rounds": 1, "event": steps},
+            **{"copies": 1, "learning_rate": 0.1},
+        },
+    }[action]
+    with served(folder), pytest.raises(BudgetError):
+        AgentClient(folder.socket).call(Request(action, {"method": "m", "seed": 1, **settings}, run="r", id="r/1"))
+
+
+def test_no_request_writes_to_the_stewards_terminal(folder):
+    said = []
+    with served(folder, tell=said.append):
+        for action in ("x\n\x1b[2Jreload : answered", "A", "x" * 41):
+            with pytest.raises(ExchangeError):
+                AgentClient(folder.socket).call(Request(action))
+    assert all(line.isprintable() for line in said)
+
+
+def test_an_agent_that_is_told_twice_to_end_does_so_at_once(folder):
+    process = start(folder)
+    os.kill(process.pid, signal.SIGSTOP)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process.send_signal(number)
+    os.kill(process.pid, signal.SIGCONT)
+    assert process.wait(timeout=20) in (0, 1)
+    process.stdout.close()
+
+
+def test_a_line_of_the_log_that_was_cut_off_is_no_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("cadp_fl.site.audit_log.os.write", lambda handle, data: len(data) - 1)
+    with pytest.raises(CadpError, match="audit log first"):
+        AuditLog(tmp_path / "audit.jsonl").write("request")

@@ -88,7 +88,7 @@ print(json.dumps(told))
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def site():
     """Yield the folder of a site whose agent runs as its own user, on records that are its own."""
     python = str(skip_unless_two() / "python")

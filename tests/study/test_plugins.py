@@ -67,7 +67,7 @@ def test_a_node_that_is_not_simulated_imports_no_plugin(run_config, plugin):
     from flwr.app import Context, RecordDict
 
     run_config = run_config | {"set": f"{run_config['set']}; plugins=[{plugin}]"}
-    with pytest.raises(KeyError, match="partition-id"):
+    with pytest.raises(ConfigError, match="names the socket of the site's agent"):
         site_for(Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=run_config))
     assert "plugged" not in CLASSIFIERS
 

@@ -1,0 +1,56 @@
+"""Laws of what a run over real sites may claim."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from cadp_fl.config import load_study
+from cadp_fl.privacy.accounting import PoissonGaussian
+from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
+from cadp_fl.privacy.plan import Plan
+from cadp_fl.report.summary import Account, Results
+
+STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=10.0, sampling_rate=0.1, steps=1)
+PROTECTED = Plan("dp-sgd", (STEPS,), 1e-5)
+OPEN = Plan("fedavg", (CLASSIFIER_WEIGHTS,), 1e-5)
+NOTHING = {"train": (), "test": ()}
+
+
+def _results(beside=None, **known):
+    study = load_study(Path(__file__).resolve().parents[2] / "configs" / "rehearsal.yaml")
+    accounts = {"dp-sgd": {"north": Account(PROTECTED, PROTECTED.events)}}
+    if beside is not None:
+        accounts["fedavg"] = {"north": beside}
+    return Results(study, datetime.now(UTC), **{"federation": "f", "accounts": accounts, **known})
+
+
+@pytest.mark.parametrize(
+    ("before", "guarantee"),
+    [
+        ({"north": NOTHING}, "end-to-end"),
+        ({"north": NOTHING | {"test": (CLASSIFIER_WEIGHTS,)}}, "end-to-end"),
+        ({"north": NOTHING | {"train": (CLASSIFIER_WEIGHTS,)}}, "none"),
+        ({"east": NOTHING}, "none"),
+        ({}, "none"),
+    ],
+    ids=["nothing left", "of test units", "something left", "another site told", "nobody told"],
+)
+def test_what_left_before_is_a_part_of_every_claim_and_so_is_silence_on_it(before, guarantee):
+    results = _results(unprotected_before=before)
+    assert results.claim("north", results.accounts["dp-sgd"]["north"]).guarantee == guarantee
+
+
+@pytest.mark.parametrize(
+    ("spent", "failure", "guarantee"),
+    [((), None, "end-to-end"), ((CLASSIFIER_WEIGHTS,), None, "none"), (None, None, "none"), ((), "it goes on", "none")],
+    ids=["did not begin", "left", "did not say", "goes on"],
+)
+def test_a_method_beside_counts_as_carried_out_unless_it_is_known_that_it_was_not(spent, failure, guarantee):
+    results = _results(Account(OPEN, spent), failure=failure, unprotected_before={"north": NOTHING})
+    assert results.claim("north", results.accounts["dp-sgd"]["north"]).guarantee == guarantee
+
+
+def test_a_simulation_compares_methods_each_as_if_it_had_been_run_alone():
+    results = _results(Account(OPEN, OPEN.events), federation="")
+    assert results.claim("north", results.accounts["dp-sgd"]["north"]).guarantee == "end-to-end"
