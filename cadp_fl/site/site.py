@@ -244,8 +244,8 @@ class Site:
     def _train_local(self, request: Request) -> Reply:
         """Train a new classifier on the site's own records, and answer with its test results; it stays here."""
         asked, held = parse(LocalRequest, request.settings), self._held
-        held.spending.plan(request, asked.method)
         held.spending.check_evaluation(asked.evaluation, len(held.data.test.schema.classes))
+        held.spending.plan(request, asked.method)
         model, method = held.classifier(asked.classifier, asked.seed), asked.method
         held.spending.spend(request, method, LOCAL_TEST_RESULTS)  # a function of training records, noised or not
         event_id = held.spending.spend(request, method, asked.evaluation or EXACT_TEST_RESULTS, units="test")

@@ -588,7 +588,13 @@ def edit_json(**changes):
         ({"library": "9.9.0"}, "Site 'east' has 9.9.0"),
         ({"site": "north"}, "'north' is there twice"),
         ({"noise": "entropy"}, "Site 'east' has noise 'entropy'"),
-        ({"dataset": {"name": "digits", "shape": [1, 8, 8], "classes": ["a", "b"], "levels": 17}}, "Field 'classes'"),
+        (
+            {
+                "dataset": {"name": "digits", "shape": [1, 8, 8], "classes": ["a", "b"], "levels": 17},
+                "class_counts": {"a": 1},
+            },
+            "Field 'classes'",
+        ),
         ({"dataset": {"name": "digits", "shape": [1, 4, 8], "classes": list("0123456789")}}, "Field 'shape'"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cadp_fl.config import FlowConfig, FlowTrainingConfig
+from cadp_fl.config import DenseConfig, FlowConfig, FlowTrainingConfig, ScaleConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, DataError, MemoryLimitError, TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
@@ -427,17 +427,21 @@ def test_the_schedule_is_a_cosine_from_one_to_a_twentieth():
 @pytest.mark.parametrize(
     "larger",
     [
-        {"dense": {"blocks": 1, "width": 10**15}},
-        {"dense": {"blocks": 1, "width": 10**30}},
-        {"scales": [{"blocks": 10**9}], "dense": {"blocks": 0}},
+        {"dense": DenseConfig.model_construct(blocks=1, width=10**15)},
+        {"dense": DenseConfig.model_construct(blocks=1, width=10**30)},
+        {"dense": DenseConfig(blocks=128, width=4096)},
+        {
+            "scales": (ScaleConfig.model_construct(blocks=10**9, channels=32, split=None),),
+            "dense": DenseConfig(blocks=0),
+        },
     ],
 )
 def test_a_stored_flow_takes_no_memory_that_its_file_does_not_hold(tmp_path, larger):
     schema = Schema(name="x", shape=(1, 8, 8), classes=("a", "b"))
     small = FlowConfig(dense={"blocks": 1, "width": 8})
     flow = FlowCard(small, schema, 0, "public").build()
-    save_flow(tmp_path / "flow.safetensors", flow, FlowCard(FlowConfig(**larger), schema, 0, "public"))
-    with pytest.raises(DataError, match=r"has tensors|its description says|fits into memory"):
+    save_flow(tmp_path / "flow.safetensors", flow, FlowCard(small.model_copy(update=larger), schema, 0, "public"))
+    with pytest.raises(DataError, match=r"says how to build it|has tensors|its description says|fits into memory"):
         load_flow(tmp_path / "flow.safetensors")
     save_flow(tmp_path / "flow.safetensors", flow, FlowCard(small, schema, 0, "public"))
     load_flow(tmp_path / "flow.safetensors")
