@@ -20,6 +20,7 @@ from typing import Any
 
 import cadp_fl
 from cadp_fl.config import PolicyConfig, SiteConfig, load_policy, load_site
+from cadp_fl.ending import Ending
 from cadp_fl.errors import AgentError, CadpError, EditedPolicyError, ExchangeError, InputError, SeededNoiseError
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.audit_log import AuditLog, describe_error
@@ -77,7 +78,7 @@ class Agent:
         self._one_at_a_time = threading.Lock()
         self._busy_with: tuple[str, float] | None = None
         self._answered, self._since = 0, time.time()
-        self._ends = threading.Event()
+        self._ends = Ending()
 
     @property
     def name(self) -> str:

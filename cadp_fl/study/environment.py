@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cadp_fl.ending import Ending
 from cadp_fl.errors import CadpError
 
 __all__ = ["asked_to_end", "flower_environment", "free_port", "locked"]
@@ -61,9 +62,9 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
 
 @contextmanager
-def asked_to_end() -> Iterator[threading.Event]:
+def asked_to_end() -> Iterator[Ending]:
     """Yield what is set when this process is asked to end: by Ctrl-C, by SIGTERM, or by a terminal that is closed."""
-    asked = threading.Event()
+    asked = Ending()
     if threading.current_thread() is not threading.main_thread():
         yield asked  # signals belong to the main thread
         return

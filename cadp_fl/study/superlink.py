@@ -11,12 +11,12 @@ import shlex
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from cadp_fl.ending import Ending
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.coordinator import CoordinatorFolder
 from cadp_fl.study.environment import asked_to_end, flower_environment, locked
@@ -177,9 +177,7 @@ def _start(program: Program, environment: dict[str, str], folder: Path) -> subpr
         )
 
 
-def _wait(
-    running: list[tuple[Program, subprocess.Popen[bytes]]], answers: Callable[[], bool], asked: threading.Event
-) -> None:
+def _wait(running: list[tuple[Program, subprocess.Popen[bytes]]], answers: Callable[[], bool], asked: Ending) -> None:
     """Return when the last program that was started answers, or when this process is asked to end."""
     deadline = time.monotonic() + START_SECONDS
     while not asked.is_set() and not answers():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from cadp_fl.config import NodeConfig, load_node
+from cadp_fl.ending import Ending
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.outputs import replaced_file
 from cadp_fl.site.folder import NodeFolder, SiteFolder
@@ -121,7 +122,7 @@ class _Supernode:
         self._activated = False
         self._next_look = 0.0
 
-    def run(self, asked: threading.Event) -> None:
+    def run(self, asked: Ending) -> None:
         """Run it until this process is asked to end.
 
         Raises:
@@ -260,7 +261,7 @@ def _wait_for_coordinator(
     folder: NodeFolder,
     node: NodeConfig,
     connection: Connection,
-    asked: threading.Event,
+    asked: Ending,
     announce: Callable[[str], None],
 ) -> bool:
     """Return whether a coordinator is there that is to be trusted; false where this process is asked to end first.
