@@ -133,7 +133,7 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
             console.print(f"{name}: {caution}", style="bold red", markup=False, soft_wrap=True)
     if summary.get("resumed"):
         console.print("This run was interrupted and resumed; privacy.json says what that means for its accounts.")
-    if together := summary.get("all_methods_together"):
+    if summary["methods"] and (together := summary.get("all_methods_together")):
         bound = "no bound, since something left unprotected"
         if together["epsilon"] is not None:
             bound = f"epsilon {format_epsilon(together['epsilon'])} at delta {format_delta(together['delta'])}"

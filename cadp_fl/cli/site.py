@@ -263,15 +263,19 @@ def waiting(outbox: Outbox, as_json: AsJson = False) -> None:
 
     staged = Review(_outbox_at(outbox)[0]).staged()
     if as_json:
-        tree = [{"decision": each.decision, "manifest": each.manifest.model_dump(mode="json")} for each in staged]
+        tree = [
+            {"decision": each.decision, "left": each.left, "manifest": each.manifest.model_dump(mode="json")}
+            for each in staged
+        ]
         typer.echo(json.dumps(tree, indent=2))
         return
     for each in staged:
         manifest, claim = each.manifest, each.manifest.claim
         epsilon = claim.epsilon_if_flow_were_fixed if claim.guarantee == "given-flow" else claim.epsilon
+        state = each.decision or ("left, without a review" if each.left else "waits")
         typer.echo(
-            f"{manifest.event_id}: {each.decision or 'waits'}. {manifest.records} records by the {manifest.mechanism} "
-            f"mechanism; guarantee {claim.guarantee}{format_against(claim.against)}, epsilon {format_epsilon(epsilon)} "
+            f"{manifest.event_id}: {state}. {manifest.records} records by the {manifest.mechanism} mechanism; "
+            f"guarantee {claim.guarantee}{format_against(claim.against)}, epsilon {format_epsilon(epsilon)} "
             f"at delta {claim.delta:g}, '{claim.relation}'."
         )
     if not staged:

@@ -105,4 +105,6 @@ class Releasing:
         if self._policy.review:
             Review(self._outbox).check(bundle.manifest)
         data = bundle.data(asked.shard)
+        if not self._held.simulation:
+            Review(self._outbox).note_fetched(asked.event_id)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})

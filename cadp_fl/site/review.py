@@ -27,10 +27,12 @@ class Staged:
     Attributes:
         manifest: what it is, how it was made, and what it claims.
         decision: of the steward; None while it waits.
+        left: whether records of it were fetched.
     """
 
     manifest: Manifest
     decision: Decision | None
+    left: bool = False
 
 
 class Review:
@@ -54,7 +56,12 @@ class Review:
             raise InputError(f"A site's releases wait in a folder. Found none at '{self._outbox}'; check the path.")
         folders = sorted(path for path in self._outbox.iterdir() if (path / "manifest.json").is_file())
         manifests = [open_bundle(folder).manifest for folder in folders if not folder.name.startswith(".")]
-        return [Staged(manifest, self.decision(manifest)) for manifest in manifests]
+        return [Staged(each, self.decision(each), self._left(each.event_id).exists()) for each in manifests]
+
+    def note_fetched(self, event_id: str) -> None:
+        """Note that records of a release leave, before the first does."""
+        if not self._left(event_id).exists():
+            write_durably(self._left(event_id), b"{}")
 
     def decide(self, event_id: str, decision: Decision) -> Manifest:
         """Write down a decision for good, after every shard was verified.
@@ -68,6 +75,11 @@ class Review:
             known = ", ".join(named) or "none"
             raise InputError(f"A decision is on a release that was made: {known}. Found '{event_id}'.")
         staged = named[event_id]
+        if decision == "denied" and staged.left:
+            raise InputError(
+                f"A release is denied before it leaves. Records of '{event_id}' were fetched already, and cannot be "
+                "taken back."
+            )
         if staged.decision not in (None, decision):
             raise InputError(
                 f"A decision is final. '{event_id}' was {staged.decision}; let the server ask for a new release, which "
@@ -100,6 +112,9 @@ class Review:
                 f"Records leave when the steward has approved their release. '{manifest.event_id}' "
                 f"{'was denied' if decision == 'denied' else 'waits'}; ask the site's steward."
             )
+
+    def _left(self, event_id: str) -> Path:
+        return self._outbox / f"{event_id}.fetched.json"
 
     def _path(self, event_id: str) -> Path:
         return self._outbox / f"{event_id}.review.json"

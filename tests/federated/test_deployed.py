@@ -409,3 +409,8 @@ def test_a_site_that_tells_no_account_is_taken_to_have_done_all_that_it_reserved
         hospitals.go()
     sites = told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]
     assert {name: entry["epsilon"] for name, entry in sites.items()} == dict.fromkeys(SITES)
+
+
+def test_a_site_remembers_that_records_of_a_release_left(complete):
+    for site in SITES:
+        assert [each.left for each in complete.review(site).staged()] == [True]

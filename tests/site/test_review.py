@@ -86,3 +86,14 @@ def test_a_decision_on_a_sites_folder_is_in_its_audit_log(made, tmp_path):
     assert Review(folder.outbox).decision(manifest) == "denied"
     (line,) = (json.loads(line) for line in folder.audit.read_text().splitlines())
     assert (line["what"], line["event"], line["outcome"]) == ("decision", manifest.event_id, "denied")
+
+
+def test_what_left_already_is_told_and_cannot_be_denied(made):
+    reviewed, manifest = made
+    review = Review(reviewed._releasing._outbox)
+    review.note_fetched(manifest.event_id)
+    assert [each.left for each in review.staged()] == [True]
+    listed = CliRunner().invoke(app, ["site", "review", "list", str(reviewed._releasing._outbox)]).stdout
+    assert "left, without a review" in listed
+    with pytest.raises(InputError, match="fetched already"):
+        review.decide(manifest.event_id, "denied")
