@@ -155,13 +155,10 @@ def serve(
             typer.echo(f"{time.strftime('%H:%M:%S')}  {line}")
 
     agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, tell=tell)
-    asked = False
 
     def end(_number: int, _frame: object) -> None:
-        nonlocal asked
-        if asked:
+        if agent.is_stopping:
             os._exit(1)  # in the middle of an answer, as a crash would: the ledger has what it cost
-        asked = True
         agent.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):

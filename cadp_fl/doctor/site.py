@@ -16,13 +16,12 @@ from cadp_fl.privacy.mark import read_mark
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.policy import check_class_counts
 from cadp_fl.site.account import account_of
-from cadp_fl.site.client import ask
+from cadp_fl.site.agent import command
 from cadp_fl.site.description import Description
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.groups import gid_of
 from cadp_fl.site.opening import open_site, read_records
 from cadp_fl.site.protocol import Request
-from cadp_fl.site.wire import pack
 
 __all__ = ["SITE_CHECKS", "Site"]
 
@@ -204,8 +203,7 @@ def _records(site: Site) -> Iterator[Finding]:
 
 def _agent(site: Site) -> Iterator[Finding]:
     """Look whether the agent runs, and ask it for a dummy round by the socket that the SuperNode uses."""
-    content, _ = ask(site.place.control, pack({"command": "status"}, {}, limit=1 << 16), timeout=COMMAND_SECONDS)
-    status = content["told"]
+    status = command(site.place, "status", timeout=COMMAND_SECONDS)
     if not status["policy_in_force"]:
         yield fault(
             "policy.yaml was edited since the agent read it: every request is refused.",

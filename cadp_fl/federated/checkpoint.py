@@ -18,6 +18,7 @@ from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, Unprotected, events_from_json
+from cadp_fl.privacy.claims import unprotected_from_json
 from cadp_fl.privacy.plan import Plan, Split
 from cadp_fl.report.summary import MethodFigures
 from cadp_fl.site.description import Description
@@ -130,14 +131,7 @@ class Checkpoint:
     @property
     def unprotected_before(self) -> dict[str, dict[Split, tuple[Unprotected, ...]]]:
         """What each real site had let go unprotected before the run, by units."""
-        told = self._state.unprotected_before
-        return {
-            site: {
-                units: tuple(each for each in events_from_json(events) if isinstance(each, Unprotected))
-                for units, events in left.items()
-            }
-            for site, left in told.items()
-        }
+        return {site: unprotected_from_json(left) for site, left in self._state.unprotected_before.items()}
 
     @property
     def run(self) -> str:

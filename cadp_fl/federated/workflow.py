@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import cadp_fl
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
@@ -32,6 +32,7 @@ from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.federated.roster import gather
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, GaussianHistogram, Unprotected, check_delta, events_from_json
+from cadp_fl.privacy.claims import unprotected_from_json
 from cadp_fl.privacy.plan import Plan, Split
 from cadp_fl.report.page import write_report
 from cadp_fl.report.summary import (
@@ -413,12 +414,11 @@ def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[Split, tuple[
         ExchangeError: it says something else.
     """
     try:
-        told = {units: events_from_json(content["unprotected_before"][units]) for units in get_args(Split)}
+        return unprotected_from_json(content["unprotected_before"])
     except (KeyError, TypeError, ValueError) as error:
         raise ExchangeError(
             f"A site tells what left unprotected in earlier runs. '{site}' does not; compare the versions."
         ) from error
-    return {units: tuple(each for each in events if isinstance(each, Unprotected)) for units, events in told.items()}
 
 
 def _software() -> dict[str, str]:

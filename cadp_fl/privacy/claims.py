@@ -1,10 +1,10 @@
 """What may be claimed of a plan: derived from its events, never typed."""
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
@@ -16,6 +16,7 @@ from cadp_fl.privacy.accounting import (
     PoissonGaussian,
     Relation,
     Unprotected,
+    events_from_json,
 )
 from cadp_fl.privacy.costs import epsilons_of
 from cadp_fl.privacy.ledger import Ledger
@@ -44,6 +45,7 @@ __all__ = [
     "plan_beside",
     "relation_of",
     "stage_costs",
+    "unprotected_from_json",
 ]
 
 FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
@@ -201,6 +203,16 @@ def left_unprotected(plans: Iterable[CarriedOut], units: Split) -> tuple[Unprote
             if any(event.stage == "release" for event in spent):
                 left += _said_and_unsaid(plan)
     return tuple(dict.fromkeys(event for event in left if isinstance(event, Unprotected)))
+
+
+def unprotected_from_json(told: Mapping[Split, Any]) -> dict[Split, tuple[Unprotected, ...]]:
+    """Return what has left unprotected, by training and test units, from JSON values of its events.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are no such events.
+    """
+    events: dict[Split, tuple[Event, ...]] = {units: events_from_json(told[units]) for units in get_args(Split)}
+    return {units: tuple(each for each in left if isinstance(each, Unprotected)) for units, left in events.items()}
 
 
 def plan_among(plan: Plan, others: Iterable[CarriedOut], *, before: Iterable[Unprotected] = ()) -> Plan:

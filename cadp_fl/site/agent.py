@@ -40,6 +40,7 @@ READ_SECONDS = 120.0
 """In which a request has come whole: it comes from the same machine."""
 
 SEND_SECONDS = 600.0
+COMMAND_SECONDS = 600.0
 
 _ACTION = re.compile(r"[a-z_]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9._/-]{0,200}")
@@ -65,8 +66,8 @@ class Agent:
         self._config: SiteConfig = load_site(folder.config)
         self._lock_file = _locked(folder.path / "agent.lock")
         self._log = AuditLog(folder.audit)
-        self._policy, self._policy_sha256 = _read_policy(folder.policy)
-        if seeded_noise is not None and not self._policy.seeded_noise:
+        policy, self._policy_sha256 = _read_policy(folder.policy)
+        if seeded_noise is not None and not policy.seeded_noise:
             raise SeededNoiseError(
                 "Noise comes from the operating system's entropy (policy: seeded_noise). Found a seed; leave out "
                 "--seeded-noise."
@@ -74,7 +75,7 @@ class Agent:
         root = NoiseSource.from_entropy() if seeded_noise is None else NoiseSource.from_seed(seeded_noise)
         self._noise = root.child("site", self._config.site)
         self._data = read_records(self._config)
-        self._site = open_site(folder, self._config, self._policy, self._data, noise=self._noise)
+        self._site = open_site(folder, self._config, policy, self._data, noise=self._noise)
         self._one_at_a_time = threading.Lock()
         self._busy_with: tuple[str, float] | None = None
         self._answered, self._since = 0, time.time()
@@ -111,6 +112,11 @@ class Agent:
             self._ends.wait()
             with self._one_at_a_time:  # what was begun is answered, or kept to be asked for again
                 self._log.write("stop", site=self.name)
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._ends.is_set()
 
     def stop(self) -> None:
         """Let `serve` return."""
@@ -235,19 +241,22 @@ class Agent:
             site = open_site(self._folder, self._config, policy, self._data, noise=self._noise)
             before = self._policy_sha256
             self._log.write("reload", peer=peer, outcome="done", before=before, policy=sha256)
-            self._site, self._policy, self._policy_sha256 = site, policy, sha256
+            self._site, self._policy_sha256 = site, sha256
         self._tell("The policy was read again, and is in force.")
         return {"before": before, "policy": sha256, "changed": before != sha256}
 
 
-def command(folder: SiteFolder, name: str) -> Mapping[str, Any]:
+def command(folder: SiteFolder, name: str, *, timeout: float = COMMAND_SECONDS) -> Mapping[str, Any]:
     """Give a running agent a steward's command, status or reload, and return what it tells.
+
+    Args:
+        timeout: seconds to wait for it; a reload waits for the answer at hand.
 
     Raises:
         AgentError: no agent runs for the folder, or it is another user's.
         CadpError: it refuses.
     """
-    content, _ = ask(folder.control, pack({"command": name}, {}, limit=1 << 16), timeout=600)
+    content, _ = ask(folder.control, pack({"command": name}, {}, limit=1 << 16), timeout=timeout)
     told: Mapping[str, Any] = content["told"]
     return told
 

@@ -1,5 +1,6 @@
 """What a site may spend, and what it does: its policy and its ledger at work."""
 
+from collections.abc import Iterable
 from typing import Any, get_args
 
 from cadp_fl.config import PolicyConfig
@@ -11,7 +12,7 @@ from cadp_fl.privacy.accounting import (
     PoissonGaussian,
     check_delta,
 )
-from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, Claim, claim_of, left_unprotected, plan_beside
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, CarriedOut, Claim, claim_of, left_unprotected, plan_beside
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.plan import Plan, Split
 from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan
@@ -148,21 +149,21 @@ class Spending:
 
         Of other runs it tells what they let go unprotected, since no claim of this one may overlook that.
         """
+        carried_out = self._ledger.carried_out()
         accounts = [
             {"plan": plan.to_json(), "spent": [event.model_dump() for event in spent]}
-            for plan, spent in self._ledger.carried_out()
+            for plan, spent in carried_out
             if plan.run == run
         ]
         return {
             "ledger": "simulation" if self._ledger.simulation else "durable",
             "accounts": accounts,
-            "unprotected_before": self.unprotected_before(run),
+            "unprotected_before": _unprotected_before(run, carried_out),
         }
 
     def unprotected_before(self, run: str) -> dict[str, list[dict[str, Any]]]:
         """Return what runs other than one have let go unprotected, as JSON values by training and test units."""
-        others = [(plan, spent) for plan, spent in self._ledger.carried_out() if plan.run != run]
-        return {units: [each.model_dump() for each in left_unprotected(others, units)] for units in get_args(Split)}
+        return _unprotected_before(run, self._ledger.carried_out())
 
     def _check_policy(self, plan: Plan) -> None:
         if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
@@ -185,3 +186,8 @@ class Spending:
     def _test_plans(self) -> list[Plan]:
         """Return what was reserved for test units, as far as it adds up: in a simulation nothing does."""
         return [] if self._simulation else [plan for plan in self._ledger.plans() if plan.units == "test"]
+
+
+def _unprotected_before(run: str, carried_out: Iterable[CarriedOut]) -> dict[str, list[dict[str, Any]]]:
+    others = [(plan, spent) for plan, spent in carried_out if plan.run != run]
+    return {units: [each.model_dump() for each in left_unprotected(others, units)] for units in get_args(Split)}

@@ -83,7 +83,7 @@ def send(connection: socket.socket, message: bytes) -> None:
     connection.sendall(message)
 
 
-def receive(connection: socket.socket, *, limit: int, seconds: float | None = None) -> bytearray:
+def receive(connection: socket.socket, *, limit: int, seconds: float | None = None) -> bytes:
     """Return the next message.
 
     Args:
@@ -101,14 +101,16 @@ def receive(connection: socket.socket, *, limit: int, seconds: float | None = No
     return _read(connection, length, deadline)
 
 
-def _read(connection: socket.socket, length: int, deadline: float | None) -> bytearray:
+def _read(connection: socket.socket, length: int, deadline: float | None) -> bytes:
     """Return so many bytes; memory grows as they come, not by what the other side says."""
-    data = bytearray()
-    while len(data) < length:
+    pieces: list[bytes] = []
+    left = length
+    while left:
         if deadline is not None:
             connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        piece = connection.recv(min(_PIECE_BYTES, length - len(data)))
+        piece = connection.recv(min(_PIECE_BYTES, left))
         if not piece:
-            raise WireError(f"it ends after {len(data)} of {length} bytes")
-        data += piece
-    return data
+            raise WireError(f"it ends after {length - left} of {length} bytes")
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)

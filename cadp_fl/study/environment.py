@@ -2,18 +2,19 @@
 
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from cadp_fl.ending import Ending
 from cadp_fl.errors import CadpError
 
-__all__ = ["asked_to_end", "flower_environment", "free_port", "locked"]
+__all__ = ["asked_to_end", "flower_environment", "free_port", "locked", "printed"]
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -31,6 +32,11 @@ def flower_environment(home: Path) -> dict[str, str]:
         "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def printed(environment: Mapping[str, str]) -> list[str]:
+    """Return an environment as lines that a shell reads."""
+    return [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
 
 
 def free_port() -> int:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cadp_fl.ending import Ending
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.coordinator import CoordinatorFolder
-from cadp_fl.study.environment import asked_to_end, flower_environment, locked
+from cadp_fl.study.environment import asked_to_end, flower_environment, locked, printed
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.registration import is_up, synchronise
 
@@ -70,7 +70,7 @@ def programs(folder: CoordinatorFolder) -> list[Program]:
 
 def print_programs(folder: CoordinatorFolder) -> str:
     """Return the environment and the commands that serve a federation, for units of one's own."""
-    lines = [f"{name}={shlex.quote(value)}" for name, value in flower_environment(folder.flower).items()]
+    lines = printed(flower_environment(folder.flower))
     for program in programs(folder):
         lines += ["", f"# {program.name}", shlex.join(program.command)]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from cadp_fl.ending import Ending
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.outputs import replaced_file
 from cadp_fl.site.folder import NodeFolder, SiteFolder
-from cadp_fl.study.environment import asked_to_end, flower_environment, free_port, locked
+from cadp_fl.study.environment import asked_to_end, flower_environment, free_port, locked, printed
 from cadp_fl.study.probe import Finding, probe, system_authorities
 from cadp_fl.study.processes import ProcessTracker
 
@@ -79,7 +79,7 @@ def command(folder: NodeFolder, node: NodeConfig) -> list[str]:
 
 def print_command(folder: NodeFolder) -> str:
     """Return the environment and the command that run a site's SuperNode, for a unit of one's own."""
-    lines = [f"{name}={shlex.quote(value)}" for name, value in flower_environment(folder.flower.absolute()).items()]
+    lines = printed(flower_environment(folder.flower.absolute()))
     return "\n".join([*lines, "", shlex.join(command(folder, load_node(folder.config)))])
 
 
