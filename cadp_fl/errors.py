@@ -8,9 +8,11 @@
     +-- PrivacyError          a privacy rule would be broken, so nothing was computed
     |   +-- BudgetError       the request costs more than the budget allows
     |   +-- LedgerError       the ledger is missing, locked, full, damaged or older than it was
+    |   +-- ConditionsError   what a plan's claim rests on has changed since it was reserved
+    |   +-- FlowOriginError   a release's flow is not made of what its plan says
     |   +-- PolicyError       the site's policy does not allow the request
     |       +-- TotalBudgetError, MechanismError, UnprotectedModelError, UnitError, CohortError, SeededNoiseError,
-    |           EvaluationError, ReviewError, AggregatorError, EditedPolicyError
+    |           EvaluationError, ReviewError, AggregatorError, EditedPolicyError, MadeFlowError, LittleNoiseError
     +-- ExchangeError         what a site or a server sent does not fit what was asked for
     +-- TrainingError         training cannot go on
     |   +-- MemoryLimitError  not even one record fits into the device's memory
@@ -27,15 +29,19 @@ __all__ = [
     "BudgetError",
     "CadpError",
     "CohortError",
+    "ConditionsError",
     "ConfigError",
     "DataError",
     "EditedPolicyError",
     "EvaluationError",
     "ExchangeError",
     "FederationError",
+    "FlowOriginError",
     "FlowerError",
     "InputError",
     "LedgerError",
+    "LittleNoiseError",
+    "MadeFlowError",
     "MechanismError",
     "MemoryLimitError",
     "PolicyError",
@@ -118,6 +124,20 @@ class LedgerError(PrivacyError):
     meaning = "the site's ledger cannot be written to, or cannot be trusted"
 
 
+class ConditionsError(PrivacyError):
+    """What a plan's claim rests on has changed since it was reserved. Nothing was computed."""
+
+    code = 303
+    meaning = "noise, classes or attributes of the site are not what they were when the plan was reserved"
+
+
+class FlowOriginError(PrivacyError):
+    """A release's flow is not made of what its plan says that it is. Nothing was computed."""
+
+    code = 304
+    meaning = "the flow of a release is not made of what its plan says, or not of what the site gave out"
+
+
 class PolicyError(PrivacyError):
     """The site's policy does not allow the request. Nothing was computed."""
 
@@ -193,6 +213,20 @@ class EditedPolicyError(PolicyError):
 
     code = 320
     meaning = "the site's policy was edited, and its steward has not put it into force (cadp-fl site reload)"
+
+
+class MadeFlowError(PolicyError):
+    """The policy takes no server's word for what a flow is made of."""
+
+    code = 321
+    meaning = "the site's policy lets no release rest on a flow that a server made (made_flows)"
+
+
+class LittleNoiseError(PolicyError):
+    """Noise is below the floor of the policy, whatever epsilon it adds up to."""
+
+    code = 322
+    meaning = "an event has less noise than the site's policy asks of every noise (least_noise)"
 
 
 class ExchangeError(CadpError):

@@ -27,7 +27,8 @@ METHODS = (
 
 
 class Hospitals:
-    """A study over real sites that are called in this process. Their noise is seeded, so that runs can be compared.
+    """A study over real sites that are called in this process. Their noise is seeded, so that runs can
+    be compared, and protects nothing; with the override `noise=entropy` it does.
 
     Args:
         folder: of everything; the run's is below it.
@@ -82,7 +83,7 @@ class Hospitals:
                 self.says.get(name, name),
                 self.dealt[self.names.index(name) % len(self.dealt)],
                 ledger=self.ledger(name),
-                noise=NoiseSource.from_seed(7).child("site", name),
+                noise=self._noise().child("site", name),
                 device=torch.device("cpu"),
                 outbox=place / "outbox",
                 simulation=False,
@@ -90,6 +91,9 @@ class Hospitals:
                 answers=Answers(place / "answers"),
             )
         return self.called[name]
+
+    def _noise(self) -> NoiseSource:
+        return NoiseSource.from_entropy() if self.study.noise == "entropy" else NoiseSource.from_seed(7)
 
     def ledger(self, name: str) -> DurableLedger:
         return DurableLedger.open(self.root / "sites" / name / "ledger.db", population="patients", unit="record")

@@ -176,8 +176,9 @@ def _print_study(console: Console, told: "StudyAccount") -> None:
             soft_wrap=True,
         )
     console.print(
-        f"Relation: {told.relation}. delta is small enough for sites of up to {told.largest_cohort} {told.unit}s. "
-        "No record was read, and nothing was run.",
+        f"Relation: {told.relation}. delta is small enough for sites of up to {told.careful_cohort} {told.unit}s, and "
+        f"of up to {told.largest_cohort} whose policies allow a large delta. No record was read, and nothing was run."
+        + (" Noise is SEEDED: such a run protects nothing, and no epsilon holds." if told.noise == "seeded" else ""),
         soft_wrap=True,
     )
 

@@ -44,7 +44,9 @@ def init(
     unit: Annotated[str | None, typer.Option(help="What is protected: record or patient.")] = None,
     records_per_patient: Annotated[int | None, typer.Option(help="m: records that each patient contributes.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="Total of all that ever leaves, for good.")] = None,
-    delta: Annotated[float | None, typer.Option(help="Total of all that ever leaves; at most 1 / (10 n).")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Total of all that ever leaves; at most 1 / (100 n) and n^-1.5 for n units.")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="public or covered: may a record's label be known?")] = None,
     group: Annotated[
         str | None, typer.Option(help="Group of the SuperNode's user, which may then reach the agent and its key.")
@@ -114,7 +116,7 @@ _QUESTIONS = {
     "unit": "What is protected: a record, or a patient with all records? (record/patient)",
     "records_per_patient": "How many records does each patient contribute?",
     "epsilon": "Epsilon in all, for good (3 is moderate; there is no default)",
-    "delta": "Delta in all, at most 1 / (10 n) for the n units here: {}",
+    "delta": "Delta in all: the chance that the bound fails, at most 1 / (100 n) and n^-1.5 for the n units here: {}",
     "labels": "May a record's label be known? (public: yes; covered: no)",
 }
 

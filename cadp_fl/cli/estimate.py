@@ -34,6 +34,8 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
             "",
         )
     console.print(table)
+    if estimate.noise == "seeded":
+        console.print("Noise is SEEDED: this run would protect nothing, and no epsilon would hold.", soft_wrap=True)
     phases = Table(title="Bytes of one site, and wall time on this machine", title_justify="left")
     for heading in ("phase", "rounds", "down", "up", "time"):
         phases.add_column(heading, justify="left" if heading == "phase" else "right")

@@ -218,6 +218,13 @@ def _ledger_at(path: Path, mark: Path | None) -> tuple[Path, Path | None, Path |
     return folder.ledger, mark or load_site(folder.config).mark, folder.policy
 
 
+def _guarantee(plan: dict[str, Any]) -> str:
+    if plan["guarantee"] == "none":
+        noise = plan["conditions"]["noise"]
+        return "NOT protected" + ("" if noise == "entropy" else f": noise {noise}")
+    return str(plan["guarantee"]) + format_against(plan["against"])
+
+
 def _plans_table(console: Console, tree: dict[str, Any]) -> None:
     """Print plans and totals. Names of plans came from servers: control characters and markup have no effect."""
     from cadp_fl.privacy.claims import format_epsilon
@@ -234,7 +241,7 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
         spent = ", ".join(f"{stage} {count}{planned.get(stage, '')}" for stage, count in amounts.items())
         table.add_row(
             Text(ascii(plan["plan"])[1:-1]),
-            "NOT protected" if plan["guarantee"] == "none" else plan["guarantee"] + format_against(plan["against"]),
+            _guarantee(plan),
             format_epsilon(plan["epsilon"]),
             format_epsilon(plan["epsilon_add_remove"]),
             f"{plan['delta']:g}",
@@ -277,6 +284,7 @@ def waiting(outbox: Outbox, as_json: AsJson = False) -> None:
             f"{manifest.event_id}: {state}. {manifest.records} records by the {manifest.mechanism} mechanism; "
             f"guarantee {claim.guarantee}{format_against(claim.against)}, epsilon {format_epsilon(epsilon)} "
             f"at delta {claim.delta:g}, '{claim.relation}'."
+            + (" Noise was SEEDED: it protects nothing." if manifest.noise == "seeded" else "")
         )
     if not staged:
         typer.echo("No release was made.")

@@ -17,10 +17,18 @@ _Delta = Annotated[float, Field(gt=0, lt=1)]
 class EvaluationPolicy(Settings):
     """What may be told of classifiers on the site's test records, which are never trained on."""
 
-    exact: bool = Field(False, description="whether exact counts may leave; each reveals a little of every test record")
+    exact: bool = Field(
+        False,
+        description="whether exact counts may leave. No epsilon covers them, and they read records: with a classifier "
+        "of its own choice, a server learns one pixel of a record that is alone in its class from each evaluation",
+    )
     epsilon: float = Field(ge=1e-3, le=100, description="total of all noised evaluations, under replace-one")
-    delta: _Delta = Field(description="total of all noised evaluations, at most 1 / (10 n) for n test units")
-    count: Count = Field(50, description="evaluations in all, exact or noised: one of each method, if noised")
+    delta: _Delta = Field(description="total of all noised evaluations; its bound is that of delta, for n test units")
+    count: Count = Field(
+        10,
+        le=1_000_000,
+        description="evaluations in all, exact or noised; a study takes one for each method, if noised",
+    )
 
 
 class PolicyConfig(PrivacyUnit):
@@ -31,30 +39,60 @@ class PolicyConfig(PrivacyUnit):
         description="the people that the budget belongs to, by a name that stays the same whatever file they are in",
     )
     epsilon: float = Field(ge=1e-3, le=100, description="total of all that ever leaves of training units")
-    delta: _Delta = Field(description="total of all that ever leaves of training units")
+    delta: _Delta = Field(
+        description="total of all that ever leaves of training units: the chance that the bound does not hold. For n "
+        "units it is at most 1 / (100 n) and n^-1.5"
+    )
+    large_delta: bool = Field(
+        False,
+        description="whether delta may be as large as 1 / (10 n). A mechanism that gives each record away whole with a "
+        "chance of delta meets epsilon 0; at 1 / (10 n) that is one record of the site in one of ten runs",
+    )
+    least_noise: float = Field(
+        0.3,
+        ge=0,
+        le=1000,
+        description="floor of every noise's standard deviation, in units of the clip norm C: of half of how far one "
+        "unit moves what is noised. A tiny sampling rate or many sites that share one noise make epsilon small without "
+        "noise; below the floor they are refused, whatever epsilon says",
+    )
     labels: Literal["public", "covered"] = Field(
         "covered", description="covered: nothing tells a record's label, nor how many records a class has, but noised"
     )
     mechanisms: tuple[str, ...] = Field(
-        ("gaussian", "laplace", "grid-gaussian"), description="mechanisms of a release that are allowed"
+        ("grid-gaussian", "gaussian", "laplace"),
+        description="mechanisms of a release that are allowed. grid-gaussian holds exactly. gaussian and laplace hold "
+        "up to what the rounding of floating-point numbers shows to a server that chose its flow to that end: leave "
+        "them out if you do not trust the server",
     )
     unprotected: bool = Field(
         False, description="whether anything computed without differential privacy may leave, as a flow's weights"
     )
     public_flows: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = Field(
         (),
-        description="sha256 of flows that no record of this site had a part in, by the steward's own knowledge, since "
-        "what a server declares public is no more than its word; any, where unprotected is true",
+        description="sha256 of flows that no record of this site had a part in, by the steward's own knowledge",
+    )
+    declared_flows: bool = Field(
+        False, description="whether a flow counts as public because a server says so, also if it is not in public_flows"
     )
     made_flows: bool = Field(
         False,
-        description="whether a release may use a flow that the server says it made of what this site told under noise, "
-        "in the same plan, and of nothing else from these records: the site cannot check that",
+        description="whether a release may use a flow that the server made of this site's noised values, in the same "
+        "plan. The site checks that it gave out these values, and that a flow without trained blocks is the one that "
+        "sums of sites' moments give; that the server added nothing else from these records is its word. The method "
+        "cadp needs this, unless its flow is public",
     )
     aggregator: Literal["none", "trusted"] = Field(
         "none",
         description="trusted: the site may add a share of the noise alone to values that an aggregator adds up over "
         "sites; claims then hold against those who see the sum, and not against the aggregator",
+    )
+    most_sharers: int = Field(
+        10,
+        ge=2,
+        le=10_000,
+        description="sites whose noise may add up, at most, where an aggregator is trusted. The claim rests on all of "
+        "them: each that does not really add its share takes noise away",
     )
     min_units: Count = Field(100, description="training units below which the site takes no part")
     min_class_units: int = Field(

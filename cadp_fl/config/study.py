@@ -343,9 +343,9 @@ class ReleaseConfig(Settings):
     """The mechanism that privatizes a record in the latent space."""
 
     mechanism: str = Field(
-        "gaussian",
-        description="gaussian (L2 clip), grid-gaussian (the same at the same cost, on a grid, so that no low bits "
-        "leave), laplace (L1 clip), or none: no protection",
+        "grid-gaussian",
+        description="grid-gaussian (L2 clip, noise on a grid: it holds exactly), gaussian (the same at the same cost, "
+        "up to what floating-point rounding shows), laplace (L1 clip, likewise), or none: no protection",
     )
     clip_norm: float = Field(
         ge=1e-6, le=1e6, description="C: a latent's norm after clipping, in the mechanism's norm; two are within 2 C"
@@ -390,7 +390,10 @@ class BudgetConfig(PrivacyUnit):
     """What a method may spend at a site, over all that it does. There is no default."""
 
     epsilon: float = Field(ge=1e-3, le=100, description="epsilon, under replace-one")
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="delta, at most 1 / (10 n) for n units at a site")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="delta, at most 1 / (10 n) for n units at a site; a site's policy allows 1 / (100 n) and n^-1.5 by "
+        "default"
+    )
     unit: Literal["record", "patient"] = Field("record", description="what one neighbouring data set may change")
     split: dict[str, Fraction] = Field(
         {},
@@ -417,7 +420,7 @@ class EvaluationConfig(Settings):
         None, ge=1e-3, le=100, description="of the one noised evaluation of each method, for test units"
     )
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="of the one noised evaluation of each method, at most 1 / (10 n) for n test units at a site"
+        None, description="of the one noised evaluation of each method; bounded as budget.delta, for n test units"
     )
 
     @model_validator(mode="after")

@@ -185,7 +185,7 @@ def _records(site: Site) -> Iterator[Finding]:
         deltas.append((allowed.evaluation.delta, told.test))
     for delta, units in deltas:
         try:
-            check_delta(delta, units)
+            check_delta(delta, units, large=allowed.large_delta)
         except BudgetError as error:
             yield explained(error, "policy")
     if told.train < allowed.min_units:

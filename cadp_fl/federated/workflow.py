@@ -33,7 +33,7 @@ from cadp_fl.federated.roster import gather
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, GaussianHistogram, Unprotected, check_delta, events_from_json
 from cadp_fl.privacy.claims import unprotected_from_json
-from cadp_fl.privacy.plan import Plan, Split
+from cadp_fl.privacy.plan import Conditions, Plan, Split
 from cadp_fl.report.page import write_report
 from cadp_fl.report.summary import (
     Account,
@@ -169,7 +169,9 @@ class _Conductor:
         """
         results = self._results
         schema, sites = self._gather()
-        self._plans |= self._plan_evaluations(schema, sites)
+        plans = self._plans | self._plan_evaluations(schema, sites)
+        conditions = Conditions(self._study.noise, schema.classes, schema.attributes)
+        self._plans = {key: replace(plan, conditions=conditions) for key, plan in plans.items()}
         results.sites, results.dataset, results.attributes = sites, schema.name, schema.attributes
         sizes = {site: entry.train for site, entry in sites.items()}
         self._spent_before = {key: self._checkpoint.spent(key) for key in self._plans}
@@ -268,9 +270,9 @@ class _Conductor:
             InputError: the run began with other plans.
         """
         study = self._study
-        check_delta(study.budget.delta, max(entry.train for entry in sites.values()))
+        check_delta(study.budget.delta, max(entry.train for entry in sites.values()), large=True)
         if study.evaluation.delta is not None:
-            check_delta(study.evaluation.delta, max(1, *(entry.test for entry in sites.values())))
+            check_delta(study.evaluation.delta, max(entry.test for entry in sites.values()), large=True)
         plans = {method.name: evaluation_plan(study, method.name, len(schema.classes)) for method in self._methods}
         self._checkpoint.hold_test_plans(plans)
         return {plan.key: plan for plan in plans.values()}

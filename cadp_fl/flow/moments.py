@@ -11,17 +11,31 @@ References:
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
-from cadp_fl.errors import ConfigError
+from cadp_fl.errors import ConfigError, DataError, ExchangeError, FlowOriginError
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.privacy.accounting import GaussianMoments
 from cadp_fl.privacy.moments import Moments
+from cadp_fl.storage import load_weights, read_description, save_weights
+from cadp_fl.weights import get_weights
 
-__all__ = ["Classes", "ToldMoments", "check_parts", "fit_affine", "fit_classes"]
+__all__ = [
+    "Classes",
+    "ToldMoments",
+    "check_is_made_of",
+    "check_parts",
+    "fit_affine",
+    "fit_classes",
+    "load_moments",
+    "save_moments",
+]
 
 MEAN_POWER = 0.75
 """q: class means are expected to differ by (1 + f)^-q at frequency f."""
@@ -47,11 +61,97 @@ class ToldMoments:
         centre: c, float64 (dims,), that the records were seen from.
         moments: noised, of coordinates u with |u| <= 1.
         records: public number of records that they are of.
+        sites: number of sites that they are of.
     """
 
     centre: np.ndarray
     moments: Moments
     records: int
+    sites: int = 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all numbers by name, float64, as `of` takes them."""
+        return {"centre": self.centre, **self.moments.arrays()}
+
+    @classmethod
+    def of(
+        cls,
+        arrays: Mapping[str, np.ndarray],
+        event: GaussianMoments,
+        *,
+        classes: int,
+        dims: int,
+        records: int,
+        sites: int,
+    ) -> Self:
+        """Return what `arrays` wrote, of sites that each added the noise of an event.
+
+        Raises:
+            ExchangeError: a part is missing or not asked for, or has another shape or type, or is not finite.
+        """
+        centre = arrays.get("centre")
+        if centre is None or centre.shape != (dims,) or centre.dtype != np.float64 or not np.isfinite(centre).all():
+            raise ExchangeError(f"Moments have a centre of {dims} finite numbers, float64. Found none.")
+        parts = {name: array for name, array in arrays.items() if name != "centre"}
+        one = Moments.of(parts, event, classes=classes, dims=dims)
+        noise = {name: std * math.sqrt(sites) for name, std in one.noise.items()}
+        return cls(centre, replace(one, noise=noise), records, sites)
+
+
+_FIT_TOLERANCE = 1e-3
+"""Relative to a tensor's largest value: linear-algebra libraries differ by much less."""
+
+
+def save_moments(path: Path, told: ToldMoments) -> None:
+    """Write what the sites told together, for a run that goes on later."""
+    save_weights(
+        path, told.arrays(), kind="moments", description={"records": str(told.records), "sites": str(told.sites)}
+    )
+
+
+def load_moments(path: Path, event: GaussianMoments, *, classes: int, dims: int) -> ToldMoments:
+    """Return what `save_moments` wrote.
+
+    Raises:
+        DataError: the file is missing or damaged, or holds other moments.
+    """
+    described, triangle = read_description(path, kind="moments"), dims * (dims + 1) // 2
+    shapes = {"counts": (classes,), "sums": (classes, dims), "shared": (triangle,), "second": (classes, triangle)}
+    expected = {"centre": (dims,), **{name: shapes[name] for name in event.part_stds}}
+    arrays = load_weights(path, {name: np.empty(shape) for name, shape in expected.items()})
+    try:
+        records, sites = int(described["records"]), int(described["sites"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"Stored moments say how many records they are of. '{path}' does not; run it again.") from error
+    return ToldMoments.of(arrays, event, classes=classes, dims=dims, records=records, sites=sites)
+
+
+def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, told: ToldMoments, *, trained: bool) -> None:
+    """Check that a flow is the one that moments make.
+
+    It is a check of a server's word at a site: a flow that holds anything but what these numbers give, as one that was
+    trained on the records besides, is refused. That the other sites' part of the sum is theirs, it cannot show.
+
+    Args:
+        flow: as it came.
+        new: the same flow before anything was done to it; it is fitted here.
+        told: what the flow is said to be made of.
+        trained: whether the blocks were trained by DP-SGD above it, so that only what lies below them can be compared.
+
+    Raises:
+        FlowOriginError: it is another one.
+    """
+    fit_affine(new, told)
+    made = get_weights(new)
+    for name, found in get_weights(flow).items():
+        if trained and not name.startswith(("coordinates.", "affine.")):
+            continue
+        scale = max(1e-6, float(np.abs(made[name]).max(initial=0.0)))
+        if not np.allclose(found, made[name], rtol=0, atol=_FIT_TOLERANCE * scale):
+            raise FlowOriginError(
+                "A release's flow is the one that the moments make which come with it. The one that came differs in "
+                f"'{name}'; send the flow as it was fitted."
+            )
 
 
 @dataclass(frozen=True, eq=False)

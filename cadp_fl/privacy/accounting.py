@@ -69,7 +69,9 @@ __all__ = [
     "check_delta",
     "epsilon_of",
     "events_from_json",
+    "largest_cohort",
     "largest_delta",
+    "noise_multiplier",
 ]
 
 
@@ -322,24 +324,56 @@ def _no_noise(epsilon: float, clip_norm: float) -> BudgetError:
     )
 
 
+def noise_multiplier(event: ProtectedEvent) -> float:
+    """Return the noise's standard deviation over half of how far one unit moves what one site noises at once.
+
+    It is sigma / C of a step of DP-SGD, whatever the sampling rate, and sigma / (C sqrt(m)) of a latent's release. Of a
+    shared noise it is that of the site's own share. Infinite where the answer is one of a few: randomized response.
+    """
+    if isinstance(event, RandomizedResponse):
+        return math.inf
+    if isinstance(event, PoissonGaussian):
+        return event.noise_std / event.clip_norm
+    if isinstance(event, LatentLaplace):  # of scale b, a standard deviation of sqrt(2) b
+        return 2 * math.sqrt(2) / _pure_epsilon(event, Relation.REPLACE_ONE)
+    times = event.times if isinstance(event, GaussianHistogram) else 1
+    shares = event.shares if isinstance(event, (GaussianSum, GaussianMoments)) else 1
+    return 2 / math.sqrt(_squared_shift(event, Relation.REPLACE_ONE) / times * shares)
+
+
 def _rounded_down(value: float) -> str:
     """Return a number with two digits, no larger than it is."""
     return f"{Context(prec=2, rounding=ROUND_FLOOR).create_decimal_from_float(value):.1e}"
 
 
-def largest_delta(units: int) -> str:
-    """Return 1 / (10 n) with two digits, rounded down, as text."""
-    return _rounded_down(1 / (10 * max(1, units)))
+def largest_delta(units: int, *, large: bool = False) -> str:
+    """Return the largest delta for n units with two digits, rounded down, as text; see `check_delta`."""
+    return _rounded_down(_largest_delta(units, large=large))
 
 
-def check_delta(delta: float, records: int) -> None:
-    """Check that delta is at most 1 / (10 n).
+def _largest_delta(units: int, *, large: bool) -> float:
+    n = max(1, units)
+    return 1 / (10 * n) if large else min(1 / (100 * n), n**-1.5)
+
+
+def largest_cohort(delta: float, *, large: bool = False) -> int:
+    """Return the largest number of units for which a delta is small enough; see `check_delta`."""
+    bounds = [1 / (10 * delta)] if large else [1 / (100 * delta), delta ** (-2 / 3)]
+    return math.floor(min(bounds) * (1 + 1e-9))
+
+
+def check_delta(delta: float, units: int, *, large: bool = False) -> None:
+    """Check that delta is at most 1 / (100 n) and n^-1.5; or 1 / (10 n), where a large one is allowed.
+
+    A mechanism that gives each record away with a chance of delta has epsilon 0 at delta: n delta is the chance that it
+    gives one away.
 
     Raises:
-        BudgetError: it is not; a larger delta would allow the disclosure of single records.
+        BudgetError: it is not.
     """
-    if not 0 < delta * 10 * records <= 1 + 1e-9:
+    if not 0 < delta <= _largest_delta(units, large=large) * (1 + 1e-9):
+        rule = "at most 1 / (10 n)" if large else "at most 1 / (100 n) and n^-1.5 (1 / (10 n) with policy: large_delta)"
         raise BudgetError(
-            f"delta is above zero and at most 1 / (10 n). Found {delta:g} for n = {records}; use "
-            f"{largest_delta(records)} or less."
+            f"delta is above zero and {rule}. Found {delta:g} for n = {units}; use "
+            f"{largest_delta(units, large=large)} or less."
         )

@@ -17,12 +17,12 @@ from cadp_fl.privacy.accounting import (
     epsilon_of,
     events_from_json,
 )
-from cadp_fl.privacy.plan import NOTHING, Allowance, Plan
+from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan
 
 __all__ = ["Book", "Entry"]
 
 Entry = dict[str, Any]
-"""One line of a ledger, as JSON values: `{"reserve": ...}`, `{"spend": ...}` or `{"answer": ...}`."""
+"""One line of a ledger, as JSON values: `{"reserve": ...}`, `{"spend": ...}`, `{"answer": ...}`, `{"declare": ...}`."""
 
 
 class Book:
@@ -69,6 +69,17 @@ class Book:
         """Return what all plans on training units, or on test units, add up to; what is unprotected has no number."""
         plans = [plan for plan in (each.protected() for each in self.plans() if each.units == units) if plan.events]
         return Allowance(math.fsum(plan.epsilon() for plan in plans), math.fsum(plan.delta for plan in plans))
+
+    def declared(self) -> tuple[Conditions, ...]:
+        """Return the conditions under which exact numbers of training records of each class were given out, in order.
+
+        They are public by declaration then, and cost nothing; a claim that covers labels cannot overlook them.
+        """
+        return tuple(Conditions.from_json(entry["declare"]) for entry in self._entries if "declare" in entry)
+
+    def declaring(self, conditions: Conditions) -> Entry | None:
+        """Return the entry of such a declaration; None if it is written down already."""
+        return None if conditions in self.declared() else {"declare": conditions.to_json()}
 
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.

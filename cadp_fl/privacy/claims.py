@@ -1,6 +1,7 @@
 """What may be claimed of a plan: derived from its events, never typed."""
 
 import math
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
@@ -10,6 +11,7 @@ from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
     GaussianMoments,
+    GaussianSum,
     LatentGaussian,
     LatentGaussianGrid,
     LatentLaplace,
@@ -20,7 +22,7 @@ from cadp_fl.privacy.accounting import (
 )
 from cadp_fl.privacy.costs import epsilons_of
 from cadp_fl.privacy.ledger import Ledger
-from cadp_fl.privacy.plan import Against, Labels, Plan, Split, Unit, against
+from cadp_fl.privacy.plan import Against, Conditions, Labels, Plan, Split, Unit, against, kept_by
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
@@ -28,7 +30,9 @@ __all__ = [
     "FLOW_WEIGHTS",
     "LOCAL_TEST_RESULTS",
     "PRIVATE_FLOW",
+    "SEEDED_NOISE",
     "UNNAMED_FLOW",
+    "UNRECORDED_NOISE",
     "CarriedOut",
     "Claim",
     "Scope",
@@ -36,6 +40,7 @@ __all__ = [
     "Together",
     "claim_of",
     "compose_plans",
+    "flow_sources",
     "format_against",
     "format_delta",
     "format_epsilon",
@@ -56,6 +61,10 @@ CLASSIFIER_WEIGHTS = Unprotected(
 )
 LOCAL_TEST_RESULTS = Unprotected(
     stage="classifier", what="test results of a classifier trained without differential privacy"
+)
+SEEDED_NOISE = Unprotected(stage="noise", what="values whose noise came from a seed, which protects nothing")
+UNRECORDED_NOISE = Unprotected(
+    stage="noise", what="values that were noised before this ledger recorded where noise comes from"
 )
 EXACT_TEST_RESULTS = Unprotected(stage="evaluation", what="exact test results")
 """Computed from test units, so it stands in a plan of theirs."""
@@ -123,6 +132,9 @@ class Claim:
         against: the server, or the recipients of sums over sites alone.
         flow_made_of: kinds of the noised events that the flow of a release is taken to be made of; what else it is made
             of, no record of the site had a part in.
+        epsilon_of_own_message: what the same events cost against the aggregator, who sees the site's own share of the
+            noise alone; None where the site adds all of its noise.
+        sharers: K, the sites whose noise the claim rests on; 1 where the site adds all of its noise.
     """
 
     guarantee: Guarantee
@@ -135,6 +147,8 @@ class Claim:
     declared: tuple[str, ...] = ()
     against: Against = "server"
     flow_made_of: tuple[str, ...] = ()
+    epsilon_of_own_message: float | None = None
+    sharers: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim as plain JSON values."""
@@ -168,8 +182,22 @@ def claim_of(plan: Plan) -> Claim:
             f"{event.what} (sha256 {event.sha256[:12]}...)" for event in events if isinstance(event, DeclaredPublic)
         ),
         against=plan.against,
-        flow_made_of=_flow_made_of(plan),
+        flow_made_of=tuple(dict.fromkeys(event.kind for event in flow_sources(plan))),
+        epsilon_of_own_message=_without_sharers(plan).protected().epsilon() if plan.against == "recipients" else None,
+        sharers=max((event.shares for event in plan.events if isinstance(event, _SHARED)), default=1),
     )
+
+
+_SHARED = (GaussianSum, GaussianMoments)
+
+
+def _without_sharers(plan: Plan) -> Plan:
+    """Return a plan whose noise is the site's own alone: what the aggregator sees before it adds up."""
+    events = tuple(
+        event.model_copy(update={"noise_std": event.share_std, "shares": 1}) if isinstance(event, _SHARED) else event
+        for event in plan.events
+    )
+    return replace(plan, events=events)
 
 
 def format_against(whom: Against) -> str:
@@ -187,22 +215,56 @@ def plan_beside(plan: Plan, ledger: Ledger) -> Plan:
 
     Of real records that is a part of every claim: what left cannot be taken back. A release leaves its flow with it.
     """
-    return plan_among(plan, ledger.carried_out())
+    return plan_among(plan, ledger.carried_out(), declared=ledger.declared())
 
 
 CarriedOut = tuple[Plan, tuple[Event, ...]]
 """A plan, and what was spent of it."""
 
 
-def left_unprotected(plans: Iterable[CarriedOut], units: Split) -> tuple[Unprotected, ...]:
-    """Return what has left unprotected of some units under plans, each once."""
+def left_unprotected(
+    plans: Iterable[CarriedOut], units: Split, keeps: frozenset[str], declared: Iterable[Conditions] = ()
+) -> tuple[Unprotected, ...]:
+    """Return what has left unprotected of some units under plans, each once.
+
+    What left under weaker conditions is protected by no stronger claim: noise from a seed, or labels and attributes
+    that were public by declaration then and that the claim covers.
+
+    Args:
+        plans: with what was spent of each.
+        units: training units, or test units.
+        keeps: what the claim does not cover, as of `Plan.keeps`.
+        declared: conditions under which exact class counts were given out.
+    """
     left: list[Event] = []
     for plan, spent in plans:
-        if plan.units == units:
+        if plan.units == units and spent:
             left += spent
             if any(event.stage == "release" for event in spent):
                 left += _said_and_unsaid(plan)
+            left += [*_weak_noise(plan, spent), *_public_then(plan.keeps - keeps)]
+    if units == "train":
+        for conditions in declared:
+            left += _public_then(kept_by("public", conditions) - keeps)
     return tuple(dict.fromkeys(event for event in left if isinstance(event, Unprotected)))
+
+
+def _weak_noise(plan: Plan, events: Iterable[Event]) -> tuple[Unprotected, ...]:
+    """Return what is unprotected of noised events since nothing vouches for their noise."""
+    noise = plan.conditions.noise
+    if noise == "entropy" or all(isinstance(event, (Unprotected, DeclaredPublic)) for event in events):
+        return ()
+    return (SEEDED_NOISE if noise == "seeded" else UNRECORDED_NOISE,)
+
+
+def _public_then(kept: Iterable[str]) -> tuple[Unprotected, ...]:
+    """Return what left when it was public by declaration, in at most as many words as an event holds."""
+    return tuple(
+        Unprotected(
+            stage="labels", what=f"{textwrap.shorten(each, 150, placeholder=' ...)')}, public by declaration then"
+        )
+        for each in sorted(kept)
+    )
 
 
 def unprotected_from_json(told: Mapping[Split, Any]) -> dict[Split, tuple[Unprotected, ...]]:
@@ -215,10 +277,23 @@ def unprotected_from_json(told: Mapping[Split, Any]) -> dict[Split, tuple[Unprot
     return {units: tuple(each for each in left if isinstance(each, Unprotected)) for units, left in events.items()}
 
 
-def plan_among(plan: Plan, others: Iterable[CarriedOut], *, before: Iterable[Unprotected] = ()) -> Plan:
-    """Return a plan together with all that has left unprotected of the same units, under other plans or before."""
-    beside = dict.fromkeys([*left_unprotected(others, plan.units), *before])
-    return replace(plan, events=(*plan.events, *beside))
+def plan_among(
+    plan: Plan,
+    others: Iterable[CarriedOut],
+    *,
+    before: Iterable[Unprotected] = (),
+    declared: Iterable[Conditions] = (),
+) -> Plan:
+    """Return a plan of real records together with all that has left unprotected of the same units.
+
+    Args:
+        plan: which itself protects nothing if its noise comes from a seed.
+        others: every plan of the records, with what was spent of each.
+        before: what else left unprotected.
+        declared: conditions under which exact class counts were given out.
+    """
+    left = left_unprotected(others, plan.units, plan.keeps, declared)
+    return replace(plan, events=(*plan.events, *dict.fromkeys([*_weak_noise(plan, plan.events), *left, *before])))
 
 
 def names_flow(event: Event) -> bool:
@@ -245,12 +320,13 @@ def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:
     return plan.events if named or not _releases_latents(plan) else (*plan.events, UNNAMED_FLOW)
 
 
-def _flow_made_of(plan: Plan) -> tuple[str, ...]:
-    """Return the kinds of noised events that a release's flow is made of, those that only go with them included."""
+def flow_sources(plan: Plan) -> tuple[Event, ...]:
+    """Return the noised events that a release's flow is made of, those that only go with them included."""
     if not _releases_latents(plan):
         return ()
-    stages = {event.stage for event in plan.protected().events if names_flow(event)}
-    return tuple(dict.fromkeys(event.kind for event in plan.protected().events if event.stage in stages))
+    protected = plan.protected().events
+    stages = {event.stage for event in protected if names_flow(event)}
+    return tuple(event for event in protected if event.stage in stages)
 
 
 @dataclass(frozen=True)

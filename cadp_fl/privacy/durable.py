@@ -22,7 +22,7 @@ from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
 from cadp_fl.privacy.accounting import Event, events_from_json
 from cadp_fl.privacy.book import Book, Entry
 from cadp_fl.privacy.chain import Chain, Link
-from cadp_fl.privacy.plan import METHOD_NAME, Allowance, Plan, Unit
+from cadp_fl.privacy.plan import METHOD_NAME, Allowance, Conditions, Plan, Unit
 
 __all__ = ["DurableLedger", "LedgerTerms"]
 
@@ -174,8 +174,8 @@ class DurableLedger:
                     _check_entry(link.entry)
                 except (KeyError, TypeError, ValueError) as error:
                     raise LedgerError(
-                        f"A ledger's entries are plans, events and answers. Entry {link.number} is none that this "
-                        "version knows; install the version of cadp-fl that wrote it, or find out who did."
+                        f"A ledger's entries are plans, events, answers and declarations. Entry {link.number} is none "
+                        "that this version knows; install the version of cadp-fl that wrote it, or find out who did."
                     ) from error
         self._checked = frozenset(link.hash for link in links)
         return Book([link.entry for link in links[1:]], adds_up=True)
@@ -251,6 +251,19 @@ class DurableLedger:
         """Return what all plans on training units, or on test units, add up to."""
         return self.book().committed(units)
 
+    def declare(self, conditions: Conditions) -> None:
+        """Write down, once, that exact numbers of training records of each class are given out, before they are.
+
+        Raises:
+            LedgerError: the ledger cannot be written to, or cannot be trusted.
+        """
+        if conditions not in self.declared():
+            self._chain.append(lambda links: self.book(links).declaring(conditions))
+
+    def declared(self) -> tuple[Conditions, ...]:
+        """Return the conditions under which such numbers were given out, in order."""
+        return self.book().declared()
+
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.
 
@@ -310,6 +323,8 @@ def _check_entry(entry: Entry) -> None:
                     raise ValueError("no retry")
         case {"answer": {"request": str(), "sha256": str()}}:
             pass
+        case {"declare": dict() as conditions}:
+            Conditions.from_json(conditions)
         case _:
             raise ValueError("no entry")
     if len(entry) != 1:

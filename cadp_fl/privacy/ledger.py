@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.book import Book, Entry
-from cadp_fl.privacy.plan import Allowance, Plan, Unit
+from cadp_fl.privacy.plan import Allowance, Conditions, Plan, Unit
 
 __all__ = ["Ledger", "MemoryLedger", "Plan"]
 
@@ -74,6 +74,14 @@ class Ledger(Protocol):
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to."""
+        ...
+
+    def declare(self, conditions: Conditions) -> None:
+        """Write down, once, that exact numbers of training records of each class are given out, before they are."""
+        ...
+
+    def declared(self) -> tuple[Conditions, ...]:
+        """Return the conditions under which such numbers were given out, in order."""
         ...
 
     def answered(self, request: str, body: str) -> str | None:
@@ -144,6 +152,13 @@ class MemoryLedger:
 
     def store(self, request: str, answer: str) -> None:
         """Keep nothing."""
+
+    def declare(self, conditions: Conditions) -> None:
+        """Keep nothing: a simulation compares methods, each as if it had been run alone."""
+
+    def declared(self) -> tuple[Conditions, ...]:
+        """Return nothing."""
+        return ()
 
     def _book(self) -> Book:
         return Book([json.loads(line) for line in self._store["entries"]], adds_up=False)

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
@@ -19,7 +19,20 @@ from cadp_fl.privacy.accounting import (
     events_from_json,
 )
 
-__all__ = ["METHOD_NAME", "NOTHING", "Against", "Allowance", "Labels", "Plan", "Split", "Unit", "against"]
+__all__ = [
+    "METHOD_NAME",
+    "NOTHING",
+    "Against",
+    "Allowance",
+    "Conditions",
+    "Labels",
+    "Noise",
+    "Plan",
+    "Split",
+    "Unit",
+    "against",
+    "kept_by",
+]
 
 METHOD_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 """Of a method: no name holds what a plan's key or an event's id puts between names."""
@@ -28,6 +41,9 @@ Unit = Literal["record", "patient"]
 Labels = Literal["public", "covered"]
 Split = Literal["train", "test"]
 """Whose records something is computed from: a site's training units, or its test units, which are others."""
+
+Noise = Literal["entropy", "seeded", "unrecorded"]
+"""Where noise comes from. An entry that was written before ledgers recorded it says `unrecorded`."""
 
 Against = Literal["server", "recipients"]
 """Whom a claim protects against: the server, and so everyone; or those alone who see sums over sites, and nothing that
@@ -51,6 +67,52 @@ NOTHING = Allowance(0.0, 0.0)
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What the wording of a plan's claim rests on beside its events, as it is at the site when the plan is reserved.
+
+    The site writes this into its ledger by itself, whatever a server sends: a claim made later, under a policy or
+    records that changed, still knows it.
+
+    Attributes:
+        noise: where the site's noise comes from.
+        classes: names of the classes that a record's label is one of.
+        attributes: names of the records' attributes.
+    """
+
+    noise: Noise = "entropy"
+    classes: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the conditions as plain JSON values."""
+        return {"noise": self.noise, "classes": list(self.classes), "attributes": list(self.attributes)}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> "Conditions":
+        """Return the conditions that `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are none.
+        """
+        noise, classes, attributes = tree["noise"], tuple(tree["classes"]), tuple(tree["attributes"])
+        if noise not in get_args(Noise) or not all(isinstance(name, str) for name in (*classes, *attributes)):
+            raise ValueError(f"conditions name noise, classes and attributes. Found {noise!r:.40}.")
+        return cls(noise, classes, attributes)
+
+
+def kept_by(labels: Labels, conditions: Conditions) -> frozenset[str]:
+    """Return what a neighbouring data set keeps of a replaced record, in words: nothing where labels are covered.
+
+    A claim that keeps less is stronger. Labels of other classes are another thing to keep.
+    """
+    if labels == "covered":
+        return frozenset()
+    return frozenset(
+        {f"labels ({', '.join(conditions.classes)})", *(f"attribute '{name}'" for name in conditions.attributes)}
+    )
+
+
+@dataclass(frozen=True)
 class Plan:
     """What one method may spend at one site.
 
@@ -63,6 +125,7 @@ class Plan:
         units: whose records the events are computed from: training units, or test units, which are others.
         retry: set aside for events whose result a crash lost; what they cost adds to that of the events.
         run: id of the run that the method is a part of; empty in a simulation, whose ledger knows only one.
+        conditions: what else the claim rests on, as the site found it.
     """
 
     method: str
@@ -73,6 +136,12 @@ class Plan:
     units: Split = "train"
     retry: Allowance = field(default=NOTHING)
     run: str = ""
+    conditions: Conditions = field(default=Conditions())
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """What the claim does not cover of a replaced record, in words. Claims on test units cover labels too."""
+        return frozenset() if self.units == "test" else kept_by(self.labels, self.conditions)
 
     @property
     def key(self) -> str:
@@ -103,6 +172,7 @@ class Plan:
             **vars(self),
             "events": [event.model_dump() for event in self.events],
             "retry": vars(self.retry),
+            "conditions": self.conditions.to_json(),
         }
 
     @classmethod
@@ -124,7 +194,8 @@ class Plan:
         if unit not in ("record", "patient") or labels not in ("public", "covered") or units not in ("train", "test"):
             raise ValueError(f"a plan says what it protects. Found {unit!r}, {labels!r}, {units!r}.")
         events = events_from_json(tree["events"])
-        return cls(str(tree["method"]), events, delta, unit, labels, units, retry, str(tree.get("run", "")))
+        conditions = Conditions.from_json(tree["conditions"]) if "conditions" in tree else Conditions("unrecorded")
+        return cls(str(tree["method"]), events, delta, unit, labels, units, retry, str(tree.get("run", "")), conditions)
 
 
 def _number(value: Any) -> float:

@@ -11,6 +11,8 @@ from cadp_fl.errors import (
     AggregatorError,
     CohortError,
     EvaluationError,
+    LittleNoiseError,
+    MadeFlowError,
     MechanismError,
     SeededNoiseError,
     UnitError,
@@ -23,6 +25,7 @@ from cadp_fl.privacy.accounting import (
     RandomizedResponse,
     ReleaseEvent,
     Unprotected,
+    noise_multiplier,
 )
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, names_flow
 from cadp_fl.privacy.mechanisms import MECHANISMS
@@ -44,7 +47,11 @@ def open_policy(
         labels=labels,
         mechanisms=tuple(MECHANISMS),
         unprotected=True,
+        declared_flows=True,
         aggregator="trusted",
+        most_sharers=10_000,
+        large_delta=True,
+        least_noise=0.0,
         min_units=1,
         min_class_units=0,
         seeded_noise=True,
@@ -138,14 +145,20 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
         )
     made = [event for event in naming if not isinstance(event, (DeclaredPublic, Unprotected))]
     if releases and made and not (policy.made_flows or policy.unprotected):
-        raise UnprotectedModelError(
+        raise MadeFlowError(
             "That a flow is made of noised values of this plan, and of nothing else from these records, is a server's "
-            f"word, which the steward takes or not (policy: made_flows). Found one made of {made[0].kind}."
+            f"word, which the steward takes or not (policy: made_flows). Found one made of {made[0].kind}; set "
+            "made_flows: true to take it."
         )
     if plan.against == "recipients" and policy.aggregator != "trusted":
         raise AggregatorError(
             "A site adds all of its noise itself unless its policy trusts an aggregator (policy: aggregator). A plan "
             "adds a share of it; set flow.moments.noise: each-site."
+        )
+    if (sharers := max((getattr(event, "shares", 1) for event in plan.events), default=1)) > policy.most_sharers:
+        raise AggregatorError(
+            f"At most {policy.most_sharers} sites share one noise (policy: most_sharers). Found a plan whose epsilon "
+            f"rests on {sharers}; ask for fewer, or set flow.moments.noise: each-site."
         )
     if plan.labels == "covered" and releases and not responds:
         raise UnitError(
@@ -159,10 +172,16 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
         raise UnprotectedModelError(
             f"Nothing leaves that was computed without differential privacy (policy: unprotected). Found {event.what}."
         )
-    if isinstance(event, DeclaredPublic) and not policy.unprotected and event.sha256 not in policy.public_flows:
+    if isinstance(event, DeclaredPublic) and not policy.declared_flows and event.sha256 not in policy.public_flows:
         raise UnprotectedModelError(
             "A flow counts as public if the steward says so (policy: public_flows). Found one that a server declares "
             f"public: sha256 {event.sha256}; add it to the policy if no record of this site had a part in it."
+        )
+    if not isinstance(event, (Unprotected, DeclaredPublic)) and noise_multiplier(event) < policy.least_noise:
+        raise LittleNoiseError(
+            f"Every noise's standard deviation is at least {policy.least_noise:g} times the clip norm (policy: "
+            f"least_noise). Found {noise_multiplier(event):.2g} of '{event.kind}' in stage '{event.stage}'; ask for a "
+            "smaller epsilon, fewer sampled records, or fewer sites that share one noise."
         )
     m = getattr(event, "records_per_unit", None)
     if m is not None and m != policy.records_per_unit:

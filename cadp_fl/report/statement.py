@@ -92,6 +92,10 @@ def not_covered(scope: Scope, *, deployed: bool = False) -> list[str]:
     return [
         *public,
         *([patients] if scope.unit == "record" else []),
+        "What delta allows: the bound by epsilon may fail with a chance of delta. A mechanism that gives each "
+        f"{scope.unit} away whole with that chance has epsilon 0 at delta, and gives one of n {scope.unit}s away with "
+        "a chance of up to n delta. A real site's policy holds delta to 1 / (100 n) and n^-1.5, unless its steward "
+        "allows 1 / (10 n), and refuses noise below a floor.",
         f"The number of {scope.unit}s of a site.",
         "Test records, which are no training records: what is told of them has a line of its own.",
         *([] if deployed else shown),
@@ -118,9 +122,10 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
     if own is not None and own.guarantee != claim.guarantee:
         beside = sorted(set(claim.unprotected) - set(own.unprotected))
         alone = own.epsilon if own.guarantee == "end-to-end" else own.epsilon_if_flow_were_fixed
+        costs = "would cost, had the noise not been seeded," if noise == "seeded" else "costs"
         return (
-            f"{name}: NO end-to-end guarantee. Of the same records this left the sites unprotected, by another method "
-            f"of this run: {'; '.join(beside)}. Nothing bounds what that reveals. By itself the method costs "
+            f"{name}: NO end-to-end guarantee. Of the same records this left the sites unprotected, by this method or "
+            f"another: {'; '.join(beside)}. Nothing bounds what that reveals. By itself the method {costs} "
             f"{_pair(alone, own.delta)} ('{relation}')"
             + (", given its flow, which is not covered either." if own.guarantee == "given-flow" else ".")
         )
@@ -128,7 +133,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
         return f"{name}: no privacy. This left the sites without any protection: {'; '.join(claim.unprotected)}."
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
     if claim.guarantee == "end-to-end":
-        whom = "the server and all that it shares with" if claim.against == "server" else _RECIPIENTS
+        whom = "the server and all that it shares with" if claim.against == "server" else _recipients(claim)
         return (
             f"{name}: everything computed from training records that leaves a site is accounted, or declared public. "
             f"For two data sets of a site that differ by '{relation}', it {holds} {_pair(claim.epsilon, claim.delta)}-"
@@ -162,7 +167,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
     return (
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be "
         f"{conditional}-differentially private ('{relation}') had {fixed}; {truth}."
-        + (f" That is against {_RECIPIENTS}." if claim.against == "recipients" else "")
+        + (f" That is against {_recipients(claim)}." if claim.against == "recipients" else "")
         + _on_the_flow(claim)
     )
 
@@ -173,13 +178,23 @@ _RECIPIENTS = (
 )
 
 
+def _recipients(claim: Claim) -> str:
+    """Return whom a claim on shared noise holds against, on how many sites it rests, and what the aggregator sees."""
+    return (
+        f"{_RECIPIENTS}. It rests on {claim.sharers} sites that really add their share of the noise; against the "
+        f"aggregator, the site's own message alone has epsilon {format_epsilon(claim.epsilon_of_own_message)}"
+    )
+
+
 def _on_the_flow(claim: Claim) -> str:
     """Return what a claim takes a release's flow to be made of, where noised events of the plan made it, or nothing."""
     if not claim.flow_made_of:
         return ""
     return (
         f" It takes the flow to be made of what these events of the method released, {', '.join(claim.flow_made_of)}, "
-        "and of nothing else from these records."
+        "and of nothing else from these records. A site checks that it gave these out before, and that the part of a "
+        "flow which moments make is the one that the sums give; that the server put nothing else of these records into "
+        "the sums, or into blocks that were trained, is the server's word."
     )
 
 

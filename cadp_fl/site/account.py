@@ -7,7 +7,7 @@ from typing import Any
 from cadp_fl.config import PolicyConfig
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected
 from cadp_fl.privacy.book import Book
-from cadp_fl.privacy.claims import claim_of, plan_among
+from cadp_fl.privacy.claims import claim_of, plan_among, relation_of
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.plan import Plan
 
@@ -51,17 +51,22 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
 
 def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
     """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries."""
-    claim, protected = claim_of(plan_among(plan, book.carried_out())), plan.protected()
+    claim, protected = claim_of(plan_among(plan, book.carried_out(), declared=book.declared())), plan.protected()
+    protects = bool(protected.events) and plan.conditions.noise == "entropy"
     return {
         "plan": plan.key,
         "method": plan.method,
         "run": plan.run,
         "units": plan.units,
         "labels": plan.labels,
+        "conditions": plan.conditions.to_json(),
+        "relation": relation_of(
+            plan.unit, "covered" if plan.units == "test" else plan.labels, plan.conditions.attributes
+        ),
         "guarantee": claim.guarantee,
         "against": claim.against,
-        "epsilon": protected.epsilon(),
-        "epsilon_add_remove": protected.epsilon(Relation.ADD_OR_REMOVE_ONE),
+        "epsilon": protected.epsilon() if protects else None,
+        "epsilon_add_remove": protected.epsilon(Relation.ADD_OR_REMOVE_ONE) if protects else None,
         "delta": plan.delta,
         "retry_reserve": vars(plan.retry),
         "unprotected": list(claim.unprotected),

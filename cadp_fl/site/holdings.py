@@ -13,6 +13,7 @@ from cadp_fl.data.units import Units
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.protocol import Request
+from cadp_fl.site.requests import MOMENTS
 from cadp_fl.site.spending import Spending
 from cadp_fl.weights import set_weights
 
@@ -45,10 +46,14 @@ class Holdings:
 
     def flow(self, config: FlowConfig, seed: int, request: Request) -> ConditionalFlow:
         """Return the flow of a request, with the weights that came with it."""
-        schema = self.data.train.schema
-        flow = ConditionalFlow(config, schema.shape, schema.conditions, seed=seed)
-        set_weights(flow, request.arrays)
+        flow = self.new_flow(config, seed)
+        set_weights(flow, {name: array for name, array in request.arrays.items() if not name.startswith(MOMENTS)})
         return flow.to(self.device)
+
+    def new_flow(self, config: FlowConfig, seed: int) -> ConditionalFlow:
+        """Return a flow before anything was learned, on the CPU."""
+        schema = self.data.train.schema
+        return ConditionalFlow(config, schema.shape, schema.conditions, seed=seed)
 
     def classifier(self, config: ClassifierConfig, seed: int) -> torch.nn.Module:
         """Return a new classifier, with the initial weights of a seed."""

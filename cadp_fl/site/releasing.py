@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from cadp_fl.config import PolicyConfig, parse
-from cadp_fl.errors import ExchangeError, PrivacyError
+from cadp_fl.errors import ExchangeError, FlowOriginError, PrivacyError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.moments import ToldMoments, check_is_made_of
 from cadp_fl.flow.storage import flow_sha256
-from cadp_fl.privacy.accounting import Unprotected
+from cadp_fl.privacy.accounting import GaussianMoments, PoissonGaussian, Unprotected
 from cadp_fl.privacy.claims import relation_of
 from cadp_fl.privacy.mechanisms import mechanism_of
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts
 from cadp_fl.release.bundle import open_bundle, write_bundle
 from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
@@ -18,7 +21,7 @@ from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.holdings import Holdings
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import FetchRequest, ReleaseRequest
+from cadp_fl.site.requests import MOMENTS, FetchRequest, ReleaseRequest
 from cadp_fl.site.review import Review
 
 __all__ = ["Releasing"]
@@ -67,6 +70,7 @@ class Releasing:
         settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
         sha256 = flow_sha256(flow)
         self._held.spending.check_flow(plan, sha256, starts=False)
+        self._check_is_made(plan, flow, asked, request)
         claim = ReleaseClaim.of(self._held.spending.claim(plan), relation_of(plan.unit, plan.labels, schema.attributes))
         event_id = self._held.spending.spend(request, asked.method, *settings.cost)
         head = ReleaseHead(
@@ -94,6 +98,35 @@ class Releasing:
             shutil.rmtree(folder, ignore_errors=True)
         manifest = write_bundle(head, parts, folder)
         return Reply({"manifest": manifest_to_json(manifest)})
+
+    def _check_is_made(self, plan: Plan, flow: ConditionalFlow, asked: ReleaseRequest, request: Request) -> None:
+        """Check that the plan's noised values were given out, and that the flow is made of them as far as that shows.
+
+        Raises:
+            FlowOriginError: it is not.
+            ExchangeError: the moments that it is said to be made of are none.
+        """
+        self._held.spending.check_was_given_out(plan)
+        moments = next((event for event in plan.events if isinstance(event, GaussianMoments)), None)
+        if moments is None:
+            return
+        if asked.made_of is None or not asked.flow.is_warm:
+            raise FlowOriginError(
+                "A flow that is made of moments comes with them, added up over sites. Found none, or a flow without a "
+                "warm start; send them."
+            )
+        new = self._held.new_flow(asked.flow, asked.seed)
+        told = ToldMoments.of(
+            {name.removeprefix(MOMENTS): array for name, array in request.arrays.items() if name.startswith(MOMENTS)},
+            moments,
+            classes=len(self._held.data.train.schema.classes),
+            dims=new.coarse_dims,
+            records=asked.made_of.records,
+            sites=asked.made_of.sites,
+        )
+        trained = any(event.stage == "flow" and isinstance(event, PoissonGaussian) for event in plan.events)
+        check_is_made_of(flow.cpu(), new, told, trained=trained)
+        flow.to(self._held.device)
 
     def fetch(self, request: Request) -> Reply:
         """Answer with a shard that has been paid for: the same bytes, however often."""

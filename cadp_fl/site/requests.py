@@ -27,6 +27,8 @@ __all__ = [
     "FetchRequest",
     "FlowRequest",
     "LocalRequest",
+    "MOMENTS",
+    "MadeOf",
     "MomentsRequest",
     "PrivateFlowRequest",
     "ReleaseRequest",
@@ -84,6 +86,17 @@ class CountRequest(Settings):
     event: GaussianHistogram
 
 
+MOMENTS = "moments."
+"""What the names of a release request's arrays begin with that the flow was made of, and no weights of it."""
+
+
+class MadeOf(Settings):
+    """Whose noised moments, added up in the request's arrays, a flow was made of."""
+
+    records: int = Field(ge=1, le=10**12)
+    sites: int = Field(ge=1, le=100_000)
+
+
 class ReleaseRequest(Settings):
     """Privatize every training record with the flow in the request's arrays."""
 
@@ -95,6 +108,7 @@ class ReleaseRequest(Settings):
     labels: RandomizedResponse | None = Field(None, description="how labels are randomized; none where they are public")
     latent_dims: int = Field(ge=1)
     shrinkage: str
+    made_of: MadeOf | None = Field(None, description="of a flow that the plan's moments made")
     shard_records: int = Field(ge=1, le=100_000)
 
 

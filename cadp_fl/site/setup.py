@@ -56,9 +56,9 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
     final = SiteFolder(path.absolute())
     check_socket(final.socket)
     units, tested = _counted(config, policy)
-    check_delta(policy.delta, units)
+    check_delta(policy.delta, units, large=policy.large_delta)
     if policy.evaluation is not None:
-        check_delta(policy.evaluation.delta, tested)
+        check_delta(policy.evaluation.delta, tested, large=policy.large_delta)
     group = gid_of(config.group)
     private, public = new_key_pair(config.site)
     with new_folder(path, "A site's folder", mode=0o700 if group is None else 0o710) as temporary:

@@ -23,7 +23,7 @@ from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, LOCAL_TEST_RESULTS
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.privacy.plan import Plan
+from cadp_fl.privacy.plan import Conditions, Plan
 from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.class_counts import ClassCounts
@@ -106,7 +106,7 @@ class Site:
             policy,
             units=len(of_training),
             test_units=len(of_test),
-            noise=noise.kind,
+            conditions=Conditions(noise.kind, data.train.schema.classes, data.train.schema.attributes),
             simulation=simulation,
         )
         self._held = held = Holdings(name, data, of_training, of_test, spending, noise, device, simulation)
@@ -166,6 +166,9 @@ class Site:
 
     def _describe(self, _request: Request) -> Reply:
         train, policy = self._held.data.train, self._policy
+        counts = self._counts.public()
+        if counts is not None:
+            self._held.spending.declare_class_counts()
         description = Description(
             site=self.name,
             library=cadp_fl.__version__,
@@ -175,7 +178,7 @@ class Site:
             labels=policy.labels,
             train=len(self._held.units),
             test=len(self._held.test_units),
-            class_counts=self._counts.public(),
+            class_counts=counts,
             noise=self._held.noise.kind,
         )
         return Reply(description.model_dump(mode="json"))

@@ -1,10 +1,11 @@
 """What a site may spend, and what it does: its policy and its ledger at work."""
 
-from collections.abc import Iterable
-from typing import Any, get_args
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from cadp_fl.config import PolicyConfig
-from cadp_fl.errors import BudgetError, PrivacyError, TotalBudgetError
+from cadp_fl.errors import BudgetError, ConditionsError, FlowOriginError, PrivacyError, TotalBudgetError
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
@@ -12,9 +13,17 @@ from cadp_fl.privacy.accounting import (
     PoissonGaussian,
     check_delta,
 )
-from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, CarriedOut, Claim, claim_of, left_unprotected, plan_beside
+from cadp_fl.privacy.claims import (
+    EXACT_TEST_RESULTS,
+    CarriedOut,
+    Claim,
+    claim_of,
+    flow_sources,
+    left_unprotected,
+    plan_beside,
+)
 from cadp_fl.privacy.ledger import Ledger
-from cadp_fl.privacy.plan import Plan, Split
+from cadp_fl.privacy.plan import Conditions, Plan, Split, kept_by
 from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.protocol import Request
@@ -30,25 +39,33 @@ class Spending:
         policy: what the site allows.
         units: number of training units.
         test_units: number of test units.
-        noise: where the site's noise comes from.
+        conditions: what claims rest on beside events, as it is now.
         simulation: whether methods are compared, each as if it had been run alone.
     """
 
     def __init__(
-        self, ledger: Ledger, policy: PolicyConfig, *, units: int, test_units: int, noise: str, simulation: bool
+        self,
+        ledger: Ledger,
+        policy: PolicyConfig,
+        *,
+        units: int,
+        test_units: int,
+        conditions: Conditions,
+        simulation: bool,
     ) -> None:
         self._ledger = ledger
         self._policy = policy
         self._units, self._test_units = units, test_units
-        self._noise = noise
+        self.conditions = conditions
         self._simulation = simulation
 
-    def reserve(self, *plans: Plan) -> None:
-        """Set plans aside, if the policy allows all of them and the budget holds each.
+    def reserve(self, *asked: Plan) -> None:
+        """Set plans aside under the conditions of now, if the policy allows all of them and the budget holds each.
 
         Raises:
             PolicyError, BudgetError, LedgerError: one is refused; nothing was written.
         """
+        plans = [replace(plan, conditions=self.conditions) for plan in asked]
         for plan in plans:
             self._check(plan)
             self._ledger.check(plan, allowance(self._policy, plan))
@@ -66,13 +83,14 @@ class Spending:
         policy, on_test = self._policy, plan.units == "test"
         is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
         if not is_exact:
-            check_delta(plan.delta, max(1, self._test_units if on_test else self._units))
+            units = self._test_units if on_test else self._units
+            check_delta(plan.delta, units, large=policy.large_delta)
         self._check_policy(plan)
         if on_test and not is_exact:
             others = [each for each in self._test_plans() if each.key != plan.key]
             check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
         if not self._ledger.simulation:
-            check_delta(policy.delta, self._units)
+            check_delta(policy.delta, self._units, large=policy.large_delta)
 
     def plan(self, request: Request, method: str, units: Split = "train") -> Plan:
         """Return what a request's run reserved for a method.
@@ -90,10 +108,12 @@ class Spending:
 
         Raises:
             PolicyError: the policy does not allow the plan any more: it may have become stricter since.
+            ConditionsError: what the plan's claim rests on has changed since it was reserved.
             BudgetError: the plan does not hold one of them.
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
         plan = self.plan(request, method, units)
+        self._check_conditions(plan)
         self._check_still_allowed(plan)
         key = plan.key
         body = request.sha256() if request.id else ""
@@ -144,6 +164,23 @@ class Spending:
                     f"one, {flow_sha256[:12]}...; reserve a plan for it."
                 )
 
+    def check_was_given_out(self, plan: Plan) -> None:
+        """Check that the noised values which a release's flow is made of were given out before, under this very plan.
+
+        A claim says what its flow is made of, and that is no more than words if the site was never asked for it. Of
+        DP-SGD one step is enough: a site may have missed a round.
+
+        Raises:
+            FlowOriginError: some were not.
+        """
+        spent = {_without_steps(event) for event in self._ledger.spent(plan.key)}
+        for event in flow_sources(plan):
+            if _without_steps(event) not in spent:
+                raise FlowOriginError(
+                    f"A release's flow is made of what its plan names, and the site gives that out first. '{plan.key}' "
+                    f"names '{event.kind}', and the site was never asked for it; ask, or leave it out of the plan."
+                )
+
     def account(self, run: str) -> dict[str, Any]:
         """Return what the ledger holds of a run, as JSON values: plans and events, and nothing of records.
 
@@ -158,16 +195,42 @@ class Spending:
         return {
             "ledger": "simulation" if self._ledger.simulation else "durable",
             "accounts": accounts,
-            "unprotected_before": _unprotected_before(run, carried_out),
+            "unprotected_before": self._unprotected_before(run, carried_out),
         }
 
     def unprotected_before(self, run: str) -> dict[str, list[dict[str, Any]]]:
         """Return what runs other than one have let go unprotected, as JSON values by training and test units."""
-        return _unprotected_before(run, self._ledger.carried_out())
+        return self._unprotected_before(run, self._ledger.carried_out())
+
+    def _unprotected_before(self, run: str, carried_out: Sequence[CarriedOut]) -> dict[str, list[dict[str, Any]]]:
+        """Return it for the strongest claim of the run: the one that keeps least of a replaced record."""
+        others = [(plan, spent) for plan, spent in carried_out if plan.run != run]
+        own = [plan.keeps for plan, _ in carried_out if plan.run == run and plan.units == "train"]
+        keeps = frozenset.intersection(kept_by(self._policy.labels, self.conditions), *own)
+        left = {"train": left_unprotected(others, "train", keeps, self._ledger.declared())}
+        left["test"] = left_unprotected(others, "test", frozenset())
+        return {units: [each.model_dump() for each in events] for units, events in left.items()}
+
+    def declare_class_counts(self) -> None:
+        """Write down, before they leave, that exact numbers of training records of each class do."""
+        self._ledger.declare(replace(self.conditions, attributes=()))
+
+    def _check_conditions(self, plan: Plan) -> None:
+        """Check that a plan is carried out under the conditions that it was reserved under.
+
+        Raises:
+            ConditionsError: it is not.
+        """
+        for name, now in self.conditions.to_json().items():
+            if (then := plan.conditions.to_json()[name]) != now:
+                raise ConditionsError(
+                    f"A plan is carried out under the conditions that its claim names. '{plan.key}' was reserved with "
+                    f"{name} {then!s:.80}, and now it is {now!s:.80}; start a new run."
+                )
 
     def _check_policy(self, plan: Plan) -> None:
         if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
-            check_plan(self._policy, plan, units=self._units, noise=self._noise)
+            check_plan(self._policy, plan, units=self._units, noise=self.conditions.noise)
 
     def _check_still_allowed(self, plan: Plan) -> None:
         """Check a plan that was reserved before against the policy of now, and all plans against its total."""
@@ -188,6 +251,6 @@ class Spending:
         return [] if self._simulation else [plan for plan in self._ledger.plans() if plan.units == "test"]
 
 
-def _unprotected_before(run: str, carried_out: Iterable[CarriedOut]) -> dict[str, list[dict[str, Any]]]:
-    others = [(plan, spent) for plan, spent in carried_out if plan.run != run]
-    return {units: [each.model_dump() for each in left_unprotected(others, units)] for units in get_args(Split)}
+def _without_steps(event: Event) -> Event:
+    """Return an event, of DP-SGD as a single step."""
+    return event.model_copy(update={"steps": 1}) if isinstance(event, PoissonGaussian) else event

@@ -1,6 +1,5 @@
 """What a study's plans cost, without a run and without a record: from its config alone."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from cadp_fl.privacy.accounting import (
     Relation,
     ReleaseEvent,
     Unprotected,
+    largest_cohort,
 )
 from cadp_fl.privacy.claims import Claim, Together, claim_of, compose_plans, relation_of
 from cadp_fl.privacy.costs import Costs, Epsilons, costs_of, epsilons_of
@@ -92,7 +92,9 @@ class StudyAccount:
     Attributes:
         relation: what is protected, in words.
         unit: of privacy.
-        largest_cohort: number of units at a site up to which the study's delta is small enough.
+        largest_cohort: number of units at a site up to which the study's delta is at most 1 / (10 n).
+        careful_cohort: the same under a policy that allows no such large delta, which is the default.
+        noise: of the study, entropy or seeded.
         methods: in order.
         together: what running all methods on the same records composes to.
         protected_together: the same of the protected events alone.
@@ -101,6 +103,8 @@ class StudyAccount:
     relation: str
     unit: str
     largest_cohort: int
+    careful_cohort: int
+    noise: str
     methods: tuple[MethodAccount, ...]
     together: Together
     protected_together: Epsilons
@@ -111,6 +115,8 @@ class StudyAccount:
             "relation": self.relation,
             "unit": self.unit,
             "largest_cohort": self.largest_cohort,
+            "careful_cohort": self.careful_cohort,
+            "noise": self.noise,
             "methods": {account.method: account.to_json() for account in self.methods},
             "all_methods_together": {**self.together.to_json(), "protected": self.protected_together.to_json()},
         }
@@ -133,7 +139,9 @@ def account_study(config: Path, overrides: Iterable[str] = ()) -> StudyAccount:
     return StudyAccount(
         relation=relation_of(study.budget.unit, study.labels),
         unit=study.budget.unit,
-        largest_cohort=math.floor(1 / (10 * study.budget.delta) * (1 + 1e-9)),
+        largest_cohort=largest_cohort(study.budget.delta, large=True),
+        careful_cohort=largest_cohort(study.budget.delta),
+        noise=study.noise,
         methods=accounts,
         together=compose_plans(plans),
         protected_together=sum((account.protected for account in accounts), Epsilons(0.0, 0.0)),

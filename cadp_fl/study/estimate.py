@@ -84,6 +84,7 @@ class Estimate:
         sites_at_once: number of sites that compute at the same time.
         memory_bytes: of all processes together.
         seconds: of the whole run.
+        noise: of the study, entropy or seeded.
     """
 
     stages: dict[str, tuple[StageCost, ...]]
@@ -94,6 +95,7 @@ class Estimate:
     sites_at_once: int
     memory_bytes: int
     seconds: float
+    noise: str
 
     def to_json(self) -> dict[str, Any]:
         """Return the estimate as plain JSON values."""
@@ -127,6 +129,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         sites_at_once=at_once,
         memory_bytes=ENGINE_BYTES + (at_once + 1) * _peak_bytes(),
         seconds=START_SECONDS + sum(phase.seconds for phase in phases),
+        noise=study.noise,
     )
 
 

@@ -152,9 +152,11 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     unit, m = study.budget.unit, study.budget.records_per_unit
     try:
         units = [len(Units.of(site.train, unit, m)) for site in sites]
-        check_delta(study.budget.delta, max(units))
+        large = study.sites.policy is None or study.sites.policy.large_delta
+        check_delta(study.budget.delta, max(units), large=large)
         if study.evaluation.delta is not None:
-            check_delta(study.evaluation.delta, max(1, *(len(Units.of(site.test, unit, m)) for site in sites)))
+            tested = max(len(Units.of(site.test, unit, m)) for site in sites)
+            check_delta(study.evaluation.delta, tested, large=large)
         methods = build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error

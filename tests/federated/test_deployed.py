@@ -66,7 +66,20 @@ def kill(hospitals, kind, nth, *, before=True):
     hospitals.start()
 
 
-def test_a_study_over_real_sites_says_so_and_claims_what_all_its_methods_compose_to(complete):
+def test_a_study_with_seeded_noise_over_real_sites_claims_nothing(complete):
+    summary, privacy = told(complete), told(complete, "privacy.json")
+    for name, row in summary["methods"].items():
+        assert (row["guarantee"], row["epsilon"]) == ("none", None)
+        assert "noise came from a seed" in privacy["methods"][name]["statement"]
+        assert "had the noise not been seeded" in privacy["methods"][name]["statement"]
+    assert summary["all_methods_together"]["epsilon"] is None
+    for site in SITES:
+        assert {plan.conditions.noise for plan in complete.ledger(site).plans()} == {"seeded"}
+
+
+def test_a_study_over_real_sites_says_so_and_claims_what_all_its_methods_compose_to(tmp_path):
+    complete = Hospitals(tmp_path, "noise=entropy")
+    assert complete.go() == "complete"
     summary, privacy = told(complete), told(complete, "privacy.json")
     assert (summary["federation"], summary["simulation"], summary["missing"]) == ("lungs", False, [])
     assert (privacy["federation"], privacy["simulation"]) == ("lungs", False)
@@ -219,7 +232,11 @@ def test_a_site_whose_answer_was_not_used_is_not_asked_for_it_when_the_run_is_re
 
 
 def test_what_a_crash_at_a_site_lost_is_paid_for_again_and_stands_in_the_accounts(tmp_path, monkeypatch):
-    hospitals, original, calls = Hospitals(tmp_path, DP_SGD, "budget.retry_reserve=0.7"), Answers.store, Counter()
+    hospitals, original, calls = (
+        Hospitals(tmp_path, DP_SGD, "noise=entropy", "budget.retry_reserve=0.7"),
+        Answers.store,
+        Counter(),
+    )
 
     def crashing(answers, request, reply):
         calls[request] += 1
@@ -316,13 +333,16 @@ def test_who_died_is_named(tmp_path, how, said):
 
 def test_what_left_unprotected_leaves_no_other_method_of_the_run_end_to_end(tmp_path):
     methods = DP_SGD.replace("methods={", "methods={fedavg: {rounds: 1, local_epochs: 1, model: linear}, ")
-    hospitals = Hospitals(tmp_path, methods, NOISED)
+    hospitals = Hospitals(tmp_path, methods, NOISED, "noise=entropy")
     assert hospitals.go() == "complete"
     row = told(hospitals)["methods"]["dp-sgd"]
     assert (row["guarantee"], row["epsilon"]) == ("none", None)
     privacy = told(hospitals, "privacy.json")
     said = privacy["methods"]["dp-sgd"]["statement"]
-    assert "NO end-to-end guarantee. Of the same records this left the sites unprotected, by another method" in said
+    assert (
+        "NO end-to-end guarantee. Of the same records this left the sites unprotected, by this method or another"
+        in said
+    )
     assert "weights of a classifier trained without differential privacy" in said
     assert "By itself the method costs (3.00, 1e-05)" in said
     assert "there is no bound (each site's ledger adds earlier runs too)" in privacy["statement"]
@@ -364,7 +384,7 @@ def test_a_run_that_waited_in_vain_names_the_sites_and_goes_on_when_it_is_resume
 
 
 def test_what_an_earlier_run_let_go_unprotected_leaves_no_later_one_an_end_to_end_claim(tmp_path):
-    hospitals = Hospitals(tmp_path, DP_SGD)
+    hospitals = Hospitals(tmp_path, DP_SGD, "noise=entropy")
     hospitals.site("north")
     ledger = hospitals.ledger("north")
     ledger.reserve(Plan("fedavg", (CLASSIFIER_WEIGHTS,), 1e-6, run="earlier"), Allowance(100.0, 0.1))
@@ -379,7 +399,7 @@ def test_what_an_earlier_run_let_go_unprotected_leaves_no_later_one_an_end_to_en
 
 
 def _fedavg_beside(tmp_path):
-    return Hospitals(tmp_path, DP_SGD, "methods={dp-sgd: {rounds: 1}, fedavg: {rounds: 2}}")
+    return Hospitals(tmp_path, DP_SGD, "noise=entropy", "methods={dp-sgd: {rounds: 1}, fedavg: {rounds: 2}}")
 
 
 def test_while_a_method_without_privacy_goes_on_none_beside_it_is_said_to_be_end_to_end(tmp_path):

@@ -13,9 +13,14 @@ from scipy.stats import norm
 
 from cadp_fl.errors import BudgetError
 from cadp_fl.privacy.accounting import (
+    GaussianHistogram,
+    GaussianMoments,
+    GaussianSum,
     LatentGaussian,
+    LatentGaussianGrid,
     LatentLaplace,
     PoissonGaussian,
+    RandomizedResponse,
     Relation,
     Unprotected,
     calibrate_laplace,
@@ -23,6 +28,8 @@ from cadp_fl.privacy.accounting import (
     check_delta,
     epsilon_of,
     events_from_json,
+    largest_cohort,
+    noise_multiplier,
 )
 from cadp_fl.privacy.gaussian import gaussian_delta
 
@@ -257,13 +264,58 @@ def test_a_budget_calibrated_on_the_coarse_grid_holds_on_the_fine_one():
     assert 0.99 * 3.0 <= epsilon_of([dp_sgd(noise_std, 0.5, 30)], DELTA) <= 3.0
 
 
-def test_delta_is_at_most_a_tenth_of_one_over_n():
-    check_delta(1e-4, 1000)
-    with pytest.raises(BudgetError, match=r"Found 0.0001 for n = 1001; use 9.9e-5 or less"):
-        check_delta(1e-4, 1001)
-    for delta in (0.0, -1.0, math.nan):
-        with pytest.raises(BudgetError):
-            check_delta(delta, 10)
+@pytest.mark.parametrize(
+    ("large", "delta", "n", "named"),
+    [(True, 1e-4, 1000, "9.9e-5"), (False, 1e-5, 1000, "9.9e-6"), (False, 1e-6, 10_000, "9.9e-7")],
+)
+def test_delta_is_at_most_a_hundredth_or_if_so_said_a_tenth_of_one_over_n(large, delta, n, named):
+    check_delta(delta, n, large=large)
+    assert largest_cohort(delta, large=large) == n
+    with pytest.raises(BudgetError, match=rf"Found {delta:g} for n = {n + 1}; use {named} or less"):
+        check_delta(delta, n + 1, large=large)
+
+
+def test_delta_is_at_most_n_to_the_minus_three_halves():
+    """Which is less than 1 / (100 n) from n = 10,000 on."""
+    check_delta(1e-9, 1_000_000)
+    assert largest_cohort(1e-9) == 1_000_000
+    with pytest.raises(BudgetError, match=r"n\^-1\.5"):
+        check_delta(1.01e-9, 1_000_000)
+    check_delta(1e-7, 1_000_000, large=True)
+
+
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize("delta", [0.0, -1.0, math.nan])
+def test_a_delta_is_above_zero(delta, large):
+    with pytest.raises(BudgetError):
+        check_delta(delta, 10, large=large)
+
+
+@pytest.mark.parametrize(
+    ("event", "multiplier"),
+    [
+        (LatentGaussian(stage="release", clip_norm=4.0, noise_std=2.0, records_per_unit=4), 0.25),
+        (LatentGaussianGrid(stage="release", clip_norm=4.0, noise_std=2.0, grid=2.0**-6), 0.5),
+        (LatentLaplace(stage="release", clip_norm=4.0, noise_scale=2.0, records_per_unit=2), math.sqrt(2) / 4),
+        (PoissonGaussian(stage="flow", clip_norm=2.0, noise_std=1.0, sampling_rate=1e-5, steps=9), 0.5),
+        (PoissonGaussian(stage="flow", clip_norm=2.0, noise_std=1.0, sampling_rate=1.0, steps=9), 0.5),
+        (GaussianSum(stage="moments", clip_norm=1.0, noise_std=8.0, shares=16, records_per_unit=2), 1.0),
+        (GaussianHistogram(stage="counts", histograms=2, noise_std=3.0, times=7, records_per_unit=3), 1.0),
+        (RandomizedResponse(stage="labels", epsilon=1.0), math.inf),
+    ],
+)
+def test_a_noise_multiplier_is_of_half_of_how_far_one_unit_moves_a_value(event, multiplier):
+    """By hand: a unit moves it by 2 C sqrt(m), 2 C m in L1, 2 C, 2 C m, sqrt(2 h) m; a shared noise is one share."""
+    assert noise_multiplier(event) == pytest.approx(multiplier, rel=1e-9)
+
+
+def test_a_noise_multiplier_of_moments_is_of_their_sensitivity():
+    event = GaussianMoments(
+        stage="moments", noise_std=6.0, clip_norm=3.0, count_weight=1.0, sum_weight=1.0, shared_weight=1.0,
+        class_weight=1.0, shares=4, records_per_unit=2,
+    )  # fmt: skip
+    # Two records of different classes are sqrt(2 (1 + 1 + 1 + 1)) apart, which no two of one class are.
+    assert noise_multiplier(event) == pytest.approx(6.0 / 2 / (math.sqrt(8) * 2 / 2), rel=1e-9)
 
 
 @pytest.mark.parametrize("epsilon", [0.001, 100.0])
@@ -303,13 +355,14 @@ def test_events_survive_json():
     assert events_from_json([event.model_dump() for event in events]) == events
 
 
+@pytest.mark.parametrize("large", [True, False])
 @pytest.mark.parametrize("records", [403, 600, 1, 7, 99, 1467, 100_000])
-def test_the_delta_that_a_refusal_names_is_accepted(records):
+def test_the_delta_that_a_refusal_names_is_accepted(records, large):
     with pytest.raises(BudgetError) as caught:
-        check_delta(0.9, records)
+        check_delta(0.9, records, large=large)
     named = float(str(caught.value).rsplit("use ", 1)[1].split(" ")[0])
-    check_delta(named, records)
-    assert named > 0.9 / (10 * records)
+    check_delta(named, records, large=large)
+    assert named > 0.9 * (1 / (10 * records) if large else min(1 / (100 * records), records**-1.5))
 
 
 def test_a_step_whose_losses_reach_far_and_whose_epsilon_is_nothing_is_accounted_at_once():

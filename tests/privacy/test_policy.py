@@ -8,6 +8,8 @@ from cadp_fl.errors import (
     CohortError,
     ConfigError,
     EvaluationError,
+    LittleNoiseError,
+    MadeFlowError,
     MechanismError,
     PolicyError,
     SeededNoiseError,
@@ -32,6 +34,10 @@ PUBLIC = DeclaredPublic(stage="flow", what="a flow of public records", sha256="a
 RELEASE = LatentGaussian(stage="release", clip_norm=1.0, noise_std=8.0)
 LABELS = RandomizedResponse(stage="labels", epsilon=0.5)
 STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=5.0, sampling_rate=0.5, steps=10)
+LOTTERY = STEPS.model_copy(update={"noise_std": 0.01, "sampling_rate": 4.9e-5, "steps": 1})
+"""It costs epsilon 0.00 at delta 5e-5, and gives a record away whole where one is sampled."""
+THIN = CENTRE.model_copy(update={"noise_std": 0.8 * CENTRE.clip_norm, "shares": 10})
+"""Of which the site's own share of the noise is a quarter of C."""
 SHARE = MOMENTS.model_copy(update={"shares": 3})
 TABLE = GaussianHistogram(stage="evaluation", histograms=3, noise_std=5.0, times=4)
 
@@ -88,11 +94,16 @@ def test_the_defaults_are_careful():
         ),
         (UnprotectedModelError, 313, {}, plan(TABLE.model_copy(update={"stage": "flow"}), LABELS, RELEASE), {}),
         (UnprotectedModelError, 313, {}, plan(CENTRE, LABELS, RELEASE), {}),
-        (UnprotectedModelError, 313, {}, plan(FLOW_WEIGHTS, MOMENTS, LABELS, RELEASE), {}),
+        (MadeFlowError, 321, {}, plan(FLOW_WEIGHTS, MOMENTS, LABELS, RELEASE), {}),
         (UnitError, 314, {"unit": "patient", "records_per_patient": 3}, plan(MOMENTS, unit="patient"), {}),
         (AggregatorError, 319, {}, plan(SHARE), {}),
-        (UnprotectedModelError, 313, {}, plan(CENTRE, MOMENTS, LABELS, RELEASE), {}),
-        (UnprotectedModelError, 313, {}, plan(STEPS.model_copy(update={"stage": "flow"}), LABELS, RELEASE), {}),
+        (MadeFlowError, 321, {}, plan(CENTRE, MOMENTS, LABELS, RELEASE), {}),
+        (MadeFlowError, 321, {}, plan(STEPS.model_copy(update={"stage": "flow"}), LABELS, RELEASE), {}),
+        (LittleNoiseError, 322, {}, plan(LOTTERY), {}),
+        (LittleNoiseError, 322, {}, plan(CENTRE.model_copy(update={"noise_std": 0.29 * CENTRE.clip_norm})), {}),
+        (LittleNoiseError, 322, {"aggregator": "trusted"}, plan(THIN), {}),
+        (AggregatorError, 319, {"aggregator": "trusted"}, plan(MOMENTS.model_copy(update={"shares": 11})), {}),
+        (UnprotectedModelError, 313, {"unprotected": True, "public_flows": ()}, plan(), {}),
         (AggregatorError, 319, {}, plan(CENTRE.model_copy(update={"shares": 3}), MOMENTS), {}),
         (EvaluationError, 317, {}, plan(TABLE, units="test"), {}),
     ],

@@ -34,6 +34,7 @@ POLICY: dict[str, Any] = {
     "unit": "record",
     "epsilon": 10,
     "delta": 1e-4,
+    "large_delta": True,
     "labels": "public",
     "made_flows": True,
     "review": False,

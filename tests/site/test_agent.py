@@ -128,7 +128,7 @@ def test_a_site_has_one_agent(folder):
 @pytest.mark.parametrize(
     ("plan", "refusal"),
     [
-        (_plan(SUM.model_copy(update={"noise_std": 0.05})), TotalBudgetError),
+        (_plan(SUM.model_copy(update={"noise_std": 0.4 * SUM.clip_norm})), TotalBudgetError),
         (_plan(Unprotected(stage="flow", what="flow weights")), UnprotectedModelError),
     ],
     ids=["over budget", "without privacy"],

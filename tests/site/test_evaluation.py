@@ -13,6 +13,7 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, EvaluationError, ExchangeError, PolicyError, TotalBudgetError, UnitError
 from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event, table_of
+from cadp_fl.evaluation.utility import _EXACT_BINS
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
 from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS
@@ -48,7 +49,8 @@ def dataset(count, seed, patients=None):
 
 def policy(evaluation=RULES, **changes):
     told = {
-        "population": "people", "unit": "record", "epsilon": 10.0, "delta": 2.5e-3, "labels": "public",
+        "population": "people", "unit": "record", "epsilon": 10.0, "delta": 2.5e-3, "large_delta": True,
+        "labels": "public",
         "unprotected": True, "min_units": 1, "min_class_units": 0,
     }  # fmt: skip
     return PolicyConfig(**(told | changes), evaluation=evaluation)
@@ -113,7 +115,10 @@ def test_the_noise_of_a_table_has_the_events_standard_deviation_and_is_new_for_e
     little = evaluation_event(100.0, DELTA, 3)
     tables = []
     for event, seed in ((EVENT, 1), (EVENT, 2), (little, 3)):
-        made = site(EvaluationPolicy(epsilon=100.0, delta=DELTA), noise=NoiseSource.from_seed(seed), seeded_noise=True)
+        made = site(
+            EvaluationPolicy(epsilon=100.0, delta=DELTA), noise=NoiseSource.from_seed(seed), seeded_noise=True,
+            least_noise=0.0,
+        )  # fmt: skip
         arrays = reserve(made, plan(event)).call(evaluate(event)).arrays
         tables.append(np.concatenate([arrays[name].ravel() for name in ("confusion", "histograms")]))
     counts = np.zeros(9 + 6 * NOISED_BINS.number)
@@ -270,9 +275,10 @@ def test_a_noised_test_of_a_sites_own_classifier_pays_for_both_kinds_of_units():
 
 def test_delta_is_held_against_the_number_of_test_units():
     rules = EvaluationPolicy(epsilon=2.5, delta=0.1)
-    reserve(site(rules), plan(delta=1 / (10 * TESTED)))
-    with pytest.raises(BudgetError, match=r"at most 1 / \(10 n\)"):
-        reserve(site(rules), plan(delta=1.01 / (10 * TESTED)))
+    for large, bound in ((True, 1 / (10 * TESTED)), (False, 1 / (100 * TESTED))):
+        reserve(site(rules, large_delta=large, delta=1e-4), plan(delta=bound))
+        with pytest.raises(BudgetError, match=rf"at most 1 / \({10 if large else 100} n\)"):
+            reserve(site(rules, large_delta=large, delta=1e-4), plan(delta=1.01 * bound))
 
 
 def test_a_test_patient_contributes_its_first_records_alone():
@@ -280,7 +286,7 @@ def test_a_test_patient_contributes_its_first_records_alone():
     event = evaluation_event(50.0, DELTA, 3, records_per_unit=2)
     made = site(
         EvaluationPolicy(epsilon=50.0, delta=DELTA), test=dataset(TESTED, 1, patients), unit="patient",
-        records_per_patient=2,
+        records_per_patient=2, least_noise=0.0,
     )  # fmt: skip
     with pytest.raises(UnitError, match="contributes 2 records"):
         reserve(made, plan(EVENT, unit="patient"))
@@ -323,3 +329,22 @@ def test_exact_test_results_spoil_no_claim_on_training_units():
     flow = DeclaredPublic(stage="flow", what="a flow of public records", sha256="0" * 64)
     release = LatentGaussian(stage="release", clip_norm=1.0, noise_std=100.0)
     assert made._held.spending.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"
+
+
+def test_exact_evaluations_read_a_record_that_is_alone_in_its_class_pixel_by_pixel():
+    """What policies, pages and help say of `evaluation.exact`; that noise and a low count prevent it, they say too."""
+    images = np.random.default_rng(5).integers(0, 256, (TESTED, 1, 4, 4), dtype=np.uint8)
+    labels = np.r_[2, np.zeros(TESTED - 1, dtype=np.int64)]
+    rules = EvaluationPolicy(exact=True, epsilon=1.0, delta=DELTA, count=16)
+    made = reserve(site(rules, test=Dataset(SCHEMA, images, labels)), plan(EXACT_TEST_RESULTS))
+    centred = torch.arange(256, dtype=torch.float64) / 255 - 0.5
+    for pixel in range(16):
+        weights = np.zeros((3, 16), np.float32)
+        weights[2, pixel] = 100
+        (found,) = np.flatnonzero(made.call(evaluate(None, **{"1.weight": weights})).arrays["histograms"][2, 0])
+        bins = _EXACT_BINS.of(100 * centred[:, None].numpy() - np.log(2))[:, 0]  # of every grey level it could be
+        likely = np.flatnonzero(np.abs(bins - found) == np.abs(bins - found).min())
+        assert abs(likely.mean() - images[0].reshape(-1)[pixel]) <= 3
+    assert EvaluationPolicy(epsilon=1.0, delta=DELTA).count == 10 < 16
+    with pytest.raises(EvaluationError, match="at most 16 times"):
+        made.call(evaluate(None))

@@ -16,6 +16,7 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, CohortError, ConfigError, ExchangeError, LedgerError, PrivacyError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.moments import ToldMoments, fit_affine
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import dequantize
 from cadp_fl.privacy.accounting import DeclaredPublic, GaussianMoments, GaussianSum, LatentGaussian, PoissonGaussian
@@ -30,7 +31,8 @@ from cadp_fl.site.answers import Answers
 from cadp_fl.site.class_counts import COUNT_DOUBT
 from cadp_fl.site.moments import check_moments, features_of, told_moments
 from cadp_fl.site.protocol import Request
-from cadp_fl.site.requests import MomentsRequest, PrivateFlowRequest, ReleaseRequest
+from cadp_fl.site.requests import MOMENTS as PREFIX
+from cadp_fl.site.requests import MadeOf, MomentsRequest, PrivateFlowRequest, ReleaseRequest
 from cadp_fl.site.site import Site
 from cadp_fl.weights import get_weights, set_weights
 
@@ -363,13 +365,19 @@ def test_more_numbers_than_fit_are_refused_before_any_is_held(monkeypatch):
 RELEASE = LatentGaussian(stage="release", clip_norm=2.0, noise_std=20.0)
 
 
-def release():
+def release(arrays=None):
+    """Return the request for a release by the flow that some moments make; what they are is no matter here."""
     flow = ConditionalFlow(WARM, SCHEMA.shape, 3, seed=0)
+    blank = {"counts": np.ones(3), "sums": np.zeros((3, DIMS)), "shared": np.zeros(TRIANGLE)}
+    parts = {"centre": np.zeros(DIMS), **(arrays or blank | {"second": np.zeros((3, TRIANGLE))})}
+    told = ToldMoments.of(parts, CLEAR, classes=3, dims=DIMS, records=60, sites=1)
+    fit_affine(flow, told)
     settings = ReleaseRequest(
         method="m", flow=WARM, seed=0, mechanism="gaussian", event=RELEASE, latent_dims=4, shrinkage="typical-set",
-        shard_records=16,
+        shard_records=16, made_of=MadeOf(records=60, sites=1),
     )  # fmt: skip
-    return Request("release", settings.model_dump(mode="json"), get_weights(flow))
+    weights = get_weights(flow) | {f"{PREFIX}{name}": array for name, array in told.arrays().items()}
+    return Request("release", settings.model_dump(mode="json"), weights)
 
 
 CLEAR = MOMENTS.model_copy(update={"noise_std": 1.0})
@@ -404,8 +412,8 @@ def test_a_release_before_the_counts_of_moments_is_refused_and_after_them_made()
     made._counts.public = lambda: None  # as where labels are covered
     with pytest.raises(CohortError, match="ask for noised counts first"):
         made.call(release())
-    made.call(asked(CLEAR))
-    assert "manifest" in made.call(release()).content
+    arrays = made.call(asked(CLEAR)).arrays
+    assert "manifest" in made.call(release(arrays)).content
     made = reserve(site(min_class_units=40, labels="public"), CLEAR, RELEASE)
     made._counts.public = lambda: None
     made.call(asked(CLEAR))

@@ -20,7 +20,7 @@ from cadp_fl.site.opening import read_records
 from tests.site.agents import STUDY, make
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
-ANSWERS = ["--population", "lungs", "--unit", "record", "--epsilon", "3", "--delta", "1e-4", "--labels", "public"]
+ANSWERS = ["--population", "lungs", "--unit", "record", "--epsilon", "3", "--delta", "2e-5", "--labels", "public"]
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_on_a_terminal_what_is_not_given_is_asked(here, monkeypatch):
         *("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", "--epsilon", "3"),
         input="lungs\nrecord\n1e-5\ncovered\n",
     )
-    assert "at most 1 / (10 n) for the n units here: 2.0e-4" in result.output
+    assert "at most 1 / (100 n) and n^-1.5 for the n units here: 2.0e-5" in result.output
     policy = load_policy(here / "north" / "policy.yaml")
     assert (policy.population, policy.unit, policy.delta, policy.labels) == ("lungs", "record", 1e-5, "covered")
 
@@ -95,7 +95,7 @@ def test_own_records_are_named_by_the_federation_and_not_by_their_file(here):
         (["--rehearsal", "study.yaml"], "give --population"),
         (["--rehearsal", "study.yaml", *ANSWERS, "--name", "west"], "north, east, south"),
         (["--rehearsal", "study.yaml", *ANSWERS, "--policy", "policy.yaml"], "given once"),
-        (["--rehearsal", "study.yaml", *ANSWERS[:-4], "--delta", "0.1", *ANSWERS[-2:]], "1 / \\(10 n\\)"),
+        (["--rehearsal", "study.yaml", *ANSWERS[:-4], "--delta", "0.1", *ANSWERS[-2:]], "1 / \\(100 n\\)"),
         (["--rehearsal", "study.yaml", *ANSWERS, "--group", "no-such-group"], "groupadd"),
         (["--rehearsal", "study.yaml", *ANSWERS, "--name", "North!"], "site"),
     ],

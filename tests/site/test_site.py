@@ -70,12 +70,12 @@ def dataset(count, seed):
     return Dataset(SCHEMA, images, generator.integers(0, 2, count))
 
 
-def site(simulation=True, *, noise_seed=1, **allowed):
+def site(simulation=True, *, noise_seed=1, noise=None, **allowed):
     return Site(
         "north",
         SiteData(dataset(40, 0), dataset(10, 1)),
         ledger=MemoryLedger(),
-        noise=NoiseSource.from_seed(noise_seed),
+        noise=noise or NoiseSource.from_seed(noise_seed),
         device=torch.device("cpu"),
         outbox=Path(tempfile.mkdtemp(dir=_folder)),
         simulation=simulation,
@@ -296,7 +296,7 @@ def test_a_release_by_a_flow_that_another_plan_trained_is_not_end_to_end():
 
 def test_a_real_site_says_end_to_end_no_more_once_something_left_unprotected():
     for simulation, guarantee in ((True, "end-to-end"), (False, "given-flow")):
-        made = site(simulation=simulation)
+        made = site(simulation=simulation, noise=NoiseSource.from_entropy())
         made.call(Request("reserve", {"plans": [Plan("other", (FLOW_WEIGHTS,), 1e-5).to_json()]}))
         flow = made.call(flow_round(method="other")).arrays
         plan = Plan("m", (public(sha256_of(flow)), EVENT), 1e-5)

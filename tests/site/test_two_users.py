@@ -22,7 +22,7 @@ POLICY = """
 population: digits
 unit: record
 epsilon: 3
-delta: 1.0e-4
+delta: 2.0e-5
 labels: public
 made_flows: true
 review: false

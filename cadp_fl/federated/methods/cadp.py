@@ -47,7 +47,7 @@ from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json
 from cadp_fl.release.privatize import ReleaseSettings
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import ReleaseRequest
+from cadp_fl.site.requests import MOMENTS, MadeOf, ReleaseRequest
 from cadp_fl.weights import get_weights
 
 __all__ = ["Cadp", "CadpGivenFlow", "release_request"]
@@ -147,7 +147,10 @@ class _Releasing(ABC):
     def _ask_for_releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> dict[str, Manifest]:
         """Let each site privatize its records, and return the manifests."""
         settings = release_request(self.name, run.study.release, self._mechanism, flow, card, *self._labels)
-        weights = get_weights(flow)
+        told, weights = self._flow.made_of(run, flow), get_weights(flow)
+        if told is not None:
+            settings = settings.model_copy(update={"made_of": MadeOf(records=told.records, sites=told.sites)})
+            weights |= {f"{MOMENTS}{name}": array for name, array in told.arrays().items()}
         expected = {
             "dataset": run.schema,
             "mechanism": settings.mechanism,

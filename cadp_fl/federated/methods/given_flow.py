@@ -100,6 +100,9 @@ class GivenFlow:
         run.finish(phase)
         return flow, card
 
+    def made_of(self, _run: StudyRun, _flow: ConditionalFlow) -> None:
+        """Return nothing: the flow is made of no noised values."""
+
     def _train(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> None:
         """Federated averaging of the flow's trainable tensors, in place."""
         config, phase = self._config.model_copy(update={"pretrained": None}), f"{self._method}/flow"

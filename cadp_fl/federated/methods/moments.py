@@ -56,7 +56,7 @@ def ask_for_moments(
     records = ask(1, sum_event, add_sum)
     centre = _in_unit_ball(np.sum([sums[site] for site in sorted(sums)], axis=0) / records)
     records = ask(2, event, add_moments)
-    return ToldMoments(centre, Moments.total([moments[site] for site in sorted(moments)]), records)
+    return ToldMoments(centre, Moments.total([moments[site] for site in sorted(moments)]), records, len(moments))
 
 
 def _in_unit_ball(mean: np.ndarray) -> np.ndarray:

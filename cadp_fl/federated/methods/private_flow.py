@@ -9,6 +9,7 @@ flow. Fitting, averaging and moving averages at the server are post-processing.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.data.schema import Schema
@@ -17,7 +18,7 @@ from cadp_fl.federated.methods.base import PhaseCost, StudyRun, bytes_of, fits_m
 from cadp_fl.federated.methods.given_flow import declared_public, load_pretrained
 from cadp_fl.federated.methods.moments import ask_for_moments
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.moments import check_parts, fit_affine
+from cadp_fl.flow.moments import ToldMoments, check_parts, fit_affine, load_moments, save_moments
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
 from cadp_fl.privacy.accounting import (
     Event,
@@ -184,7 +185,17 @@ class PrivateFlow:
         """Fit the flow's affine layer to what the sites tell of their moments, in place."""
         assert self._moments is not None, "asked for by the plan"
         front_end = card.config.front_end
-        fit_affine(flow, ask_for_moments(run, front_end, *self._moments, phase=f"{self._method}/moments"))
+        told = ask_for_moments(run, front_end, *self._moments, phase=f"{self._method}/moments")
+        save_moments(_moments_file(run), told)
+        fit_affine(flow, told)
+
+    def made_of(self, run: StudyRun, flow: ConditionalFlow) -> ToldMoments | None:
+        """Return the moments that the flow was made of, which sites check it against; None without a warm start."""
+        if self._moments is None:
+            return None
+        return load_moments(
+            _moments_file(run), self._moments[1], classes=len(run.schema.classes), dims=flow.coarse_dims
+        )
 
     def _train(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> FlowCard:
         """Federated averaging of DP-SGD on the flow's blocks, in place; a moving average over rounds is what stays."""
@@ -214,6 +225,10 @@ class PrivateFlow:
             run.federation.recorder.round(phase, number, own.rounds)
         means.replace()
         return replace(card, trained_on="private", dataset=run.schema, noise=run.study.noise)
+
+
+def _moments_file(run: StudyRun) -> Path:
+    return run.flow_file().with_suffix(".moments.safetensors")
 
 
 def _shares(study: StudyConfig) -> int:
