@@ -26,7 +26,7 @@ from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.federation import Federation, Traffic, Transport
 from cadp_fl.federated.journal import JOURNAL, Journal
-from cadp_fl.federated.methods import build_methods
+from cadp_fl.federated.methods import build_methods, check_shapes
 from cadp_fl.federated.methods.base import Method, StudyRun, plan_of
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.federated.roster import gather
@@ -169,6 +169,7 @@ class _Conductor:
         """
         results = self._results
         schema, sites = self._gather()
+        check_shapes(self._methods, schema, [entry.train for entry in sites.values()])  # real sites told it only now
         self._plans |= self._plan_evaluations(schema, sites)
         results.sites, results.dataset, results.attributes = sites, schema.name, schema.attributes
         sizes = {site: entry.train for site, entry in sites.items()}
