@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import cadp_fl
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.config import StudyConfig, dump_study
@@ -423,7 +425,8 @@ def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[Split, tuple[
 
 
 def _software() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions, and the instructions of the server's processor, that a result depends on."""
     names = ("flwr", "torch", "FrEIA", "opacus", "dp-accounting", "numpy")
     own = {"cadp-fl": cadp_fl.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in names}
+    processor = {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
+    return own | {name: version(name) for name in names} | processor
