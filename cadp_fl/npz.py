@@ -22,8 +22,20 @@ MAX_HEADER_BYTES = 10_000
 PLAIN_KINDS = "biufcSU"
 
 
+AGAIN = "get the file again, or write it with np.savez"
+PLAIN = "write it with np.savez, from arrays of numbers or text that each have one shape"
+
+
 class NpzError(Exception):
-    """Why an npz is refused: a clause without a full stop, for the caller's own sentence."""
+    """Why an npz is refused: a clause without a full stop, for the caller's own sentence.
+
+    Attributes:
+        remedy: what to do about it, as another clause.
+    """
+
+    def __init__(self, reason: str, remedy: str = AGAIN) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,12 @@ class Npz:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
             if name == member.filename or name in self._members:
-                raise NpzError(f"it holds {member.filename[:40]!r}, which is no .npy or is there twice")
+                raise NpzError(f"it holds {member.filename[:40]!r}, which is no .npy or is there twice", PLAIN)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise NpzError(f"{name[:40]!r} is compressed in a way that numpy does not write")
+                raise NpzError(f"{name[:40]!r} is compressed in a way that numpy does not write", PLAIN)
             self._members[name] = member
         if (size := sum(member.file_size for member in self._members.values())) > limit:
-            raise NpzError(f"it unpacks to {size} bytes, and {limit} is the limit")
+            raise NpzError(f"it unpacks to {size} bytes, and {limit} is the limit", "store fewer or smaller records")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -160,10 +172,12 @@ def _clauses(what: str) -> Iterator[None]:
     except NpzError:
         raise
     except MemoryError as error:
-        raise NpzError(f"{what} does not fit into memory") from error
+        raise NpzError(f"{what} does not fit into memory", "store fewer or smaller records") from error
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise NpzError(f"{what} cannot be read ({' '.join(reason.split())[:120]})") from error
+        system = getattr(error, "strerror", None)
+        reason = system or str(error) or type(error).__name__
+        remedy = "check that the file can be read" if system else AGAIN
+        raise NpzError(f"{what} cannot be read ({' '.join(reason.split())[:120]})", remedy) from error
 
 
 def _parse(name: str, head: bytes) -> Header:
@@ -172,10 +186,10 @@ def _parse(name: str, head: bytes) -> Header:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
     if version not in readers:
-        raise NpzError(f"{name} is in npy format {version}")
+        raise NpzError(f"{name} is in npy format {version}", PLAIN)
     shape, fortran, dtype = readers[version](stream)
     if dtype.hasobject:
-        raise NpzError(f"{name} holds Python objects, which only a pickle brings back")
+        raise NpzError(f"{name} holds Python objects, which only a pickle brings back", PLAIN)
     if dtype.kind not in PLAIN_KINDS or dtype.itemsize == 0 or any(side < 0 for side in shape):
-        raise NpzError(f"{name} is no plain array of numbers or text but {dtype!s:.40} of shape {shape}")
+        raise NpzError(f"{name} is no plain array of numbers or text but {dtype!s:.40} of shape {shape}", PLAIN)
     return Header(shape, dtype, fortran, stream.tell())

@@ -56,8 +56,13 @@ def read_description(path: Path, *, kind: str) -> dict[str, str]:
             metadata = dict(stored.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise DataError(f"A stored {kind} is a safetensors file. '{path}' is not: {_clause(error)}.") from error
-    if metadata.pop("format", "") != _format(kind):
-        raise DataError(f"A stored {kind} says that it is one. '{path}' does not; give a file that cadp-fl stored.")
+    if (found := metadata.pop("format", "")) != _format(kind):
+        other = next((f"says that it is a {each}" for each in ("classifier", "flow") if found == _format(each)), None)
+        leaves_none = "; the method flow-bayes leaves a flow alone" if found == _format("flow") else ""
+        raise DataError(
+            f"A stored {kind} says that it is one. '{path}' {other or 'does not'}; give a {kind} that cadp-fl "
+            f"stored{leaves_none}."
+        )
     if sum(len(value) for value in metadata.values()) > MAX_DESCRIPTION_CHARACTERS:
         raise DataError(
             f"A description has at most {MAX_DESCRIPTION_CHARACTERS} characters. That of '{path}' is longer."

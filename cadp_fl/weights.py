@@ -19,13 +19,14 @@ __all__ = [
     "get_weights",
     "set_weights",
     "structure_sha256",
+    "trainable_parameters",
     "weights_sha256",
 ]
 
 
 def get_weights(module: nn.Module) -> dict[str, np.ndarray]:
     """Return a copy of every trainable floating-point parameter, on the CPU, by name."""
-    return {name: parameter.detach().cpu().numpy().copy() for name, parameter in _trainable(module).items()}
+    return {name: parameter.detach().cpu().numpy().copy() for name, parameter in trainable_parameters(module).items()}
 
 
 def set_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
@@ -34,7 +35,7 @@ def set_weights(module: nn.Module, weights: Mapping[str, np.ndarray]) -> None:
     Raises:
         ExchangeError: a name, shape or dtype is not the module's, or a value is not finite.
     """
-    parameters = _trainable(module)
+    parameters = trainable_parameters(module)
     check_arrays(weights, get_weights(module))
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -92,7 +93,7 @@ def weights_sha256(weights: Mapping[str, np.ndarray]) -> str:
 def structure_sha256(module: nn.Module) -> str:
     """Return the hash of all that is rebuilt: fixed tensors with their values, trainable ones with their shapes."""
     digest = hashlib.sha256()
-    trainable = _trainable(module)
+    trainable = trainable_parameters(module)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for name in sorted(tensors):
         array = tensors[name].detach().cpu().numpy()
@@ -103,7 +104,8 @@ def structure_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+def trainable_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return every trainable floating-point parameter, by name."""
     return {
         name: parameter
         for name, parameter in module.named_parameters()

@@ -88,6 +88,7 @@ def train_central(
 
 def _described(made: dict[str, Any]) -> str:
     from cadp_fl.privacy.claims import format_against, format_epsilon
+    from cadp_fl.report.share import format_share
 
     lines = [f"Classifier: {made['classifier']}, trained on {made['records']} released records."]
     for release in made["releases"]:
@@ -102,13 +103,9 @@ def _described(made: dict[str, Any]) -> str:
         lines.append(f"  {release['site']}: {release['records']} records, guarantee {claims}{seeded}")
     if "test" in made:
         names = ("accuracy", "balanced_accuracy", "auroc", "macro_f1")
-        figures = [f"{name} {_share(made['test'][name])}" for name in names]
+        figures = [f"{name} {format_share(made['test'][name])}" for name in names]
         lines.append(f"On {made['test']['records']} real test records: {', '.join(figures)}.")
     return "\n".join(lines)
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def predict(
@@ -127,19 +124,27 @@ def predict(
 ) -> None:
     """Say which class each image is of, one line an image, and how likely.
 
-    FILE is a PNG or JPEG image, a folder of them (with all below it), or an
-    .npz. Of an npz, the array images is read, or else test_images: uint8,
-    (images, height, width) or (images, height, width, 3). Images become grey
-    or coloured as the classifier needs. Probabilities are not calibrated.
+    FILE is a PNG or JPEG image of 8 bits, a folder of them (with all below
+    it), or an .npz. Of an npz, the array images is read, or else test_images:
+    uint8, (images, height, width) or (images, height, width, 3). Images become
+    grey or coloured as the classifier needs, and upright. What is left out of
+    a folder (hidden files, links, other kinds) and what is changed in an image
+    is printed on stderr; CMYK, 16 bits, transparency and damage are refused.
+    MODEL is a run's models/classifier-METHOD.safetensors; flow-bayes leaves
+    none. Probabilities are not calibrated.
     """
     from cadp_fl.outputs import check_new
     from cadp_fl.phases.predict import predict, write_csv
+    from cadp_fl.report.share import format_share
 
     if output is not None:
         check_new(output, "A table")
-    predictions = predict(classifier, files, resize=resize, device=device or "auto")
+    notes: list[str] = []
+    predictions = predict(classifier, files, resize=resize, device=device or "auto", report=notes.append)
     if output is not None:
         write_csv(predictions, output)
+    for sentence in [] if quiet else notes:
+        typer.echo(sentence, err=True)
     if as_json:
         for prediction in predictions:
             typer.echo(json.dumps(prediction.to_json()))
@@ -150,4 +155,4 @@ def predict(
         label_width = max(len(prediction.label) for prediction in predictions)
         for prediction in predictions:
             named = f"{prediction.source:<{file_width}}  {prediction.label:<{label_width}}"
-            typer.echo(f"{named}  {prediction.probability:.3f}")
+            typer.echo(f"{named}  {format_share(prediction.probability)}")

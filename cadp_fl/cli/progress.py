@@ -20,6 +20,7 @@ from rich.table import Table
 from cadp_fl.federated.recorder import Watcher, describe_step
 from cadp_fl.privacy.claims import format_against, format_delta, format_epsilon
 from cadp_fl.report.page import format_figure
+from cadp_fl.report.share import format_share
 
 __all__ = ["progress_to", "results_table"]
 
@@ -86,7 +87,7 @@ class _Bars:
             self._progress.update(task, completed=step["round"], news=_figures(step))
         elif step["step"] == "round" and "accuracy" in step:
             train = next(name for name in reversed(self._tasks) if name.split("/")[0] == step["phase"].split("/")[0])
-            self._progress.update(self._tasks[train], news=f"accuracy {step['accuracy']:.3f}")
+            self._progress.update(self._tasks[train], news=f"accuracy {format_share(step['accuracy'])}")
 
     def _answer(self, step: dict[str, Any]) -> None:
         if "failed" in step:
@@ -104,7 +105,8 @@ class _Bars:
 
 def _figures(figures: dict[str, Any]) -> str:
     names = [name for name in ("bits_per_dim", "loss", "accuracy") if isinstance(figures.get(name), float)]
-    return "".join(f"  {name} {figures[name]:.3g}" for name in names)
+    texts = (format_share(figures[name]) if name == "accuracy" else f"{figures[name]:.3g}" for name in names)
+    return "".join(f"  {name} {text}" for name, text in zip(names, texts, strict=True))
 
 
 def results_table(console: Console, summary: dict[str, Any], output: Path) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cadp_fl.config import DataConfig, parse
+from cadp_fl.data.remedies import labels_as_integers, labels_from_zero, pixels_as_bytes, shape_of_images
 from cadp_fl.data.schema import MAX_ATTRIBUTES, MAX_CLASSES, MAX_SIDE, Dataset, Schema, Source
 from cadp_fl.errors import DataError
 from cadp_fl.npz import Npz, NpzError, open_npz
@@ -42,7 +43,7 @@ def read_medmnist(config: DataConfig) -> Source:
             return _source(npz, config.path.stem[:80], config)
     except NpzError as error:
         raise DataError(
-            f"A MedMNIST file is an npz of plain arrays. '{config.path}' is not: {error}; get the file again."
+            f"A MedMNIST file is an npz of plain arrays. '{config.path}' is not: {error}; {error.remedy}."
         ) from error
 
 
@@ -84,7 +85,7 @@ class _Labels:
 def _source(npz: Npz, name: str, config: DataConfig) -> Source:
     shapes = {split: _image_shape(npz, split) for split in _splits(npz)}
     if len(found := {shape[1:] for shape in shapes.values()}) > 1:
-        raise DataError(f"The images of all splits have one shape. Found {_listed(found)}; mend the file.")
+        raise DataError(f"The images of all splits have one shape. Found {_listed(found)}; resize those of one.")
     height, width, *channels = found.pop()
     records = {split: shape[0] for split, shape in shapes.items()}
     labels, patients = _all_labels(npz, records, config), _patients(npz, records)
@@ -125,14 +126,11 @@ def _image_shape(npz: Npz, split: str) -> tuple[int, ...]:
     header = npz.header(name)
     shape = header.shape
     if header.dtype != np.uint8:
-        nan = header.dtype.kind == "f" and bool(np.isnan(npz.array(name)).any())
-        raise DataError(
-            f"Pixels are uint8, 0 to 255. '{name}' is {header.dtype}{' and holds NaN' if nan else ''}; convert it with "
-            f"{'np.nan_to_num and ' if nan else ''}np.round, and scale it to 0 to 255."
-        )
+        raise DataError(f"Pixels are uint8, 0 to 255. '{name}' {pixels_as_bytes(name, npz.array(name))}.")
     if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)):
         raise DataError(
-            f"Images are (records, height, width) or (records, height, width, 3). '{name}' is {shape}; reshape it."
+            f"Images are (records, height, width) or (records, height, width, 3). '{name}' is {shape}; "
+            f"{shape_of_images(name, shape)}."
         )
     if not all(1 <= side <= MAX_SIDE for side in shape[1:3]):
         raise DataError(f"An image's sides are 1 to {MAX_SIDE} pixels. '{name}' is {shape}; resize the images.")
@@ -148,7 +146,7 @@ def _all_labels(npz: Npz, records: Mapping[str, int], config: DataConfig) -> _La
         return _Labels(labels, _classes(labels, config.classes), {})
     attributes = {split: _attributes(npz, split, count) for split, count in records.items()}
     if len(counts := {values.shape[1] for values in attributes.values()}) > 1:
-        raise DataError(f"Records have as many labels in every split. Found {_listed(counts)}; mend the file.")
+        raise DataError(f"Records have as many labels in every split. Found {_listed(counts)}; store the same in each.")
     count = counts.pop()
     names = config.attributes or tuple(str(number) for number in range(count))
     if len(names) != count:
@@ -173,17 +171,20 @@ def _attributes(npz: Npz, split: str, records: int) -> np.ndarray:
     if len(header.shape) != 2 or header.shape[0] != records or header.shape[1] < 2:
         raise DataError(
             f"data.label chooses among several labels of each of the {records} images. '{name}' is {header.shape}; "
-            "remove data.label and data.attributes, or mend the file."
+            "remove data.label and data.attributes, or store several labels for each record."
         )
     if header.shape[1] > MAX_ATTRIBUTES:
         raise DataError(
             f"A record has at most {MAX_ATTRIBUTES} attributes. '{name}' has {header.shape[1]}; leave some out."
         )
     if header.dtype.kind not in "iu":
-        raise DataError(f"Attributes are integers, 0 or 1. '{name}' is {header.dtype}; convert it.")
+        raise DataError(f"Attributes are integers, 0 or 1. '{name}' {labels_as_integers(name, npz.array(name))}.")
     values = npz.array(name)
     if int(values.min()) < 0 or int(values.max()) > 1:
-        raise DataError(f"An attribute is 0 or 1. '{name}' holds {values.min()} to {values.max()}; convert it.")
+        raise DataError(
+            f"An attribute is 0 or 1. '{name}' holds {values.min()} to {values.max()}; store 1 for a record that has "
+            "it, and 0 for any other."
+        )
     return values.astype(np.uint8)
 
 
@@ -208,34 +209,58 @@ def _labels(npz: Npz, split: str, records: int) -> np.ndarray:
     name = f"{split}_labels"
     header = npz.header(name)
     if len(header.shape) == 2 and header.shape[1] > 1:
+        if header.dtype.kind in "biuf" and _is_one_hot(npz.array(name)):
+            raise DataError(
+                f"A label is one number, from 0. '{name}' holds {header.shape[1]} columns of which one is 1 (one-hot); "
+                f"write np.argmax({name}, axis=1)."
+            )
         raise DataError(
             f"A record has one label. '{name}' has {header.shape[1]} (multi-label); name the one to learn with "
             "data.label, which makes all of them public attributes, or choose other data."
         )
     if header.dtype.kind not in "iu":
-        raise DataError(f"Labels are integers from 0. '{name}' is {header.dtype}; convert it.")
+        raise DataError(f"Labels are integers from 0. '{name}' {labels_as_integers(name, npz.array(name))}.")
     labels = _column(npz, name, records)
     if int(labels.min()) < 0 or int(labels.max()) >= MAX_CLASSES:
         raise DataError(
-            f"A label is 0 to {MAX_CLASSES - 1}. '{name}' holds {labels.min()} to {labels.max()}; mend the file."
+            f"A label is 0 to {MAX_CLASSES - 1}. '{name}' holds {labels.min()} to {labels.max()}; "
+            f"{labels_from_zero(name, 0)}."
         )
     return labels.astype(np.int64)
+
+
+def _is_one_hot(values: np.ndarray) -> bool:
+    """Tell whether every row holds one 1 and zeros."""
+    return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all())
 
 
 def _classes(labels: Mapping[str, np.ndarray], classes: tuple[str, ...] | None) -> tuple[str, ...]:
     """Return the classes' names: those of the config, or the numbers up to the largest label."""
     split = max(labels, key=lambda name: int(labels[name].max()))
-    largest = int(labels[split].max())
-    if classes is None:
-        if largest == 0:
-            raise DataError("A classifier needs two classes. Every label is 0; choose other data, or set data.classes.")
-        return tuple(str(label) for label in range(largest + 1))
-    if largest >= len(classes):
+    found = np.unique(np.concatenate([np.unique(each) for each in labels.values()])).tolist()
+    name, smallest, largest = f"{split}_labels", found[0], found[-1]
+    if classes is not None:
+        if largest >= len(classes):
+            moved = smallest > 0 and largest - smallest < len(classes)
+            way_out = f"labels start at 0: {labels_from_zero(name, smallest)}, or " if moved else ""
+            raise DataError(
+                f"A label is 0 to {len(classes) - 1}, one for each of data.classes. '{name}' holds {largest}; "
+                f"{way_out}name every class from 0 to {largest}."
+            )
+        return classes
+    if lacking := sorted(set(range(largest)) - set(found)):
+        first = smallest if len(lacking) == smallest else 0
         raise DataError(
-            f"A label is 0 to {len(classes) - 1}, one for each of data.classes. '{split}_labels' holds {largest}; name "
-            "every class, or mend the file."
+            f"Labels start at 0 and leave none out. These are {smallest} to {largest}, and none is {lacking[0]}; "
+            f"{labels_from_zero(name, first)}, or, if other sites have such records, name all classes from 0 "
+            "with data.classes."
         )
-    return classes
+    if largest == 0:
+        raise DataError(
+            "A classifier needs two classes. Every label is 0; add records of another class, or, if other sites have "
+            "some, name all classes with data.classes."
+        )
+    return tuple(str(label) for label in found)
 
 
 def _patients(npz: Npz, records: Mapping[str, int]) -> dict[str, np.ndarray] | None:
@@ -275,7 +300,9 @@ def _code(patient: int | str | bytes) -> int:
 def _column(npz: Npz, name: str, records: int) -> np.ndarray:
     """Return an array of one value a record, (records,)."""
     if (shape := npz.header(name).shape) not in ((records,), (records, 1)):
-        raise DataError(f"'{name}' has one value for each of the {records} images. It is {shape}; mend the file.")
+        raise DataError(
+            f"'{name}' has one value for each of the {records} images. It is {shape}; store as many as images."
+        )
     return npz.array(name).reshape(-1)
 
 

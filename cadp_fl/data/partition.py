@@ -176,8 +176,8 @@ def _check_possible(source: Source, patients: Patients, sites: int, min_records:
     available, classes = len(train), len(train.schema.classes)
     if len(unheld := np.flatnonzero(train.class_counts() == 0)):
         raise DataError(
-            f"Every class is held by a site. No training record is of class '{train.schema.classes[unheld[0]]}'; take "
-            "it out of data.classes, or add records."
+            f"Every class is held by a site. No training record is of class '{train.schema.classes[unheld[0]]}', whose "
+            f"label is {unheld[0]}; add some, or number the labels without it and take its name out of data.classes."
         )
     if test is None:  # rounding keeps less than one patient of a class and a site from being held out
         kept = (1 - test_fraction) * len(train) + int(patients.records.max()) * sites * classes

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import cadp_fl
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.config import StudyConfig, dump_study
@@ -26,7 +28,7 @@ from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.federation import Federation, Traffic, Transport
 from cadp_fl.federated.journal import JOURNAL, Journal
-from cadp_fl.federated.methods import build_methods
+from cadp_fl.federated.methods import build_methods, check_shapes
 from cadp_fl.federated.methods.base import Method, StudyRun, plan_of
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.federated.roster import gather
@@ -169,6 +171,7 @@ class _Conductor:
         """
         results = self._results
         schema, sites = self._gather()
+        check_shapes(self._methods, schema, [entry.train for entry in sites.values()])  # real sites told it only now
         plans = self._plans | self._plan_evaluations(schema, sites)
         conditions = Conditions(self._study.noise, schema.classes, schema.attributes)
         self._plans = {key: replace(plan, conditions=conditions) for key, plan in plans.items()}
@@ -424,7 +427,8 @@ def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[Split, tuple[
 
 
 def _software() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions, and the instructions of the server's processor, that a result depends on."""
     names = ("flwr", "torch", "FrEIA", "opacus", "dp-accounting", "numpy")
     own = {"cadp-fl": cadp_fl.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in names}
+    processor = {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
+    return own | {name: version(name) for name in names} | processor

@@ -43,7 +43,7 @@ from cadp_fl.flow.coupling import COUPLINGS, coupling_block
 from cadp_fl.flow.permutations import PERMUTATIONS, permutation
 from cadp_fl.flow.subnets import ConvolutionalSubnet, DenseSubnet
 
-__all__ = ["DOWNSAMPLINGS", "FLOW_CONTAINERS", "ConditionalFlow", "check_flow"]
+__all__ = ["DOWNSAMPLINGS", "FLOW_CONTAINERS", "ConditionalFlow", "check_flow_names"]
 
 DOWNSAMPLINGS: dict[str, type[nn.Module]] = {
     "haar": fm.HaarDownsampling,
@@ -70,7 +70,8 @@ class ConditionalFlow(nn.Module):
 
     def __init__(self, config: FlowConfig, shape: tuple[int, int, int], conditions: int, *, seed: int) -> None:
         super().__init__()
-        check_flow(config, shape)
+        check_flow_names(config)
+        _check_fits(config, shape)
         self.shape = shape
         self.conditions = conditions
         self.dims = math.prod(shape)
@@ -246,28 +247,46 @@ FLOW_CONTAINERS: tuple[type[nn.Module], ...] = (ConditionalFlow, _Scale, _Blocks
 """What holds a flow's layers together."""
 
 
-def check_flow(config: FlowConfig, shape: tuple[int, int, int]) -> None:
-    """Check that an architecture names what exists, and fits images of a shape.
+def check_flow_names(config: FlowConfig) -> None:
+    """Check that an architecture names what exists.
 
     Raises:
-        ConfigError: a name is unknown, or the image cannot be halved as often as there are scales.
+        ConfigError: a name is unknown.
     """
     for field, known in (("coupling", COUPLINGS), ("downsampling", DOWNSAMPLINGS), ("permutation", PERMUTATIONS)):
         name = getattr(config, field)
         if name not in known:
             raise ConfigError(f"Unknown {field} '{name}'. Choose one of: {', '.join(sorted(known))}.")
+
+
+def _check_fits(config: FlowConfig, shape: tuple[int, int, int]) -> None:
+    """Check that a flow of an architecture can be built for images of a shape.
+
+    Raises:
+        ConfigError: the image cannot be halved as often as there are scales, or there is nothing to couple.
+    """
     if config.is_warm:
         if FrontEnd(config.front_end, shape).dims < 2:
             raise ConfigError("A coupling block needs two dimensions. The front end has one; raise its size.")
         return
-    factor = 2 ** len(config.scales)
-    if shape[1] % factor or shape[2] % factor:
+    if not config.scales and not config.dense.blocks:
         raise ConfigError(
-            f"Every scale of a flow halves the image. {len(config.scales)} scales need sides that {factor} divides. "
-            f"Found {shape[1]} x {shape[2]}; use fewer scales."
+            "A flow without a warm start needs coupling blocks. Found no flow.scales, and flow.dense.blocks 0; give "
+            "scales, or dense.blocks above zero."
         )
-    if not config.scales and math.prod(shape) < 2:
+    if math.prod(shape) < 2:
         raise ConfigError(f"A coupling block needs two dimensions. An image of shape {shape} has one; add pixels.")
+    scales, sides = len(config.scales), shape[1:]
+    factor = 2**scales
+    if any(side % factor for side in sides):
+        fitting = max(count for count in range(scales) if not any(side % 2**count for side in sides))
+        fewer = f"at most {fitting} of flow.scales" if fitting else "no flow.scales"
+        dense = "" if fitting or config.dense.blocks else " and flow.dense.blocks above zero"
+        larger = " x ".join(str(-(-side // factor) * factor) for side in sides)
+        raise ConfigError(
+            f"Each of flow.scales halves the image, so with {scales} of them its sides are multiples of {factor}. "
+            f"Found images of {sides[0]} x {sides[1]}; use {fewer}{dense}, or images of {larger}."
+        )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a stored classifier says of images."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 from cadp_fl.classifier.storage import load_classifier
 from cadp_fl.classifier.training import log_odds
+from cadp_fl.data.images import printable
 from cadp_fl.device import resolve_device
 from cadp_fl.outputs import new_file
 from cadp_fl.phases.images import Picture, read_pictures
@@ -40,7 +41,7 @@ class Prediction:
     @property
     def source(self) -> str:
         """The file, with the place in brackets, safe to print."""
-        name = str(self.file).encode(errors="replace").decode()
+        name = printable(self.file)
         return name if self.index is None else f"{name}[{self.index}]"
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +49,14 @@ class Prediction:
         return {"file": str(self.file), "index": self.index, "class": self.label, "probability": self.probability}
 
 
-def predict(classifier: Path, paths: Sequence[Path], *, resize: bool, device: str) -> list[Prediction]:
+def predict(
+    classifier: Path,
+    paths: Sequence[Path],
+    *,
+    resize: bool,
+    device: str,
+    report: Callable[[str], None] = lambda sentence: None,
+) -> list[Prediction]:
     """Return the likeliest class of every image that some paths name, in order; see `read_pictures`.
 
     Raises:
@@ -58,7 +66,7 @@ def predict(classifier: Path, paths: Sequence[Path], *, resize: bool, device: st
     where = resolve_device(device)
     model, card = load_classifier(classifier)
     model.to(where)
-    pictures = read_pictures(paths, card.dataset.shape, resize=resize)
+    pictures = read_pictures(paths, card.dataset.shape, resize=resize, report=report)
     predictions: list[Prediction] = []
     for batch in _batches(pictures):
         images = torch.from_numpy(np.stack([picture.pixels for picture in batch]))

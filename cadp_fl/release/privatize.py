@@ -106,9 +106,13 @@ class ReleaseSettings:
 
 
 def check_release(
-    mechanism: str, shrinkage: str, latent_dims: int, dims: int, *, labels: str = "public", attributes: int = 0
+    mechanism: str, shrinkage: str, latent_dims: int = 0, dims: int = 0, *, labels: str = "public", attributes: int = 0
 ) -> None:
-    """Check that a release names what exists, and fits a flow of `dims` dimensions and records with some attributes.
+    """Check that a release names what exists, and fits a flow and records with some attributes.
+
+    Args:
+        latent_dims: that are privatized.
+        dims: of the flow; without one, only the rest is checked.
 
     Raises:
         ConfigError: it does not.
@@ -117,7 +121,10 @@ def check_release(
     if shrinkage not in SHRINKAGES:
         raise ConfigError(f"Unknown shrinkage '{shrinkage}'. Choose one of: {', '.join(sorted(SHRINKAGES))}.")
     if latent_dims > dims:
-        raise ConfigError(f"release.latent_dims is at most the flow's {dims} dimensions. Found {latent_dims}.")
+        raise ConfigError(
+            f"release.latent_dims is at most the flow's {dims} dimensions. Found {latent_dims}; lower it, or leave it "
+            "out."
+        )
     if labels != "public" and attributes:
         raise ConfigError(
             f"Randomized response is for records with a label and nothing beside it. These have {attributes} "

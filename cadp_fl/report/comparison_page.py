@@ -14,6 +14,7 @@ from cadp_fl.privacy.claims import format_delta, format_epsilon
 from cadp_fl.report.comparison import FIGURES
 from cadp_fl.report.figures import EpsilonLine, epsilon_panels
 from cadp_fl.report.rendering import render_page
+from cadp_fl.report.share import format_share
 
 __all__ = ["TEXT", "Table", "format_interval", "notes_of", "store_comparison", "tables_of", "write_comparison"]
 
@@ -136,7 +137,7 @@ def format_interval(figure: Mapping[str, Any], seeds: int, *, signed: bool = Fal
     """
     if figure["mean"] is None:
         return "-"
-    text = f"{figure['mean']:{'+' if signed else ''}.3f}"
+    text = f"{figure['mean']:+.3f}" if signed else format_share(figure["mean"])
     if figure["half_width"] is not None:
         half = Decimal(repr(figure["half_width"])).quantize(Decimal("0.001"), ROUND_CEILING)
         text += f" \N{PLUS-MINUS SIGN} {half}"

@@ -12,6 +12,7 @@ from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.figures import curves, image_grid
 from cadp_fl.report.rendering import render_page
+from cadp_fl.report.share import format_share
 
 __all__ = ["format_bytes", "format_figure", "write_report"]
 
@@ -119,14 +120,10 @@ def _json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
 def format_figure(figures: dict[str, Any], name: str) -> str:
     """Return a figure with three digits, and its standard error if it was made of noised counts."""
     error = figures.get("standard_errors", {}).get(name)
-    return _share(figures[name]) + ("" if error is None else f" \N{PLUS-MINUS SIGN} {error:.3f}")
+    return format_share(figures[name]) + ("" if error is None else f" \N{PLUS-MINUS SIGN} {error:.3f}")
 
 
 def format_bytes(count: float) -> str:

@@ -1,7 +1,6 @@
 """One study from its config file to its run folder."""
 
 import json
-import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,11 +13,10 @@ from cadp_fl.data.sources import load_source
 from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, ConfigError, InputError
-from cadp_fl.federated.methods import build_methods
+from cadp_fl.federated.methods import build_methods, check_shapes
 from cadp_fl.federated.methods.base import Method, plan_of
 from cadp_fl.federated.recorder import Watcher
-from cadp_fl.flow.cinn import check_flow
-from cadp_fl.flow.storage import check_same_flow, read_card
+from cadp_fl.flow.cinn import check_flow_names
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.policy import allowance, check_plan
@@ -134,20 +132,10 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
         )
     check_partition(study.sites.partition)
     check_classifier(study.classifier)
-    source = load_source(study.data)
-    for flow in (study.flow, study.flow.cold()):  # a study may have both: with a warm start, and without
-        check_flow(flow, source.schema.shape)
-    if study.flow.pretrained is not None:
-        check_same_flow(study.flow, source.schema, read_card(study.flow.pretrained.path))
-    release, dims = study.release, math.prod(source.schema.shape)
-    check_release(
-        release.mechanism,
-        release.shrinkage,
-        release.latent_dims or dims,
-        dims,
-        labels=release.labels,
-        attributes=len(source.schema.attributes),
-    )
+    check_flow_names(study.flow)
+    source, release = load_source(study.data), study.release
+    attributes = len(source.schema.attributes)
+    check_release(release.mechanism, release.shrinkage, labels=release.labels, attributes=attributes)
     sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
     unit, m = study.budget.unit, study.budget.records_per_unit
     try:
@@ -160,8 +148,9 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
         methods = build_methods(study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error
-    if source.schema.attributes:
+    if attributes:
         _check_no_moments(methods)
+    check_shapes(methods, source.schema, [len(site.train) for site in sites])
     if study.sites.policy is not None:
         _check_policy(study, study.sites.policy, methods, min(units))
     return sites, methods

@@ -199,7 +199,7 @@ def test_weights_move_between_flows_and_fixed_parts_do_not():
 @pytest.mark.parametrize(
     ("config", "shape", "sentence"),
     [
-        (CONFIGS["convolutional"], (1, 6, 8), "2 scales need sides that 4 divides. Found 6 x 8"),
+        (CONFIGS["convolutional"], (1, 6, 8), "multiples of 4. Found images of 6 x 8; use at most 1"),
         (FlowConfig(scales=[{}], downsampling="wavelet"), SHAPE, "Unknown downsampling 'wavelet'"),
         (FlowConfig(scales=[{}], coupling="nice"), SHAPE, "Unknown coupling 'nice'. Choose one of: gin, glow, rnvp"),
         (FlowConfig(scales=[{}], permutation="none"), SHAPE, "Unknown permutation 'none'. Choose one of: hard, soft"),

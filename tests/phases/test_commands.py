@@ -132,11 +132,22 @@ def test_predict_prints_a_line_an_image(run, model, scans, tmp_path):
     assert run("predict", model, scans, "--output", tmp_path / "q.csv", "--quiet")[1] == ""
 
 
+def test_what_predict_leaves_out_is_printed_beside_the_lines(run, model, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "scan.png")
+    (folder / "._scan.png").write_bytes(b"")
+    code, out, err = run("predict", model, folder, "--json")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert err == f"Left out of '{folder}': 1 hidden (._scan.png).\n"
+    assert run("predict", model, folder, "--output", tmp_path / "quiet.csv", "--quiet")[1:] == ("", "")
+
+
 def test_an_image_that_cannot_be_read_is_one_sentence(run, model, scans, tmp_path):
     (tmp_path / "scan.png").write_text("no image")
     code, out, err = run("predict", model, scans, tmp_path / "scan.png")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "An image is a whole PNG or JPEG file" in err
+    assert "An image file holds a PNG or a JPEG. " in err
     Image.fromarray(np.zeros((9, 8), np.uint8)).save(tmp_path / "tall.png")
     code, _, err = run("predict", model, tmp_path / "tall.png")
     assert (code, "takes images of 8 x 8 pixels" in err, "has 8 x 9; pass --resize" in err) == (2, True, True)

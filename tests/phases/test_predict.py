@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
-from cadp_fl.config import ClassifierConfig
+from cadp_fl.config import ClassifierConfig, FlowConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import DataError, InputError
+from cadp_fl.flow.storage import FlowCard, save_flow
 from cadp_fl.phases.images import read_pictures
 from cadp_fl.phases.predict import predict, write_csv
 
@@ -126,7 +127,7 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
         "half.png": "cannot be read",
         "text.png": "cannot be read",
         "gif.png": "cannot be read",
-        "deep.png": "8 bits a channel. .* has the mode I;16",
+        "deep.png": "8 bits a channel. .* has 16; convert it",
         "text.npz": "An npz of images holds plain arrays",
         "other.npz": "array images or test_images. .* holds pictures",
         "float.npz": "Pixels are uint8, 0 to 255. 'images' .* is float64",
@@ -145,12 +146,42 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
         predict(tmp_path / "none", [tmp_path / "whole.png"], resize=False, device="cpu")
 
 
-def test_an_image_that_would_unpack_to_too_much_is_refused_unread(tmp_path, monkeypatch):
-    Image.fromarray(random(20, 20)).save(tmp_path / "x.png")
-    for limit in (100, 300):  # an error, and a warning, of Pillow's
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(DataError, match="of a sane size"):
-            read(tmp_path / "x.png")
+def test_what_is_left_out_and_changed_is_reported_once(tmp_path):
+    folder = tmp_path / "scans"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    Image.fromarray(random(8, 8)).save(folder / "a.png")
+    Image.fromarray(random(8, 8)).save(folder / ".ipynb_checkpoints" / "a-checkpoint.png")
+    Image.fromarray(random(8, 8, 3)).save(folder / "b.png")
+    Image.fromarray(random(8, 8)).convert("P").save(folder / "c.png")
+    (folder / "._a.png").write_bytes(bytes.fromhex("0005160700020000"))
+    (folder / "labels.csv").write_text("")
+    np.savez(tmp_path / "x.npz", images=random(2, 8, 8, 3))
+    sentences = []
+    pictures = list(read_pictures([folder, tmp_path / "x.npz"], GREY, resize=False, report=sentences.append))
+    assert [each.file.name for each in pictures] == ["a.png", "b.png", "c.png", "x.npz", "x.npz"]
+    assert sentences == [
+        f"Left out of '{folder}': 2 hidden (._a.png, .ipynb_checkpoints); 1 not named .png, .jpg, .jpeg (labels.csv).",
+        "Of 5 images: 1 expanded from a palette to its colours; "
+        "4 turned from colour to grey, as the classifier takes it.",
+    ]
+    sentences.clear()
+    list(read_pictures([folder / "a.png"], GREY, resize=False, report=sentences.append))
+    assert sentences == []
+
+
+def test_a_folder_that_holds_no_image_names_what_it_holds(tmp_path):
+    (tmp_path / "x" / ".cache").mkdir(parents=True)
+    for name in ("1.dcm", "2.dcm", "3.tif", "4.tif"):
+        (tmp_path / "x" / name).write_text("")
+    with pytest.raises(InputError, match=r"holds none; check the path. Left out of '.*': 1 hidden \(.cache\); 4 not n"):
+        read(tmp_path / "x")
+
+
+def test_a_stored_flow_is_no_classifier(tmp_path):
+    card = FlowCard(FlowConfig(), Schema(name="x", shape=GREY, classes=("a", "b")), 0, "public")
+    save_flow(tmp_path / "flow", card.build(), card)
+    with pytest.raises(DataError, match=r"says that it is a flow; give a classifier .* flow-bayes leaves a flow alone"):
+        predict(tmp_path / "flow", [tmp_path / "x.png"], resize=False, device="cpu")
 
 
 def test_a_table_holds_every_prediction_and_replaces_nothing(tmp_path):

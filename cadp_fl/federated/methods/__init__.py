@@ -3,7 +3,10 @@
 To add one, write a class with the members of `Method` in a file of its own and put it into `METHODS`.
 """
 
+from collections.abc import Iterable, Sequence
+
 from cadp_fl.config import StudyConfig
+from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow
@@ -11,7 +14,7 @@ from cadp_fl.federated.methods.federated_classifier import DpSgd, DpSgdCnn, DpSg
 from cadp_fl.federated.methods.local import Local
 from cadp_fl.federated.methods.of_flow import FlowBayesRule, FlowSamples, Moments
 
-__all__ = ["METHODS", "build_methods"]
+__all__ = ["METHODS", "build_methods", "check_shapes"]
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind
@@ -40,3 +43,19 @@ def build_methods(study: StudyConfig) -> list[Method]:
     if unknown:
         raise ConfigError(f"Unknown method '{unknown[0]}'. Choose from: {', '.join(METHODS)}.")
     return [METHODS[name](settings, study) for name, settings in study.methods.items()]
+
+
+def check_shapes(methods: Iterable[Method], schema: Schema, sizes: Sequence[int]) -> None:
+    """Check that every network which a method will build fits the records; each checks what it uses, and no more.
+
+    Args:
+        sizes: number of training records of each site.
+
+    Raises:
+        ConfigError: one does not fit; the message names the method.
+    """
+    for method in methods:
+        try:
+            method.costs(schema, sizes)
+        except ConfigError as error:
+            raise ConfigError(f"Method {method.name}: {error}") from error

@@ -21,7 +21,7 @@ from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import EvaluateRequest
-from cadp_fl.weights import check_arrays, get_weights, structure_sha256
+from cadp_fl.weights import check_arrays, get_weights, structure_sha256, trainable_parameters
 
 __all__ = [
     "Method",
@@ -171,11 +171,14 @@ class Method(Protocol):
         ...
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
-        """Return what each phase will take.
+        """Return what each phase will take; called before a run, so that what does not fit the records is refused.
 
         Args:
             schema: of the records.
             sizes: number of training records of each site.
+
+        Raises:
+            ConfigError: a network of the method cannot be built for such records.
         """
         ...
 
@@ -263,7 +266,7 @@ def _figures(run: StudyRun, tables: Mapping[str, tuple[np.ndarray, np.ndarray]])
 
 def bytes_of(module: nn.Module) -> int:
     """Return the bytes of the weights that cross."""
-    return sum(array.nbytes for array in get_weights(module).values())
+    return sum(parameter.nbytes for parameter in trainable_parameters(module).values())
 
 
 def mean_figure(replies: Mapping[str, Reply], sizes: Mapping[str, int], name: str) -> dict[str, Any]:

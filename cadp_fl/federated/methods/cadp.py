@@ -45,7 +45,7 @@ from cadp_fl.privacy.claims import claim_of, relation_of
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json
-from cadp_fl.release.privatize import ReleaseSettings
+from cadp_fl.release.privatize import ReleaseSettings, check_release
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import MOMENTS, MadeOf, ReleaseRequest
 from cadp_fl.weights import get_weights
@@ -100,9 +100,11 @@ class _Releasing(ABC):
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
-        study, largest, dims = self._study, max(sizes), math.prod(schema.shape)
+        study, largest, dims, release = self._study, max(sizes), math.prod(schema.shape), self._study.release
         central, config = self._classifier.central, self._classifier
-        flow = bytes_of(self._flow.card(schema).build())
+        made = self._flow.card(schema).build()
+        check_release(release.mechanism, release.shrinkage, self._release_settings(made).latent_dims, made.dims)
+        flow = bytes_of(made)
         model = bytes_of(build_classifier(config, schema.shape, len(schema.classes), seed=study.seed))
         steps = central.epochs * math.ceil(sum(sizes) / central.batch_size) * central.batch_size
         return [

@@ -76,8 +76,13 @@ class GivenFlow:
         return [PhaseCost(f"{self._method}/flow", training.rounds, weights, weights, "flow", records)]
 
     def card(self, schema: Schema) -> FlowCard:
-        """Return what the flow is before it is trained."""
+        """Return what the flow is before it is trained.
+
+        Raises:
+            ConfigError: the stored flow that it starts from is not the study's, or does not fit the records.
+        """
         if self._pretrained is not None:
+            check_same_flow(self._config, schema, self._pretrained[1])
             return self._pretrained[1]
         return FlowCard(self._config.architecture(), schema, self._study.seed, "private")
 
@@ -90,7 +95,6 @@ class GivenFlow:
             flow = card.build()
         else:
             flow = self._pretrained[0]
-            check_same_flow(self._config, run.schema, card)
             if (pretrained := self._config.pretrained) and pretrained.trained_on == "private":
                 card = replace(card, trained_on="private")  # what is stored of this run says no more than it declares
         if not self._config.is_fixed:

@@ -108,8 +108,13 @@ class PrivateFlow:
         return costs
 
     def card(self, schema: Schema) -> FlowCard:
-        """Return what the flow is before anything is told of records."""
+        """Return what the flow is before anything is told of records.
+
+        Raises:
+            ConfigError: the stored flow that it starts from is not the study's, or does not fit the records.
+        """
         if self._pretrained is not None:
+            check_same_flow(self._study.flow, schema, self._pretrained[1])
             return self._pretrained[1]
         config = self._study.flow.architecture()
         if config.is_warm and not self._trains:
@@ -133,10 +138,7 @@ class PrivateFlow:
     def _start(self, run: StudyRun) -> tuple[ConditionalFlow, FlowCard]:
         """Return the flow before anything is told of records: stored and public, or new."""
         card = self.card(run.schema)
-        if self._pretrained is None:
-            return card.build(), card
-        check_same_flow(self._study.flow, run.schema, card)
-        return self._pretrained[0], card
+        return (card.build() if self._pretrained is None else self._pretrained[0]), card
 
     def _check_is_accounted(self) -> None:
         """Check that nothing of the flow is trained without privacy, and that it is made of something.
