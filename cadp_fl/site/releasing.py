@@ -115,6 +115,11 @@ class Releasing:
                 "A flow that is made of moments comes with them, added up over sites. Found none, or a flow without a "
                 "warm start; send them."
             )
+        if moments.shares > 1 and asked.made_of.sites <= moments.shares:
+            raise FlowOriginError(
+                f"Noise that {moments.shares} sites share is whole in the sum of {moments.shares + 1} sites: each "
+                f"knows its own part. The sum that came is of {asked.made_of.sites}; ask all of them."
+            )
         new = self._held.new_flow(asked.flow, asked.seed)
         told = ToldMoments.of(
             {name.removeprefix(MOMENTS): array for name, array in request.arrays.items() if name.startswith(MOMENTS)},

@@ -22,7 +22,15 @@ from cadp_fl.privacy.accounting import (
     PoissonGaussian,
     RandomizedResponse,
 )
-from cadp_fl.privacy.claims import FLOW_WEIGHTS, SEEDED_NOISE, UNRECORDED_NOISE, claim_of, plan_among, plan_beside
+from cadp_fl.privacy.claims import (
+    FLOW_WEIGHTS,
+    SEEDED_NOISE,
+    UNRECORDED_NOISE,
+    claim_of,
+    format_epsilon,
+    plan_among,
+    plan_beside,
+)
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Conditions, Plan
@@ -333,6 +341,37 @@ def test_the_flow_that_the_moments_make_passes_and_any_other_is_refused(hospital
     manifest = manifest_from_json(site.call(warm_release("r", made, told)).content["manifest"])
     assert manifest.claim.guarantee == "end-to-end"
     assert manifest.claim.flow_made_of == ("gaussian-sum", "gaussian-moments")
+
+
+@pytest.mark.parametrize(("sites", "refused"), [(1, True), (3, True), (4, False)])
+def test_a_shared_noise_is_whole_in_the_sum_of_all_that_share_it_and_one_more(hospital, sites, refused):
+    centre, joint = (event.model_copy(update={"shares": 3}) for event in (CENTRE, JOINT))
+    site = hospital.site(aggregator="trusted")
+    reserve(site, "r", centre, joint, EVENT)
+    made = flow(WARM)
+    site.call(asked_moments(centre, "r"))
+    arrays = site.call(asked_moments(joint, "r", np.zeros(made.coarse_dims))).arrays
+    parts = {"centre": np.zeros(made.coarse_dims), **arrays}
+    told = ToldMoments.of(parts, joint, classes=3, dims=made.coarse_dims, records=200 * sites, sites=sites)
+    fit_affine(made, told)
+    if refused:
+        with pytest.raises(FlowOriginError, match="whole in the sum of 4 sites"):
+            site.call(warm_release("r", made, told))
+        return
+    claim = manifest_from_json(site.call(warm_release("r", made, told)).content["manifest"]).claim
+    assert (claim.guarantee, claim.against) == ("end-to-end", "recipients")
+
+
+def test_a_claim_on_shared_noise_says_on_how_many_sites_it_rests_and_what_the_aggregator_sees(hospital):
+    shared = JOINT.model_copy(update={"shares": 9})
+    claim, alone = (claim_of(Plan("m", (event,), 1e-6)) for event in (shared, JOINT))
+    assert (claim.epsilon, claim.sharers) == (alone.epsilon, 9)
+    own = claim_of(Plan("m", (JOINT.model_copy(update={"noise_std": JOINT.noise_std / 3}),), 1e-6))
+    assert claim.epsilon_of_own_message == pytest.approx(own.epsilon, rel=1e-6)
+    assert (alone.epsilon_of_own_message, alone.sharers) == (None, 1)
+    said = statement_of_method("m", claim, noise="entropy", relation="replace one record")
+    assert "It rests on 9 sites" in said
+    assert f"alone has epsilon {format_epsilon(claim.epsilon_of_own_message)}" in said
 
 
 def test_a_flow_of_dp_sgd_is_released_with_after_a_step_at_least(hospital):
