@@ -156,6 +156,8 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
         if study.evaluation.delta is not None:
             check_delta(study.evaluation.delta, max(1, *(len(Units.of(site.test, unit, m)) for site in sites)))
         methods = build_methods(study)
+        for method in methods:
+            plan_of(method, study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error
     if source.schema.attributes:
