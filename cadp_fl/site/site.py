@@ -4,6 +4,7 @@ It answers requests. Whatever it computes from training records and lets go is a
 not (losses, above all) stays, except in a simulation. `training` has what is trained, `releasing` what is released.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,8 +55,8 @@ _SPENDING = (
 """Actions whose answers are kept, so that none is paid for twice."""
 
 
-MOST_EVENTS = 1000
-"""Of one plan: a server asks for prices without paying."""
+MAX_PLAN_CHARACTERS = 1 << 16
+"""Of a plan as JSON, which a ledger keeps for good, whatever it cost."""
 
 
 class Site:
@@ -185,9 +186,12 @@ class Site:
             plans = [replace(Plan.from_json(tree), run=request.run) for tree in asked.plans]
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
-        if any(len(plan.events) > MOST_EVENTS for plan in plans):
-            raise ExchangeError(f"A plan has at most {MOST_EVENTS} events. One has more; sum up what is alike.")
         for plan in plans:
+            if (length := len(json.dumps(plan.to_json()))) > MAX_PLAN_CHARACTERS:
+                raise ExchangeError(
+                    f"A plan has at most {MAX_PLAN_CHARACTERS} characters of JSON. One has {length}; sum up what is "
+                    "alike."
+                )
             check_workable(plan.events)
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")

@@ -49,6 +49,7 @@ class Spending:
         Raises:
             PolicyError, BudgetError, LedgerError: one is refused; nothing was written.
         """
+        self._check_room(plans)
         for plan in plans:
             self._check(plan)
             self._ledger.check(plan, allowance(self._policy, plan))
@@ -95,6 +96,7 @@ class Spending:
         """
         plan = self.plan(request, method, units)
         self._check_still_allowed(plan)
+        self._check_room()
         key = plan.key
         body = request.sha256() if request.id else ""
         return [self._ledger.spend(key, event, request=request.id, body=body) for event in events][-1]
@@ -164,6 +166,26 @@ class Spending:
     def unprotected_before(self, run: str) -> dict[str, list[dict[str, Any]]]:
         """Return what runs other than one have let go unprotected, as JSON values by training and test units."""
         return _unprotected_before(run, self._ledger.carried_out())
+
+    def _check_room(self, plans: Iterable[Plan] = ()) -> None:
+        """Check that the ledger takes further plans, or without one a further event: most cost next to nothing.
+
+        Raises:
+            BudgetError: it does not.
+        """
+        if self._ledger.simulation:
+            return
+        known = {plan.key for plan in self._ledger.plans()}
+        counts = {
+            "plans": (len(known | {plan.key for plan in plans}), self._policy.most_plans),
+            "entries": (self._ledger.entries() + 1, self._policy.most_entries),
+        }
+        for what, (count, most) in counts.items():
+            if count > most:
+                raise BudgetError(
+                    f"A ledger takes at most {most} {what} (policy: most_{what}). This would be number {count}; if all "
+                    "are meant, raise it in policy.yaml, then cadp-fl site reload."
+                )
 
     def _check_policy(self, plan: Plan) -> None:
         if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
