@@ -4,6 +4,7 @@ A reader trusts none of it: a description is bounded and then parsed by whoever 
 of every tensor is compared with what that network has before one is read.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,15 +55,25 @@ def read_description(path: Path, *, kind: str) -> dict[str, str]:
     try:
         with safe_open(path, framework="numpy") as stored:
             metadata = dict(stored.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"A stored {kind} is a safetensors file. '{path}' is not: {_clause(error)}.") from error
-    if (found := metadata.pop("format", "")) != _format(kind):
-        other = next((f"says that it is a {each}" for each in ("classifier", "flow") if found == _format(each)), None)
-        leaves_none = "; the method flow-bayes leaves a flow alone" if found == _format("flow") else ""
+    except OSError as error:
         raise DataError(
-            f"A stored {kind} says that it is one. '{path}' {other or 'does not'}; give a {kind} that cadp-fl "
-            f"stored{leaves_none}."
-        )
+            f"A stored {kind} is a file that can be read. '{path}' cannot: {error.strerror or _clause(error)}; let "
+            "this user read it."
+        ) from error
+    except SafetensorError as error:
+        raise DataError(
+            f"A stored {kind} is a safetensors file. '{path}' holds something else, or is cut off; give the file that "
+            f"cadp-fl stored, whole{_example(kind)}."
+        ) from error
+    if (found := metadata.pop("format", "")) != _format(kind):
+        other = re.fullmatch(r"cadp-fl ([a-z]{1,20}) ([0-9]{1,4})", found)
+        if other is None:
+            said = "is a safetensors file of other software"
+        elif other[1] == kind:
+            said = f"was stored by another version of cadp-fl, in format {other[2]}"
+        else:
+            said = f"is a stored {other[1]}"
+        raise DataError(f"A stored {kind} is asked for. '{path}' {said}; give a {kind}{_example(kind)}.")
     if sum(len(value) for value in metadata.values()) > MAX_DESCRIPTION_CHARACTERS:
         raise DataError(
             f"A description has at most {MAX_DESCRIPTION_CHARACTERS} characters. That of '{path}' is longer."
@@ -118,6 +129,12 @@ def _of(path: Path) -> Iterator[Any]:
             yield stored
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise DataError(f"A file holds the tensors that its description says. '{path}': {_clause(error)}.") from error
+
+
+def _example(kind: str) -> str:
+    """Return where a run keeps what is stored of a kind, in brackets, or nothing."""
+    example = {"classifier": "models/classifier-<method>.safetensors", "flow": "models/flow.safetensors"}.get(kind)
+    return "" if example is None else f" (a run keeps its own at {example})"
 
 
 def _format(kind: str) -> str:

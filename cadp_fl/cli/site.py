@@ -77,6 +77,7 @@ def init(
     made over another, nor where its mark tells that there was one.
     """
     from cadp_fl.config import load_policy
+    from cadp_fl.mounts import network_file_system
     from cadp_fl.privacy.durable import DurableLedger
 
     if policy is not None:
@@ -102,6 +103,12 @@ def init(
         unit=unit,  # type: ignore[arg-type]  # checked by the ledger's terms
         records_per_unit=records,
     )
+    if (system := network_file_system(path)) is not None:
+        typer.echo(
+            f"cadp-fl: a ledger lies on a disk of this machine. '{path}' is on a file system of the network "
+            f"({system}), whose locks and log SQLite cannot rely on; move ledger and mark before the first plan.",
+            err=True,
+        )
     if not quiet:
         typer.echo(f"Ledger: {path}, of {ledger.terms.protects}. Mark: {ledger.mark}.")
         typer.echo(f"Head: {ledger.links()[-1].hash} (written down elsewhere, it tells this ledger from any other)")

@@ -70,8 +70,22 @@ class Invitation(Settings):
     @field_validator("certificate")
     @classmethod
     def _is_pem(cls, text: str | None) -> str | None:
-        if text is not None and ("BEGIN CERTIFICATE" not in text or "PRIVATE" in text):
+        if text is None:
+            return text
+        if "BEGIN CERTIFICATE" not in text or "PRIVATE" in text:
             raise ValueError("a certificate is PEM text that begins with BEGIN CERTIFICATE, and holds no key")
+        from cryptography import x509
+
+        begun = text.count("BEGIN CERTIFICATE")
+        try:
+            whole = len(x509.load_pem_x509_certificates(text.encode()))
+        except ValueError:
+            whole = 0
+        if whole != begun:
+            raise ValueError(
+                f"each certificate is whole, from BEGIN CERTIFICATE to END CERTIFICATE. Found {begun}, of which one at "
+                "least is damaged or cut off; ask the coordinator for the invitation again"
+            )
         return text
 
     @property

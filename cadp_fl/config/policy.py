@@ -104,3 +104,13 @@ class PolicyConfig(PrivacyUnit):
     seeded_noise: bool = Field(False, description="whether noise may come from a seed, which protects nothing")
     review: bool = Field(True, description="whether a release waits for the steward's approval")
     evaluation: EvaluationPolicy | None = Field(None, description="nothing is told of test records without it")
+    most_plans: Count = Field(
+        1000,
+        le=1_000_000,
+        description="plans that the ledger takes in all: plans that cost next to nothing would fill it else",
+    )
+    most_entries: Count = Field(
+        100_000,
+        le=10_000_000,
+        description="entries that the ledger has when it takes no further plan and no further event",
+    )

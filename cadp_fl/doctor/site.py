@@ -10,6 +10,7 @@ from cadp_fl.doctor.finding import Check, Finding, explained, fault, needed, ok,
 from cadp_fl.doctor.machine import device, memory, permissions_of, room
 from cadp_fl.doctor.node import SHARED_CHECKS, Node, answering
 from cadp_fl.errors import BudgetError, CohortError
+from cadp_fl.mounts import network_file_system
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.claims import format_epsilon
 from cadp_fl.privacy.mark import read_mark
@@ -27,6 +28,7 @@ __all__ = ["SITE_CHECKS", "Site"]
 
 COMMAND_SECONDS = 5.0
 FEW_PATHS = 4
+NEARLY_FULL = 0.9
 
 
 class Site(Node):
@@ -144,6 +146,11 @@ def _files(site: Site) -> Iterator[Finding]:
 
 def _ledger(site: Site) -> Iterator[Finding]:
     """Look whether the ledger is whole, is the policy's, and agrees with its mark; and what is left of the budget."""
+    if (system := network_file_system(site.place.ledger)) is not None:
+        yield warning(
+            f"It lies on a file system of the network ({system}), whose locks and log SQLite cannot rely on.",
+            "Stop the agent, and move the site's folder to a disk of this machine.",
+        )
     account = account_of(site.place.ledger, mark=site.mark, policy=site.policy)
     last, marked = account["entries"] - 1, read_mark(site.mark).number
     said = f"Whole: {account['entries']} entries of population '{account['population']}'"
@@ -151,6 +158,15 @@ def _ledger(site: Site) -> Iterator[Finding]:
         yield warning(f"{said}; its mark remembers entry {marked} of {last}.", "Nothing: a crash came before the rest.")
     else:
         yield ok(f"{said}, and its mark agrees.")
+    for what, count, most in (
+        ("plans", len(account["plans"]), site.policy.most_plans),
+        ("entries", account["entries"], site.policy.most_entries),
+    ):
+        if count >= NEARLY_FULL * most:
+            yield warning(
+                f"It has {count} of the {most} {what} that it takes.",
+                f"Find out who reserves so many; or raise most_{what} in policy.yaml, then cadp-fl site reload.",
+            )
     for units, total in account["totals"].items():
         if (limit := total["limit"]) is None:
             continue

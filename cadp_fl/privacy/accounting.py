@@ -67,6 +67,7 @@ __all__ = [
     "calibrate_laplace",
     "calibrate_noise",
     "check_delta",
+    "check_workable",
     "epsilon_of",
     "events_from_json",
     "largest_cohort",
@@ -109,6 +110,9 @@ _SMALLEST_SHARE = 1e-6
 
 _PRECISION = 1e-5
 """Of a search for noise, relative to it."""
+
+MOST_SAMPLED_KINDS, MOST_SAMPLED_STEPS = 3, 10**6
+"""Of a plan: each kind of sampled step takes the accountant up to half a minute, and so do a million steps of one."""
 
 
 def epsilon_of(
@@ -256,6 +260,22 @@ def _privacy_losses(
         yield step.self_compose(steps)
 
 
+def check_workable(events: Sequence[Event]) -> None:
+    """Check that the epsilon of a plan's events is worked out in a minute or two, before it is.
+
+    Raises:
+        BudgetError: it may take much longer.
+    """
+    sampled = _sampled_steps([event for event in events if isinstance(event, PoissonGaussian)])
+    if len(sampled) > MOST_SAMPLED_KINDS or sampled.total() > MOST_SAMPLED_STEPS:
+        raise BudgetError(
+            f"A plan has at most {MOST_SAMPLED_STEPS:,} sampled steps of DP-SGD, of at most {MOST_SAMPLED_KINDS} kinds "
+            "(noise over clip norm, sampling rate), so that its epsilon is worked out in time. Found "
+            f"{sampled.total():,} steps of {len(sampled)} kind(s); take fewer, larger samples, or the same noise and "
+            "rate in more rounds."
+        )
+
+
 def calibrate_noise(
     events_at: Callable[[float], Sequence[ProtectedEvent]],
     epsilon: float,
@@ -281,6 +301,11 @@ def calibrate_noise(
     """
     if not _SMALLEST_SHARE <= epsilon <= 100:
         raise _no_noise(epsilon, clip_norm)
+
+    try:
+        check_workable(events_at(clip_norm))
+    except ValidationError as error:
+        raise _no_noise(epsilon, clip_norm) from error
 
     def excess(multiplier: float) -> float:
         # Capped, since the search interpolates: far from the budget its sign is all that matters.

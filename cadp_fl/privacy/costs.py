@@ -16,6 +16,7 @@ from cadp_fl.privacy.accounting import (
     Unprotected,
     calibrate_laplace,
     calibrate_noise,
+    check_workable,
     epsilon_of,
 )
 from cadp_fl.privacy.notation import Noiseless
@@ -79,9 +80,13 @@ def costs_of(events: Sequence[Event], delta: float | None) -> Costs:
     """Return what events cost, each alone and all as one plan.
 
     Raises:
-        InputError: delta is needed and not given, or not between 0 and 1.
+        InputError: delta is needed and not given, or not between 0 and 1; or working it out would take too long.
     """
     check_delta_is_given(events, delta)
+    try:
+        check_workable(events)
+    except BudgetError as error:
+        raise InputError(str(error)) from error
     at = delta or 0.0
     return Costs(delta, tuple(Cost(event, epsilons_of([event], at)) for event in events), epsilons_of(events, at))
 

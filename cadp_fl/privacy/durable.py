@@ -235,6 +235,10 @@ class DurableLedger:
         self._chain.append(make)
         return name
 
+    def entries(self) -> int:
+        """Return how many entries there are, the terms among them."""
+        return len(self._chain.read())
+
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""
         return self.book().plans()

@@ -60,6 +60,10 @@ class Ledger(Protocol):
         """
         ...
 
+    def entries(self) -> int:
+        """Return how many entries there are."""
+        ...
+
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""
         ...
@@ -128,6 +132,10 @@ class MemoryLedger:
         name = book.name(key, event)
         self._append(book.spending(key, event, request, body))
         return name
+
+    def entries(self) -> int:
+        """Return how many entries there are."""
+        return len(self._store["entries"])
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""

@@ -39,6 +39,7 @@ def write_report(folder: Path) -> Path:
         sites=[_site(site, bundles.get(site["site"])) for site in summary["sites"]],
         pictures=pictures,
         manifest=next(iter(bundles.values())).manifest if bundles else None,
+        left=_left(summary, privacy),
         bits=_bits(metrics),
         accuracy=_accuracy(metrics),
     )
@@ -55,6 +56,44 @@ def _site(entry: dict[str, Any], bundle: Bundle | None) -> dict[str, Any]:
         "released": manifest.records if manifest else 0,
         "released_bytes": manifest.bytes if manifest else 0,
     }
+
+
+_WORDS = {
+    "latent-gaussian": "privatized records",
+    "latent-gaussian-grid": "privatized records",
+    "latent-laplace": "privatized records",
+    "poisson-gaussian": "weights after noised steps of DP-SGD",
+    "randomized-response": "labels by randomized response",
+    "gaussian-histogram": "noised counts",
+    "gaussian-sum": "noised sums",
+    "gaussian-moments": "noised moments",
+}
+
+
+def _left(summary: dict[str, Any], privacy: dict[str, Any]) -> dict[str, str]:
+    """Return in one line what was computed from records and left the sites, by method."""
+    return {
+        name: "; ".join([*_told(method), *_told(privacy["test_units"]["methods"].get(name, {}), of="test ")])
+        + ("; the true label of each record" if _has_true_labels(summary, method) else "")
+        for name, method in privacy["methods"].items()
+    }
+
+
+def _told(method: dict[str, Any], of: str = "") -> list[str]:
+    """Return what left under a method's events, in words, once each; all that was planned where a site did not say."""
+    events = [
+        event
+        for site in method.get("sites", {}).values()
+        for event in (site["events"] if site["spent"] is None else site["spent"])
+        if event["kind"] != "declared-public"
+    ]
+    told = (f"{event['what']}, unprotected" if "what" in event else of + _WORDS[event["kind"]] for event in events)
+    return list(dict.fromkeys(told))
+
+
+def _has_true_labels(summary: dict[str, Any], method: dict[str, Any]) -> bool:
+    """Tell whether a method's releases hold the labels as they are."""
+    return summary["labels"] == "public" and any("records" in each for each in _told(method))
 
 
 def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:

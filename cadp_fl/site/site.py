@@ -4,6 +4,7 @@ It answers requests. Whatever it computes from training records and lets go is a
 not (losses, above all) stays, except in a simulation. `training` has what is trained, `releasing` what is released.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.bayes import FlowBayes
-from cadp_fl.privacy.accounting import GaussianHistogram, GaussianMoments, PoissonGaussian
+from cadp_fl.privacy.accounting import GaussianHistogram, GaussianMoments, check_workable
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, LOCAL_TEST_RESULTS
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
@@ -54,9 +55,8 @@ _SPENDING = (
 """Actions whose answers are kept, so that none is paid for twice."""
 
 
-MOST_EVENTS = 1000
-MOST_SAMPLED = 8
-"""Of one plan: a server asks for prices without paying, and may ask for ones that take long to work out."""
+MAX_PLAN_CHARACTERS = 1 << 16
+"""Of a plan as JSON, which a ledger keeps for good, whatever it cost."""
 
 
 class Site:
@@ -189,11 +189,13 @@ class Site:
             plans = [replace(Plan.from_json(tree), run=request.run) for tree in asked.plans]
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
-        if any(len(plan.events) > MOST_EVENTS or len(_sampled(plan)) > MOST_SAMPLED for plan in plans):
-            raise ExchangeError(
-                f"A plan has at most {MOST_EVENTS} events, and {MOST_SAMPLED} kinds of steps of DP-SGD. One has more; "
-                "sum up what is alike."
-            )
+        for plan in plans:
+            if (length := len(json.dumps(plan.to_json()))) > MAX_PLAN_CHARACTERS:
+                raise ExchangeError(
+                    f"A plan has at most {MAX_PLAN_CHARACTERS} characters of JSON. One has {length}; sum up what is "
+                    "alike."
+                )
+            check_workable(plan.events)
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
         self._held.spending.reserve(*plans)
@@ -277,11 +279,6 @@ class Site:
         return FlowBayes.of(asked.flow, self._held.data.train.schema, seed=asked.seed, ridge=asked.ridge).to(
             self._held.device
         )
-
-
-def _sampled(plan: Plan) -> set[PoissonGaussian]:
-    """Return the different kinds of steps of DP-SGD, each of which takes an accountant seconds."""
-    return {event for event in plan.events if isinstance(event, PoissonGaussian)}
 
 
 def _is_vector(array: np.ndarray | None, dims: int) -> bool:

@@ -1,6 +1,6 @@
 """What a site may spend, and what it does: its policy and its ledger at work."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,7 @@ class Spending:
             PolicyError, BudgetError, LedgerError: one is refused; nothing was written.
         """
         plans = [replace(plan, conditions=self.conditions) for plan in asked]
+        self._check_room(plans)
         for plan in plans:
             self._check(plan)
             self._ledger.check(plan, allowance(self._policy, plan))
@@ -115,6 +116,7 @@ class Spending:
         plan = self.plan(request, method, units)
         self._check_conditions(plan)
         self._check_still_allowed(plan)
+        self._check_room()
         key = plan.key
         body = request.sha256() if request.id else ""
         return [self._ledger.spend(key, event, request=request.id, body=body) for event in events][-1]
@@ -226,6 +228,26 @@ class Spending:
                 raise ConditionsError(
                     f"A plan is carried out under the conditions that its claim names. '{plan.key}' was reserved with "
                     f"{name} {then!s:.80}, and now it is {now!s:.80}; start a new run."
+                )
+
+    def _check_room(self, plans: Iterable[Plan] = ()) -> None:
+        """Check that the ledger takes further plans, or without one a further event: most cost next to nothing.
+
+        Raises:
+            BudgetError: it does not.
+        """
+        if self._ledger.simulation:
+            return
+        known = {plan.key for plan in self._ledger.plans()}
+        counts = {
+            "plans": (len(known | {plan.key for plan in plans}), self._policy.most_plans),
+            "entries": (self._ledger.entries() + 1, self._policy.most_entries),
+        }
+        for what, (count, most) in counts.items():
+            if count > most:
+                raise BudgetError(
+                    f"A ledger takes at most {most} {what} (policy: most_{what}). This would be number {count}; if all "
+                    "are meant, raise it in policy.yaml, then cadp-fl site reload."
                 )
 
     def _check_policy(self, plan: Plan) -> None:

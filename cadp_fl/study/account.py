@@ -132,9 +132,9 @@ def account_study(config: Path, overrides: Iterable[str] = ()) -> StudyAccount:
     load_plugins(study.plugins)
     try:
         methods = build_methods(study)
+        plans = [plan_of(method, study) for method in methods]
     except BudgetError as error:
         raise ConfigError(str(error)) from error
-    plans = [plan_of(method, study) for method in methods]
     accounts = tuple(_account(study, *pair) for pair in zip(methods, plans, strict=True))
     return StudyAccount(
         relation=relation_of(study.budget.unit, study.labels),

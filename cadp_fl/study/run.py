@@ -146,6 +146,8 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
             tested = max(len(Units.of(site.test, unit, m)) for site in sites)
             check_delta(study.evaluation.delta, tested, large=large)
         methods = build_methods(study)
+        for method in methods:
+            plan_of(method, study)
     except BudgetError as error:
         raise ConfigError(str(error)) from error
     if attributes:

@@ -204,6 +204,14 @@ def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart,
             "or less beside it",
         ),
         (["plan", "nowhere.yaml"], "Found none at"),
+        (
+            ["epsilon", "dp-sgd:clip-norm=1,noise-std=9,sampling-rate=0.1,steps=1000001", "--delta", "1e-5"],
+            "at most 1,000,000 sampled steps",
+        ),
+        (
+            ["noise", "dp-sgd:clip-norm=1,sampling-rate=0.1,steps=9999999", "--epsilon", "1", "--delta", "1e-5"],
+            "at most 1,000,000 sampled steps",
+        ),
     ],
 )
 def test_a_wrong_question_is_one_sentence(call, arguments, sentence):
@@ -228,6 +236,10 @@ def test_a_wrong_question_is_one_sentence(call, arguments, sentence):
         (["methods=[capd]"], "Unknown method 'capd'"),
         (["release.mechanism=laplacian"], "Unknown mechanism"),
         (["budget.split={labels: 0.9, counts: 0.2}"], "leaves a share"),
+        (
+            ["methods={dp-sgd: {rounds: 1000, local_steps: 1001, sampling_rate: 0.01}}"],
+            "Found 1,001,000 steps of 1 kind",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_accounted_says_why(call, quickstart, overrides, sentence):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,14 @@ def test_a_ledger_is_made_once_by_its_policy_or_by_its_terms(command, tmp_path, 
     code, _, err = command("init", tmp_path / "one.db", "--policy", policy)
     assert (code, err.count("\n")) == (1, 1)
     assert "never over another" in err
+
+
+def test_a_ledger_on_a_file_system_of_the_network_is_made_with_a_warning(command, tmp_path, policy, monkeypatch):
+    mount = SimpleNamespace(mountpoint=str(tmp_path), fstype="nfs4")
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: [mount])
+    code, _, err = command("init", tmp_path / "one.db", "--policy", policy, "--quiet")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "is on a file system of the network (nfs4)" in err
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -184,6 +185,23 @@ def test_a_ledger_of_another_population_is_a_fault(folder):
 def _reserve(folder, *events):
     ledger = DurableLedger.as_found(folder.ledger)
     ledger.reserve(Plan("cadp", events, 1e-5, run="r"), Allowance(100.0, 0.5))
+
+
+@pytest.mark.parametrize(("kind", "state"), [("nfs4", "warning"), ("cifs", "warning"), ("ext4", "ok"), ("tmpfs", "ok")])
+def test_a_ledger_on_a_file_system_of_the_network_is_a_warning(folder, monkeypatch, kind, state):
+    mount = SimpleNamespace(mountpoint=str(folder.path), fstype=kind)
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: [mount])
+    worst = _worst(_look(folder, "ledger"))
+    assert worst.state == state
+    assert (kind in worst.found) == (state == "warning")
+
+
+def test_a_ledger_that_is_nearly_full_is_a_warning(folder):
+    _reserve(folder, SUM)
+    assert _worst(_look(folder, "ledger")).state == "ok"
+    _edit(folder.policy, most_plans=1, most_entries=2)
+    said = [finding.found for finding in _look(folder, "ledger") if finding.state == "warning"]
+    assert said == ["It has 1 of the 1 plans that it takes.", "It has 2 of the 2 entries that it takes."]
 
 
 def test_a_mark_that_a_crash_left_behind_is_a_warning(folder):

@@ -1,13 +1,15 @@
 import json
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from cadp_fl.errors import ExchangeError, InputError
 from cadp_fl.federated.flower_server import Workflow
+from cadp_fl.privacy.accounting import ProtectedEvent
 from cadp_fl.report.figures import curves, image_grid
-from cadp_fl.report.page import write_report
+from cadp_fl.report.page import _WORDS, write_report
 from clients.client_app import app as client_app
 from tests.local_grid import LocalGrid
 
@@ -29,6 +31,42 @@ def test_the_page_says_what_a_person_needs_to_judge(run):
     assert "the 16 of 64 latent dimensions that carry a record" in page
     assert page.count("<figcaption>originals</figcaption>") == page.count("<figcaption>released</figcaption>") == 3
     assert page.count("data:image/svg+xml") == 2
+
+
+def _lines(page):
+    section = page[page.index("What left the sites, for each method") :]
+    items = re.findall(r"<li><strong>(.*?)</strong>: (.*?)\.</li>", section[: section.index("</ul>")])
+    return dict(items)
+
+
+def test_one_line_a_method_says_what_left(run):
+    lines = _lines((run / "report.html").read_text())
+    privacy = json.loads((run / "privacy.json").read_text())
+    assert list(lines) == list(privacy["methods"])
+    assert "privatized records" in lines["cadp-given-flow"]
+    assert "weights of a flow trained without differential privacy, unprotected" in lines["cadp-given-flow"]
+    assert "the true label of each record" in lines["cadp-given-flow"]
+    assert lines["dp-sgd"] == "weights after noised steps of DP-SGD; exact test results, unprotected"
+    assert "records" not in lines["fedavg"]
+
+
+def test_what_was_planned_and_never_spent_is_not_said_to_have_left(run):
+    privacy = json.loads((run / "privacy.json").read_text())
+    for site in privacy["methods"]["dp-sgd"]["sites"].values():
+        site["spent"] = []
+    for site in privacy["test_units"]["methods"]["dp-sgd"]["sites"].values():
+        site["spent"] = []
+    for site in privacy["methods"]["fedavg"]["sites"].values():
+        site["spent"] = None  # a site that did not say: it counts as all
+    (run / "privacy.json").write_text(json.dumps(privacy))
+    lines = _lines(write_report(run).read_text())
+    assert lines["dp-sgd"] == "nothing"
+    assert "unprotected" in lines["fedavg"]
+
+
+def test_every_kind_of_event_has_words():
+    kinds = {kind.model_fields["kind"].default for kind in get_args(ProtectedEvent)}
+    assert set(_WORDS) == kinds
 
 
 def test_the_page_is_one_file_that_loads_nothing(run):

@@ -29,7 +29,7 @@ STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=2.0, sampli
 COUNTS = GaussianHistogram(stage="counts", histograms=1, noise_std=4.0)
 
 
-def site(folder: Path) -> Site:
+def site(folder: Path, **allowed: object) -> Site:
     """Return the site of a folder, as a new process would make it."""
     path = folder / "ledger.db"
     if not path.exists():
@@ -42,7 +42,7 @@ def site(folder: Path) -> Site:
         device=torch.device("cpu"),
         outbox=folder / "outbox",
         simulation=False,
-        policy=open_policy(labels="covered").model_copy(update={"delta": 1e-3, "population": "p"}),
+        policy=open_policy(labels="covered").model_copy(update={"delta": 1e-3, "population": "p", **allowed}),
         answers=Answers(folder / "answers"),
     )
 
@@ -55,6 +55,46 @@ def reserve(made: Site, retry: float = 0.0) -> None:
 def count(name: str = "r/count/1", **changes: object) -> Request:
     settings = {"method": "m", "event": COUNTS.model_dump()} | changes
     return Request("count", settings, run="r", id=name)
+
+
+def free(number: int) -> Request:
+    """Return a request for a plan that costs next to nothing."""
+    plan = Plan("m", (COUNTS.model_copy(update={"noise_std": 1e9}),), 1e-9, labels="covered")
+    return Request("reserve", {"plans": [plan.to_json()]}, run=f"r{number}")
+
+
+def test_plans_that_cost_next_to_nothing_do_not_fill_a_ledger(tmp_path):
+    made = site(tmp_path, most_plans=3)
+    for number in (1, 2, 3, 1, 2, 3):  # the same plan again is no other one
+        made.call(free(number))
+    before = made._ledger.links()
+    with pytest.raises(BudgetError, match=r"at most 3 plans \(policy: most_plans\). This would be number 4"):
+        made.call(free(4))
+    assert made._ledger.links() == before
+    site(tmp_path, most_plans=4).call(free(4))  # the steward raised it
+
+
+def test_two_plans_of_a_method_are_both_counted(tmp_path):
+    both = [
+        Plan("m", (COUNTS,), 1e-6, labels="covered"),
+        Plan("m", (COUNTS.model_copy(update={"stage": "evaluation"}),), 1e-6, labels="covered", units="test"),
+    ]
+    request = Request("reserve", {"plans": [plan.to_json() for plan in both]}, run="r")
+    with pytest.raises(BudgetError, match="would be number 2"):
+        site(tmp_path, most_plans=1).call(request)
+    assert site(tmp_path)._ledger.plans() == ()
+
+
+def test_events_that_cost_next_to_nothing_do_not_fill_a_ledger(tmp_path):
+    made = site(tmp_path, most_entries=4)  # the terms, a plan, an event and its answer
+    made.call(free(1))
+    settings = {"method": "m", "event": COUNTS.model_copy(update={"noise_std": 1e9}).model_dump()}
+    first = made.call(Request("count", settings, run="r1", id="1")).content
+    for further in (free(2), Request("count", settings, run="r1", id="2")):
+        with pytest.raises(BudgetError, match=r"at most 4 entries \(policy: most_entries\). This would be number 5"):
+            made.call(further)
+    assert made.call(Request("count", settings, run="r1", id="1")).content == first
+    assert len(made._ledger.links()) == 4
 
 
 def test_the_same_request_gets_the_stored_answer_also_from_a_new_process(tmp_path):

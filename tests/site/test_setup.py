@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 from cadp_fl.cli.main import app
 from cadp_fl.config import load_node, load_policy, load_site
 from cadp_fl.errors import DataError, InputError
+from cadp_fl.federated.certificates import new_authority
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.site.folder import SiteFolder, check_socket
 from cadp_fl.site.keys import check_public_key, fingerprint, new_key_pair
 from cadp_fl.site.opening import read_records
 from tests.site.agents import STUDY, make
 
-CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+CERTIFICATE = new_authority("lungs").certificate.decode()
 ANSWERS = ["--population", "lungs", "--unit", "record", "--epsilon", "3", "--delta", "2e-5", "--labels", "public"]
 
 
@@ -120,6 +121,41 @@ def test_an_invitation_holds_no_key_and_no_odd_address(here):
         (here / "odd.yaml").write_text(yaml.safe_dump(tree))
         with pytest.raises(InputError, match=next(iter(wrong))):
             _init("north", "--invitation", "odd.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+
+
+def _without(text, line):
+    lines = text.splitlines(keepends=True)
+    return "".join(lines[:line] + lines[line + 1 :])
+
+
+DAMAGED = {
+    "no certificate": "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n",
+    "no base64": "-----BEGIN CERTIFICATE-----\nno base64!\n-----END CERTIFICATE-----\n",
+    "a line is missing": _without(CERTIFICATE, 3),
+    "a line is another": CERTIFICATE.replace(CERTIFICATE.splitlines()[2], "A" * 64),
+    "no end": CERTIFICATE[:-30],
+    "cut off": CERTIFICATE[:200],
+    "the last has no end": CERTIFICATE + CERTIFICATE[:-30],
+    "the first has no end": CERTIFICATE[:-30] + CERTIFICATE,
+    "a line of the last is missing": CERTIFICATE + _without(CERTIFICATE, 2),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_certificate_is_found_when_the_site_is_made(here, damage):
+    tree = {"federation": "lungs", "address": "hub:9443", "certificate": DAMAGED[damage]}
+    (here / "odd.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match="certificate: each certificate is whole"):
+        _init("north", "--invitation", "odd.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+    assert not (here / "north").exists()
+
+
+def test_several_whole_certificates_and_words_between_them_are_taken(here):
+    chain = f"# the authority\n{CERTIFICATE}\n# the older one\n{new_authority('lungs').certificate.decode()}"
+    tree = {"federation": "lungs", "address": "hub:9443", "certificate": chain}
+    (here / "odd.yaml").write_text(yaml.safe_dump(tree))
+    _init("north", "--invitation", "odd.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+    assert SiteFolder(here / "north").node.certificates.read_text() == chain
 
 
 def test_a_policy_that_is_written_says_every_key_and_what_it_means(tmp_path):

@@ -27,6 +27,7 @@ from cadp_fl.privacy.accounting import (
     LatentGaussian,
     LatentGaussianGrid,
     LatentLaplace,
+    PoissonGaussian,
     RandomizedResponse,
     epsilon_of,
 )
@@ -263,6 +264,39 @@ def test_a_fixed_public_flow_makes_a_release_end_to_end_and_the_claim_says_on_wh
     assert claim.epsilon == epsilon_of([EVENT], 1e-5)
     assert "the flow was trained on 'x'" in claim_of(plan).declared[0]
     assert claim.declared == claim_of(plan).declared
+
+
+def steps_of_dp_sgd(steps, noise_std=20.0):
+    return PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=noise_std, sampling_rate=0.001, steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("events", "found"),
+    [
+        ([steps_of_dp_sgd(10**7)], "10,000,000 steps of 1 kind"),
+        ([steps_of_dp_sgd(500_000), steps_of_dp_sgd(500_001, 21.0)], "1,000,001 steps of 2 kind"),
+        ([steps_of_dp_sgd(1, 20.0 + kind) for kind in range(4)], "4 steps of 4 kind"),
+        (
+            [steps_of_dp_sgd(1000) for _ in range(1000)] + [steps_of_dp_sgd(1, 21.0)],
+            "has at most 65536 characters of JSON",
+        ),
+    ],
+)
+@pytest.mark.parametrize("units", ["train", "test"])
+def test_a_plan_that_takes_long_to_price_is_refused_before_it_is_priced(events, found, units, monkeypatch):
+    for module in ("plan", "book"):
+        monkeypatch.setattr(f"cadp_fl.privacy.{module}.epsilon_of", lambda *_: pytest.fail("it was priced"))
+    made = site()
+    with pytest.raises((BudgetError, ExchangeError), match=found):
+        made.call(Request("reserve", {"plans": [Plan("m", tuple(events), 1e-6, units=units).to_json()]}))
+    assert made.call(Request("account")).content["accounts"] == []
+
+
+def test_as_many_steps_as_a_plan_may_have_are_priced_whatever_rounds_they_come_in():
+    events = tuple(steps_of_dp_sgd(2500, 100.0) for _ in range(400))
+    made = site()
+    made.call(Request("reserve", {"plans": [Plan("m", events, 1e-6).to_json()]}))
+    assert len(made.call(Request("account")).content["accounts"]) == 1
 
 
 def test_a_plan_without_a_finite_epsilon_is_not_reserved():

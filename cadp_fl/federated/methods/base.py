@@ -16,7 +16,7 @@ from cadp_fl.errors import ExchangeError
 from cadp_fl.evaluation.noised import NoisedEvaluation, noised_metrics_of, pool_noised
 from cadp_fl.evaluation.utility import Evaluation, Metrics, metrics_of, pool
 from cadp_fl.federated.federation import Federation
-from cadp_fl.privacy.accounting import Event, GaussianHistogram
+from cadp_fl.privacy.accounting import Event, GaussianHistogram, check_workable
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.protocol import Reply, Request
@@ -192,8 +192,14 @@ class Method(Protocol):
 
 
 def plan_of(method: Method, study: StudyConfig) -> Plan:
-    """Return what a method reserves at every site: all of its events, at the study's budget."""
-    return Budget.of(study.budget, study.labels).plan(method.name, method.events())
+    """Return what a method reserves at every site: all of its events, at the study's budget.
+
+    Raises:
+        BudgetError: no site would work out what they cost.
+    """
+    plan = Budget.of(study.budget, study.labels).plan(method.name, method.events())
+    check_workable(plan.events)
+    return plan
 
 
 def evaluate_at_sites(
