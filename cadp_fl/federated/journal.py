@@ -24,7 +24,7 @@ class Exchange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     phase: str
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, le=10**9)
     used: tuple[str, ...] = Field(description="names of sites, in order")
     missing: dict[str, str] = Field(description="reasons by site")
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from cadp_fl.config import StudyConfig, dump_study, load_study
+from cadp_fl.config import StudyConfig, dump_study, dump_tree, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
@@ -147,7 +146,7 @@ class _Grid:
     def overrides_of(self, cell: Cell) -> list[str]:
         """Return the overrides that make the study a cell."""
         methods = {name: self.study.methods[name] for name in cell.methods}
-        text = yaml.safe_dump(methods, default_flow_style=True, sort_keys=False)
+        text = dump_tree(methods, in_one_line=True).strip()
         epsilon = self.study.budget.epsilon if cell.epsilon is None else cell.epsilon
         return [*self._at(epsilon, cell.seed), f"methods={text}"]
 
