@@ -53,6 +53,5 @@ def check_printable(text: str, what: str) -> None:
     """
     if (odd := UNPRINTED.search(text)) is not None:
         raise ConfigError(
-            f"A {what} is printable text in UTF-8. Found the character U+{ord(odd[0]):04X} in {ascii(text):.200}; "
-            "rename it."
+            f"A {what} is printable text in UTF-8. Found the character U+{ord(odd[0]):04X} in {text!a:.200}; rename it."
         )

@@ -81,12 +81,19 @@ def _sentence(problem: Any, key: str, place: Place | None) -> str:
         return f"{f'{key}: ' if key else ''}{rule}."
     found = str(problem["ctx"]["actual_length"]) if kind.startswith("too_") else _found(problem["input"], place)
     if kind in _RULES:
-        rule = re.sub(r"\b1 (letter)s", r"1 \1", _RULES[kind].format(**problem.get("ctx", {})))
+        rule = re.sub(r"\b1 (letter)s", r"1 \1", _RULES[kind].format(**_plainly(problem.get("ctx", {}))))
         return f"'{key}' {rule}. Found {found}."
     rule, way_out = _TYPES.get(kind.partition("_")[0], ("", ""))
     if not rule:
         return f"'{key}': {problem['msg']}. Found {found}."
     return f"'{key}' {rule}. Found {found}; {way_out}."
+
+
+def _plainly(context: dict[str, Any]) -> dict[str, Any]:
+    """Return what an error says of its rule, with whole numbers as such."""
+    return {
+        name: int(each) if isinstance(each, float) and each.is_integer() else each for name, each in context.items()
+    }
 
 
 def _found(value: Any, place: Place | None) -> str:
