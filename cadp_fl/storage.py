@@ -54,8 +54,14 @@ def read_description(path: Path, *, kind: str) -> dict[str, str]:
     try:
         with safe_open(path, framework="numpy") as stored:
             metadata = dict(stored.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"A stored {kind} is a safetensors file. '{path}' is not: {_clause(error)}.") from error
+    except OSError as error:
+        raise DataError(
+            f"A stored {kind} is a file that can be read. '{path}' cannot: {error.strerror or error}; check who may."
+        ) from error
+    except SafetensorError as error:
+        raise DataError(
+            f"A stored {kind} is a safetensors file. '{path}' is none, or is damaged; give a file that cadp-fl stored."
+        ) from error
     if metadata.pop("format", "") != _format(kind):
         raise DataError(f"A stored {kind} says that it is one. '{path}' does not; give a file that cadp-fl stored.")
     if sum(len(value) for value in metadata.values()) > MAX_DESCRIPTION_CHARACTERS:
@@ -111,7 +117,11 @@ def _of(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as stored:
             yield stored
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except SafetensorError as error:
+        raise DataError(
+            f"A file holds the tensors that its description says. '{path}' is damaged; get it again."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"A file holds the tensors that its description says. '{path}': {_clause(error)}.") from error
 
 

@@ -61,3 +61,24 @@ def test_every_number_has_finite_bounds(name):
         upper = [each.le if isinstance(each, Le) else each.lt for each in limits if isinstance(each, (Le, Lt))]
         assert math.isfinite(max(lower, default=-math.inf)), f"{name} ({kind.__name__}) has no lower bound"
         assert math.isfinite(min(upper, default=math.inf)), f"{name} ({kind.__name__}) has no upper bound"
+
+
+OF_SETTINGS = [
+    (MODELS[name.rpartition(".")[0]], name.rpartition(".")[2])
+    for name in NUMBERS
+    if issubclass(MODELS[name.rpartition(".")[0]], Settings)
+]
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**400, True, "3", "yes", "1_0"], ids=repr)
+def test_no_number_is_infinite_or_true_or_text(value):
+    for model, key in OF_SETTINGS:
+        for shape in (value, [value], {"a": value}):
+            with pytest.raises(ValidationError) as caught:
+                model.model_validate({key: shape})
+            assert key in [error["loc"][0] for error in caught.value.errors() if error["loc"]], (model, key, shape)
+
+
+def test_a_whole_number_is_a_number_and_a_number_without_a_fraction_is_whole():
+    budget = BudgetConfig.model_validate({"epsilon": 3, "delta": 1e-5, "records_per_patient": 2.0, "unit": "patient"})
+    assert (budget.epsilon, type(budget.epsilon), budget.records_per_unit) == (3.0, float, 2)

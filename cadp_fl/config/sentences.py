@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from cadp_fl.config.fitting import Misfit
 from cadp_fl.config.written import Place, place_of, printable
 
-__all__ = ["sentence_of"]
+__all__ = ["sentence_of", "sentence_on"]
 
 _Location = tuple[str | int, ...]
 
@@ -61,7 +61,7 @@ def sentence_of(model: type[BaseModel], tree: Any, problems: Sequence[Any], wher
     unknown = problem["type"] == "extra_forbidden"
     place = place_of(tree, location, of_key=unknown or "[key]" in problem["loc"])
     key = printable(".".join([*([where] if where else []), *map(str, location)]))[:200]
-    sentence = _unknown(model, location, key) if unknown else _sentence(problem, key, place)
+    sentence = _unknown(model, location, key) if unknown else sentence_on(problem, key, place)
     return sentence if place is None else f"{sentence} See {place}"
 
 
@@ -72,7 +72,8 @@ def _unknown(model: type[BaseModel], location: _Location, key: str) -> str:
     return f"Unknown key '{key}'. {hint}"
 
 
-def _sentence(problem: Any, key: str, place: Place | None) -> str:
+def sentence_on(problem: Any, key: str, place: Place | None = None) -> str:
+    """Return the sentence of one of pydantic's errors, at a dotted key."""
     kind = problem["type"]
     if kind == "missing":
         return f"'{key}' is required and has no default. Add it to the config."

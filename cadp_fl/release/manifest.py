@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cadp_fl.config.sentences import sentence_on
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
 from cadp_fl.privacy.claims import Claim
@@ -197,7 +198,7 @@ def manifest_from_json(text: str | bytes) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ExchangeError(f"A manifest follows the schema. '{key}': {first['msg']}; ask the site again.") from error
+        raise ExchangeError(f"A manifest follows the schema: {sentence_on(first, key)} Ask the site again.") from error
 
 
 def manifest_to_json(manifest: Manifest) -> str:

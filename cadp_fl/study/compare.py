@@ -1,6 +1,5 @@
 """One study at several epsilons, over several seeds: one run a cell, and one comparison of all."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from cadp_fl.errors import CadpError, InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
 from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.recorder import Watcher
+from cadp_fl.json_text import parse_json
 from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected
 from cadp_fl.report.comparison import Cell, CellResult, Comparison, comparison_json
 from cadp_fl.report.comparison_page import store_comparison, write_comparison
@@ -178,7 +178,7 @@ def _check_grows(grid: _Grid, output: Path) -> None:
         InputError: there is none, or one of them is left out.
     """
     try:
-        before = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+        before = parse_json((output / "comparison.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"An interrupted comparison left its comparison.json. '{output}' has none to be read; start a new one."
@@ -194,7 +194,7 @@ def _check_grows(grid: _Grid, output: Path) -> None:
 def _left_by_an_earlier_attempt(cell: Cell, output: Path) -> CellResult:
     """Return a cell that an earlier attempt finished, or one that is pending."""
     try:
-        summary = json.loads((output / CELLS / cell.name / "summary.json").read_text(encoding="utf-8"))
+        summary = parse_json((output / CELLS / cell.name / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return CellResult(cell, "pending")
     if summary["status"] != "complete" or tuple(summary["methods"]) != cell.methods:
