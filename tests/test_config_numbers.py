@@ -9,9 +9,10 @@ from typing import Annotated, Any, Union
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 import cadp_fl
+from cadp_fl.config import BudgetConfig, Settings
 
 for _module in pkgutil.walk_packages(cadp_fl.__path__, "cadp_fl."):
     if not _module.name.endswith("__main__"):
@@ -70,7 +71,11 @@ OF_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 10**400, True, "3", "yes", "1_0"], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [math.inf, -math.inf, math.nan, 10**400, -(10**400), True, "3", "yes", "1_0"],
+    ids=lambda each: f"{each!r:.10}",
+)
 def test_no_number_is_infinite_or_true_or_text(value):
     for model, key in OF_SETTINGS:
         for shape in (value, [value], {"a": value}):
