@@ -373,6 +373,13 @@ def test_what_is_written_reads_back_equal(tree, in_one_line):
     assert "\n" not in text.rstrip("\n") or not in_one_line
 
 
+def test_what_was_read_is_written_again(tmp_path):
+    tree = _read(tmp_path, "a: &x {b: [1, {c: no}]}\nd: [*x, *x]")
+    value, _ = read_value(dumped(tree, in_one_line=True), "--set x=...")
+    assert value == tree
+    assert read_value(dumped({"e": [tree["a"], tree["a"]]}), "--set x=...")[0] == {"e": [tree["a"], tree["a"]]}
+
+
 @given(_TEXT)
 def test_another_reader_sees_the_same_text(text):
     assert yaml.safe_load(dump_tree({"name": text})) == {"name": text}

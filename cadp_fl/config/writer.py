@@ -13,7 +13,10 @@ __all__ = ["dump_tree"]
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts text in quotes that this or another reader would take for something else."""
+    """Puts text in quotes that this or another reader would take for something else, and writes every value out."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -23,6 +26,8 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
+_Dumper.add_multi_representer(list, yaml.SafeDumper.represent_list)
 for _tag, _digits in (("int", f"{WHOLE}|{OCTAL}|{HEXADECIMAL}"), ("float", NUMBER)):
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_digits})$"), list("+-.0123456789"))
 
