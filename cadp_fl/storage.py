@@ -127,7 +127,11 @@ def _of(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as stored:
             yield stored
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except SafetensorError as error:
+        raise DataError(
+            f"A file holds the tensors that its description says. '{path}' is damaged; get it again."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"A file holds the tensors that its description says. '{path}': {_clause(error)}.") from error
 
 

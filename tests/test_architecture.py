@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors"},
-    {"ending", "mounts", "outputs"},
+    {"ending", "json_text", "mounts", "outputs"},
     {"config", "device", "npz", "schedule", "storage", "weights"},
     {"data", "features", "privacy"},
     {"flow", "classifier"},

@@ -130,9 +130,12 @@ def _ask(key: str, hint: Callable[[], str] = str) -> Any:
     Raises:
         InputError: nobody sits at a terminal.
     """
+    from cadp_fl.config import plain_value
+
     if not sys.stdin.isatty():
         raise InputError(f"A policy says its {key}, which has no default. Found none; give --{key.replace('_', '-')}.")
-    return typer.prompt(_QUESTIONS[key].format(hint()))
+    answer = typer.prompt(_QUESTIONS[key].format(hint()))
+    return plain_value(answer) if key in ("records_per_patient", "epsilon", "delta") else answer
 
 
 def serve(

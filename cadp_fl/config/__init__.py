@@ -12,6 +12,7 @@ from cadp_fl.config.files import (
     load_study,
 )
 from cadp_fl.config.policy import EvaluationPolicy, PolicyConfig
+from cadp_fl.config.scalars import plain_value
 from cadp_fl.config.settings import PrivacyUnit, Settings, parse
 from cadp_fl.config.study import (
     BudgetConfig,
@@ -32,6 +33,7 @@ from cadp_fl.config.study import (
     SitesConfig,
     StudyConfig,
 )
+from cadp_fl.config.writer import dump_tree
 
 __all__ = [
     "LOOPBACK",
@@ -63,6 +65,7 @@ __all__ = [
     "StudyConfig",
     "dump",
     "dump_study",
+    "dump_tree",
     "load_coordinator",
     "load_invitation",
     "load_node",
@@ -70,4 +73,5 @@ __all__ = [
     "load_site",
     "load_study",
     "parse",
+    "plain_value",
 ]

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cadp_fl.config.settings import Count, Fraction, Name, Settings
+from cadp_fl.config.settings import Fraction, Name, Settings, Threads
 from cadp_fl.config.study import DataConfig
 
 __all__ = ["LOOPBACK", "CoordinatorConfig", "Invitation", "NodeConfig", "SiteConfig", "SiteName"]
@@ -125,7 +125,7 @@ class SiteConfig(Settings):
         0.2, description="share of units that are tested on and never trained on, where the source has no test split"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<index>")
-    threads: Count = Field(1, description="CPU threads of the agent")
+    threads: Threads = Field(1, description="CPU threads of the agent")
     group: str | None = Field(
         None, description="group of the SuperNode's user, which may reach the agent; only the agent's user without it"
     )
@@ -133,7 +133,7 @@ class SiteConfig(Settings):
         None,
         description="file that remembers how far the ledger has come, best on another volume; beside it by default",
     )
-    request_bytes: Count = Field(1 << 30, description="largest request that is read")
+    request_bytes: int = Field(1 << 30, ge=1, le=1 << 40, description="largest request that is read")
 
     @model_validator(mode="after")
     def _has_records(self) -> "SiteConfig":

@@ -96,9 +96,12 @@ class PolicyConfig(PrivacyUnit):
     )
     min_units: Count = Field(100, description="training units below which the site takes no part")
     min_class_units: int = Field(
-        10, ge=0, description="declared or noised count below which a class of the site is not released; 0: any"
+        10,
+        ge=0,
+        le=10**9,
+        description="declared or noised count below which a class of the site is not released; 0: any",
     )
-    class_counts: dict[str, int] | None = Field(
+    class_counts: dict[str, Annotated[int, Field(ge=0, le=10**9)]] | None = Field(
         None, description="counts of training units by class that the steward declares public, for min_class_units"
     )
     seeded_noise: bool = Field(False, description="whether noise may come from a seed, which protects nothing")

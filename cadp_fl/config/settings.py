@@ -1,29 +1,43 @@
 """What every config is made of: frozen, typed models, whose unknown keys are errors that name the nearest one."""
 
-import difflib
-import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cadp_fl.config.fitting import fitted
+from cadp_fl.config.sentences import sentence_of
+from cadp_fl.config.written import WrittenMap
 from cadp_fl.errors import ConfigError
 
 __all__ = [
     "AttributeName",
     "Count",
+    "Decay",
     "Fraction",
+    "LocalSteps",
     "Name",
+    "Passes",
     "Positive",
     "PrivacyUnit",
+    "Seed",
     "Settings",
+    "Threads",
     "Width",
     "parse",
 ]
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+"""In a range in which float32 neither overflows nor loses digits."""
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Passes = Annotated[int, Field(ge=1, le=10_000)]
+"""Rounds, or epochs."""
+LocalSteps = Annotated[int, Field(ge=1, le=1000)]
+"""Of a site in one round: with the most rounds, as many as an event counts."""
+Threads = Annotated[int, Field(ge=1, le=1024)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Decay = Annotated[float, Field(ge=0, le=1000)]
 Width = Annotated[int, Field(ge=1, le=4096)]
 """Of a network's layer: a site builds it as a server asks."""
 Name = Annotated[str, Field(min_length=1, max_length=80)]
@@ -33,7 +47,18 @@ AttributeName = Annotated[str, Field(min_length=1, max_length=64)]
 class Settings(BaseModel):
     """A frozen group of settings in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        places = tree.of_values if isinstance(tree, WrittenMap) else {}
+        return {
+            key: fitted(cls.model_fields[key].annotation, value, places.get(key)) if key in cls.model_fields else value
+            for key, value in tree.items()
+        }
 
 
 class PrivacyUnit(Settings):
@@ -66,45 +91,9 @@ def parse(model: type[Model], tree: Mapping[str, Any], *, where: str = "") -> Mo
     """Validate a mapping against a model; `where` is the dotted key of the mapping in its file.
 
     Raises:
-        ConfigError: one sentence on the first key that is wrong.
+        ConfigError: one sentence on the first key that is wrong, with its place if it was read from YAML.
     """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = [str(part) for part in first["loc"] if part != "[key]"]
-        raise ConfigError(_sentence(model, first, location, where)) from error
-
-
-def _sentence(model: type[BaseModel], problem: Any, location: list[str], where: str) -> str:
-    key = ".".join(([where] if where else []) + location)
-    if problem["type"] == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        hint = f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}."
-        return f"Unknown key '{key}'. {hint}"
-    if problem["type"] == "missing":
-        return f"'{key}' is required and has no default. Add it to the config."
-    rule = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{f'{key}: ' if key else ''}{rule}."
-    return f"'{key}': {rule}. Found {problem['input']!r}."
-
-
-def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the keys that are known at a dotted location below a model."""
-    for part in location:
-        field = model.model_fields.get(part)
-        if field is None:
-            continue  # an index into a sequence: its members share one model
-        nested = [kind for kind in _types_in(field.annotation) if issubclass(kind, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
-
-
-def _types_in(annotation: Any) -> list[type]:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return [annotation]
-    return [kind for argument in typing.get_args(annotation) for kind in _types_in(argument)]
+        raise ConfigError(sentence_of(model, tree, error.errors(include_url=False), where)) from error

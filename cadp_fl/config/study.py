@@ -9,10 +9,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
+from cadp_fl.config.fitting import fitted
 from cadp_fl.config.policy import PolicyConfig
-from cadp_fl.config.settings import AttributeName, Count, Fraction, Name, Positive, PrivacyUnit, Settings, Width
+from cadp_fl.config.settings import (
+    AttributeName,
+    Count,
+    Decay,
+    Fraction,
+    LocalSteps,
+    Name,
+    Passes,
+    Positive,
+    PrivacyUnit,
+    Seed,
+    Settings,
+    Threads,
+    Width,
+)
 
 __all__ = [
     "BudgetConfig",
@@ -69,11 +84,6 @@ class DataConfig(Settings):
             raise ValueError(f"every {one} has a name of its own. Found {list(names)}")
         return names
 
-    @field_validator("label", mode="before")
-    @classmethod
-    def _column_as_text(cls, label: Any) -> Any:
-        return str(label) if type(label) is int else label
-
     @model_validator(mode="after")
     def _one_is_the_label(self) -> "DataConfig":
         if self.attributes is not None and self.label is None:
@@ -107,12 +117,12 @@ class SitesConfig(Settings):
     review_timeout_seconds: float = Field(
         3600.0,
         ge=0,
-        allow_inf_nan=False,
+        le=1e9,
         description="seconds that a run over real sites waits for a steward's approval of a release; 0: not at all",
     )
-    cpus_per_client: Count = Field(1, description="CPU threads of one site, and of the server")
+    cpus_per_client: Threads = Field(1, description="CPU threads of one site, and of the server")
     gpus_per_client: float | None = Field(
-        None, ge=0, description="share of a GPU of one site, 0 for none; by default the GPUs in equal shares"
+        None, ge=0, le=64, description="share of a GPU of one site, 0 for none; by default the GPUs in equal shares"
     )
     policy: PolicyConfig | None = Field(
         None, description="what every simulated site allows a method; all that the study asks without it"
@@ -189,11 +199,13 @@ class DenseConfig(Settings):
 class FlowTrainingConfig(Settings):
     """Federated training of the flow by maximum likelihood."""
 
-    rounds: int = Field(10, ge=0, description="rounds of federated averaging; 0 to use a pretrained flow as it is")
-    local_epochs: Count = Field(4, description="passes over a site's records in one round")
+    rounds: int = Field(
+        10, ge=0, le=10_000, description="rounds of federated averaging; 0 to use a pretrained flow as it is"
+    )
+    local_epochs: Passes = Field(4, description="passes over a site's records in one round")
     batch_size: Count = Field(64, description="records in one step")
     learning_rate: Positive = Field(2e-3, description="Adam's step size at its peak; falls to a twentieth by a cosine")
-    weight_decay: float = Field(1e-5, ge=0, description="Adam's L2 penalty")
+    weight_decay: Decay = Field(1e-5, description="Adam's L2 penalty")
     max_gradient_norm: Positive = Field(10.0, description="clipping norm of the averaged gradient (no privacy)")
 
 
@@ -250,8 +262,8 @@ class PretrainedConfig(Settings):
 class FlowDpSgdConfig(Settings):
     """Federated training of the flow by DP-SGD; how much noise its budget makes necessary is worked out."""
 
-    rounds: Count = Field(10, description="rounds of federated averaging")
-    local_steps: Count = Field(6, description="noised steps of a site in one round")
+    rounds: Passes = Field(10, description="rounds of federated averaging")
+    local_steps: LocalSteps = Field(6, description="noised steps of a site in one round")
     sampling_rate: float = Field(0.25, gt=0, le=1, description="q: probability of each unit to be in a step")
     clip_norm: float = Field(
         0.03, ge=1e-6, le=1e6, description="C: a unit's gradient norm after clipping, of its bits per dimension"
@@ -360,7 +372,7 @@ class ReleaseConfig(Settings):
         description="public: a record's label may be known, and so may its attributes if it has some, and the relation "
         "says so; randomized: a record leaves with a label by randomized response, and class counts are noised"
     )
-    shard_records: Count = Field(4096, description="records in one file of a release")
+    shard_records: int = Field(4096, ge=1, le=100_000, description="records in one file of a release")
 
     @property
     def coverage(self) -> Literal["public", "covered"]:
@@ -371,10 +383,10 @@ class ReleaseConfig(Settings):
 class CentralTrainingConfig(Settings):
     """Training of the central classifier on privatized records."""
 
-    epochs: Count = Field(60, description="passes over the pooled, class-balanced release")
+    epochs: Passes = Field(60, description="passes over the pooled, class-balanced release")
     batch_size: Count = Field(64, description="records in one step")
     learning_rate: Positive = Field(2e-3, description="Adam's step size at its peak; falls to a twentieth by a cosine")
-    weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay")
+    weight_decay: Decay = Field(1e-4, description="decoupled weight decay")
 
 
 class ClassifierConfig(Settings):
@@ -433,11 +445,18 @@ class EvaluationConfig(Settings):
         return self
 
 
+def _as_it_stands(settings: Any) -> Any:
+    """Return a method's settings with the places of what was written, for the method that reads them."""
+    if not isinstance(settings, dict):
+        raise ValueError(f"a method's settings are a mapping. Found {settings!r:.80}; write it as {{key: value}}")
+    return settings
+
+
 class StudyConfig(Settings):
     """One study: its records, its sites, its methods and their budget."""
 
     name: str = Field(min_length=1, max_length=80, description="name of the study")
-    seed: int = Field(0, ge=0, lt=2**63, description="governs splits and initial weights, and noise where it is seeded")
+    seed: Seed = Field(0, description="governs splits and initial weights, and noise where it is seeded")
     noise: Literal["entropy", "seeded"] = Field(
         "entropy", description="where privacy noise comes from; seeded is reproducible, so it protects nothing"
     )
@@ -447,7 +466,7 @@ class StudyConfig(Settings):
     flow: FlowConfig = FlowConfig()
     release: ReleaseConfig
     classifier: ClassifierConfig = ClassifierConfig()
-    methods: dict[str, dict[str, Any]] = Field(
+    methods: dict[str, Annotated[dict[str, Any], PlainValidator(_as_it_stands)]] = Field(
         min_length=1, description="the methods to run, each with its settings; a list takes every default"
     )
     budget: BudgetConfig
@@ -475,7 +494,15 @@ class StudyConfig(Settings):
     @classmethod
     def _list_of_names(cls, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return {str(name): {} for name in value}
+            names = fitted(tuple[str, ...], value)
+            for name in names:
+                if not isinstance(name, str):
+                    raise ValueError(
+                        f"a list of methods holds their names. Found {name!r:.80}; give settings as a mapping"
+                    )
+                if names.count(name) > 1:
+                    raise ValueError(f"a method is listed once. Found '{name}' again; take it out")
+            return {name: {} for name in names}
         if isinstance(value, Mapping):
-            return {name: settings or {} for name, settings in value.items()}
+            return {name: {} if settings is None else settings for name, settings in value.items()}
         return value

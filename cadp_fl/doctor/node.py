@@ -1,7 +1,6 @@
 """What a site's SuperNode has: whom it calls, its key, the way to the agent, and whether it is connected."""
 
 import datetime
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from cadp_fl.config import NodeConfig, load_node
 from cadp_fl.doctor.connection import way_to
 from cadp_fl.doctor.finding import Check, Finding, fault, needed, ok, skipped, warning
 from cadp_fl.doctor.machine import memory, room
+from cadp_fl.json_text import parse_json
 from cadp_fl.site.client import AgentClient
 from cadp_fl.site.folder import NodeFolder
 from cadp_fl.site.keys import fingerprint
@@ -147,7 +147,7 @@ def _supernode(node: Node) -> Iterator[Finding]:
         yield fault("The SuperNode was never started here.", CONNECT)
         return
     try:
-        said = json.loads(_read(path))
+        said = parse_json(_read(path))
         state, pid, reason = str(said["state"]), said["pid"], str(said["reason"])
         since = datetime.datetime.fromisoformat(said["since"])
     except (ValueError, KeyError, TypeError):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,6 +26,9 @@ from cadp_fl.site.description import Description
 __all__ = ["CHECKPOINT", "Checkpoint"]
 
 CHECKPOINT = "checkpoint.json"
+
+
+_Bytes = Annotated[int, Field(ge=0, le=2**63)]
 
 
 class _State(BaseModel):
@@ -45,9 +48,9 @@ class _State(BaseModel):
     figures: dict[str, dict[str, Any]] = Field({}, description="of every method that ended")
     spent: dict[str, dict[str, list[dict[str, Any]]]] = Field({}, description="events by plan and site")
     missing: list[dict[str, str]] = []
-    traffic: dict[str, tuple[int, int]] = {}
-    seconds: dict[str, float] = {}
-    metrics_bytes: int = 0
+    traffic: dict[str, tuple[_Bytes, _Bytes]] = {}
+    seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]] = {}
+    metrics_bytes: _Bytes = 0
 
 
 class Checkpoint:

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from cadp_fl.errors import CadpError, ConfigError, ExchangeError, PrivacyError
+from cadp_fl.json_text import parse_json
 from cadp_fl.site.client import AgentClient
 from cadp_fl.site.protocol import ACTIONS, Action, Reply, Request, SitePort
 
@@ -137,7 +138,7 @@ def _decode(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     if not isinstance(text, str) or len(text) > MAX_JSON_BYTES:
         raise ExchangeError(f"A message's settings are JSON of at most {MAX_JSON_BYTES} bytes. Found something else.")
     try:
-        values = json.loads(text)
+        values = parse_json(text)
         arrays = {name: array.numpy() for name, array in record.items()}
     except (ValueError, TypeError, EOFError) as error:
         raise ExchangeError("A message holds JSON and numpy arrays. Found something else.") from error

@@ -5,13 +5,13 @@ same bytes and spends nothing. So a run over real sites that is resumed replays 
 sites whose answers it had used, and comes to the same point.
 """
 
-import json
 import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cadp_fl.errors import InputError
+from cadp_fl.json_text import parse_json
 
 __all__ = ["JOURNAL", "Exchange", "Journal"]
 
@@ -24,7 +24,7 @@ class Exchange(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     phase: str
-    round: int = Field(ge=1)
+    round: int = Field(ge=1, le=10**9)
     used: tuple[str, ...] = Field(description="names of sites, in order")
     missing: dict[str, str] = Field(description="reasons by site")
 
@@ -65,7 +65,7 @@ def _read(path: Path) -> list[Exchange]:
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     try:
-        exchanges = [Exchange.model_validate(json.loads(line)) for line in whole.splitlines()]
+        exchanges = [Exchange.model_validate(parse_json(line)) for line in whole.splitlines()]
     except (ValueError, ValidationError) as error:
         raise InputError(
             f"A run is resumed from the exchanges that it wrote down. '{path}' holds something else; bring it back, or "

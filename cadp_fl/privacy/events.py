@@ -7,7 +7,9 @@ means depends on the neighbouring relation. What events cost, `accounting` says.
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter, model_validator
+
+from cadp_fl.config.settings import Settings
 
 __all__ = [
     "LARGEST_NOISE",
@@ -53,8 +55,7 @@ def _share(noise_std: float, shares: int) -> float:
     return noise_std if shares == 1 else noise_std / math.sqrt(shares) * _ROUNDED_UP
 
 
-class _EventModel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class _EventModel(Settings):
     stage: str = Field(pattern=r"^[a-z0-9]{1,30}$", description="the part of a method that spent it")
 
 
@@ -82,7 +83,7 @@ class LatentGaussianGrid(_EventModel):
     kind: Literal["latent-gaussian-grid"] = "latent-gaussian-grid"
     clip_norm: _ClipNorm
     noise_std: _NoiseStd
-    grid: float = Field(gt=0, description="gamma, a power of two")
+    grid: float = Field(gt=0, le=LARGEST_NOISE, description="gamma, a power of two")
     records_per_unit: _RecordsPerUnit = 1
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cadp_fl.config import FrontEndConfig, MomentsConfig
+from cadp_fl.config import FrontEndConfig, MomentsConfig, plain_value
 from cadp_fl.config.settings import parse
 from cadp_fl.errors import InputError
 from cadp_fl.privacy.accounting import (
@@ -152,5 +152,13 @@ def _parameters(text: str) -> tuple[str, Kind, dict[str, str]]:
 def _event(text: str, name: str, kind: Kind, parameters: dict[str, str]) -> ProtectedEvent:
     if missing := [key for key in kind.needed if key not in parameters]:
         raise InputError(f"An event '{name}' gives {', '.join(kind.needed)}. '{text}' lacks {missing[0]}; add it.")
-    given = {_FIELDS.get(key, key.replace("-", "_")): value for key, value in parameters.items()}
+    given = {_FIELDS.get(key, key.replace("-", "_")): _number(key, value) for key, value in parameters.items()}
     return parse(kind.model, {"stage": kind.stage, **_DEFAULTS.get(name, {}), **given}, where=name)
+
+
+def _number(key: str, text: str) -> int | float:
+    """Return a parameter's value."""
+    value = plain_value(text)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"'{key}' of an event is a number. Found '{text}'; write it in digits, as 0.5 or 1e-5.")
+    return value

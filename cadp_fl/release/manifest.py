@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cadp_fl.config.sentences import sentence_on
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
 from cadp_fl.privacy.claims import Claim
@@ -28,7 +29,7 @@ MAX_SHARD_BYTES = 1 << 30
 MAX_RELEASE_BYTES = 256 << 30
 
 _Line = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\p{C}]+$")]
-_Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+_Epsilon = Annotated[float, Field(ge=0, le=1e300, allow_inf_nan=False)] | None
 _Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -48,14 +49,22 @@ class Shard(_Model):
 class ReleaseParameters(_Model):
     """Every number of the mechanism, each by itself."""
 
-    clip_norm: float | None = Field(gt=0, allow_inf_nan=False, description="C; null without a clip")
-    noise_std: float | None = Field(gt=0, allow_inf_nan=False, description="standard deviation; null without noise")
-    noise_scale: float | None = Field(None, gt=0, allow_inf_nan=False, description="b of Laplace noise, else null")
-    grid: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="gamma, of which noised latents are multiples; null without a grid"
+    clip_norm: float | None = Field(gt=0, le=1e9, allow_inf_nan=False, description="C; null without a clip")
+    noise_std: float | None = Field(
+        gt=0, le=1e9, allow_inf_nan=False, description="standard deviation; null without noise"
     )
-    latent_dims: int = Field(ge=1)
-    dims: int = Field(ge=1)
+    noise_scale: float | None = Field(
+        None, gt=0, le=1e9, allow_inf_nan=False, description="b of Laplace noise, else null"
+    )
+    grid: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        allow_inf_nan=False,
+        description="gamma, of which noised latents are multiples; null without a grid",
+    )
+    latent_dims: int = Field(ge=1, le=10**9)
+    dims: int = Field(ge=1, le=10**9)
     shrinkage: str
     label_epsilon: float | None = Field(
         None, gt=0, le=20, description="of each label's randomized response; null where labels are the true ones"
@@ -142,7 +151,9 @@ class ReleaseHead(_Model):
 class Manifest(ReleaseHead):
     """What a release says of itself. It holds no time, no order and no identity of a record."""
 
-    released_labels: dict[str, int] = Field(description="count of every released label")
+    released_labels: dict[str, Annotated[int, Field(ge=0, le=10**12)]] = Field(
+        description="count of every released label"
+    )
     shards: tuple[Shard, ...] = Field(min_length=1, max_length=100_000)
 
     @model_validator(mode="after")
@@ -187,7 +198,7 @@ def manifest_from_json(text: str | bytes) -> Manifest:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ExchangeError(f"A manifest follows the schema. '{key}': {first['msg']}; ask the site again.") from error
+        raise ExchangeError(f"A manifest follows the schema: {sentence_on(first, key)} Ask the site again.") from error
 
 
 def manifest_to_json(manifest: Manifest) -> str:

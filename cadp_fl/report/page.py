@@ -1,12 +1,12 @@
 """One HTML file that a person can judge a run by. It needs nothing beside it, and loads nothing from elsewhere."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cadp_fl.errors import InputError
+from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
@@ -28,7 +28,7 @@ def write_report(folder: Path) -> Path:
         InputError: the folder holds no run.
     """
     summary, privacy = _json(folder / "summary.json"), _json(folder / "privacy.json")
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = _metrics(folder / "metrics.jsonl")
     bundles = {site["site"]: bundle for site in summary["sites"] if (bundle := _bundle(folder, site["site"]))}
     pictures = _pictures(folder, bundles)
     page = render_page(
@@ -153,10 +153,19 @@ def _bundle(folder: Path, site: str) -> Bundle | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tree: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"A run folder holds {path.name}. '{path.parent}' does not; give one that ended.") from error
     return tree
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"A run folder holds {path.name}. That in '{path.parent}' cannot be read; bring it back."
+        ) from error
 
 
 def format_figure(figures: dict[str, Any], name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cadp_fl.config import PolicyConfig
+from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import replaced_file
 from cadp_fl.site.holdings import Holdings
 from cadp_fl.site.protocol import Request
@@ -47,7 +48,7 @@ class ClassCounts:
             zip(self._held.data.train.schema.classes, (noised - COUNT_DOUBT * noise_std).tolist(), strict=True)
         )
         path = self._file(request, method)
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else least
+        before = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else least
         path.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(path) as file:
             smallest = {name: min(count, before[name]) for name, count in least.items()}
@@ -61,7 +62,7 @@ class ClassCounts:
         public, noised = self.public(), self._file(request, method)
         if public is not None:
             return public
-        return json.loads(noised.read_text(encoding="utf-8")) if noised.is_file() else None
+        return parse_json(noised.read_text(encoding="utf-8")) if noised.is_file() else None
 
     def _file(self, request: Request, method: str) -> Path:
         name = hashlib.sha256(f"{request.run}/{method}".encode()).hexdigest()[:16]

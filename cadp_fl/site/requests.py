@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, FrontEndConfig, Settings
+from cadp_fl.config.settings import Count, Passes, Positive, Seed
 from cadp_fl.privacy.accounting import (
     GaussianHistogram,
     GaussianMoments,
@@ -35,7 +36,7 @@ __all__ = [
     "ReserveRequest",
 ]
 
-ClassWeight = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+ClassWeight = Annotated[float, Field(gt=0, le=1000)]
 MethodName = Annotated[str, Field(pattern=rf"^{METHOD_NAME}$")]
 
 
@@ -52,9 +53,9 @@ class FlowRequest(Settings):
 
     method: MethodName
     flow: FlowConfig
-    seed: int
+    seed: Seed
     freeze: tuple[str, ...] = Field((), description="parts of the flow that stay as they are")
-    round: int = Field(ge=1, description="from 1")
+    round: Passes = Field(description="from 1")
 
 
 class MomentsRequest(Settings):
@@ -70,13 +71,13 @@ class PrivateFlowRequest(Settings):
 
     method: MethodName
     flow: FlowConfig
-    seed: int
+    seed: Seed
     freeze: tuple[str, ...] = Field((), description="parts of the flow that stay as they are")
-    round: int = Field(ge=1, description="from 1")
-    rounds: int = Field(ge=1, description="of the whole training")
+    round: Passes = Field(description="from 1")
+    rounds: Passes = Field(description="of the whole training")
     event: PoissonGaussian = Field(description="what the round costs")
     copies: int = Field(ge=1, le=64, description="noisy copies of a record whose gradients are averaged")
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: Positive
 
 
 class CountRequest(Settings):
@@ -102,11 +103,11 @@ class ReleaseRequest(Settings):
 
     method: MethodName
     flow: FlowConfig
-    seed: int
+    seed: Seed
     mechanism: str
     event: Annotated[ReleaseEvent, Field(discriminator="kind")]
     labels: RandomizedResponse | None = Field(None, description="how labels are randomized; none where they are public")
-    latent_dims: int = Field(ge=1)
+    latent_dims: Count
     shrinkage: str
     made_of: MadeOf | None = Field(None, description="of a flow that the plan's moments made")
     shard_records: int = Field(ge=1, le=100_000)
@@ -124,8 +125,8 @@ class EpochTraining(Settings):
 
     kind: Literal["epochs"] = "epochs"
     epochs: int = Field(ge=1, le=1000)
-    batch_size: int = Field(ge=1)
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    batch_size: Count
+    learning_rate: Positive
     momentum: float = Field(ge=0, lt=1)
 
 
@@ -134,7 +135,7 @@ class DpSgdTraining(Settings):
 
     kind: Literal["dp-sgd"] = "dp-sgd"
     event: PoissonGaussian
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: Positive
     momentum: float = Field(ge=0, lt=1)
     class_weights: tuple[ClassWeight, ...] | None = Field(
         None, description="factor of the loss of each class's records, before their gradients are clipped; 1 by default"
@@ -146,8 +147,8 @@ class ClassifierRequest(Settings):
 
     method: MethodName
     classifier: ClassifierConfig
-    seed: int
-    round: int = Field(ge=1, description="from 1")
+    seed: Seed
+    round: Passes = Field(description="from 1")
     training: Annotated[EpochTraining | DpSgdTraining, Field(discriminator="kind")]
 
 
@@ -156,7 +157,7 @@ class LocalRequest(Settings):
 
     method: MethodName
     classifier: ClassifierConfig
-    seed: int
+    seed: Seed
     training: EpochTraining
     evaluation: GaussianHistogram | None = Field(None, description="what the evaluation costs; none where it is exact")
 
@@ -168,7 +169,7 @@ class EvaluateRequest(Settings):
     classifier: ClassifierConfig | None = None
     flow: FlowConfig | None = Field(None, description="of which the Bayes rule is the classifier, in its place")
     ridge: float = Field(0.0, ge=0, le=100, description="of that rule")
-    seed: int
+    seed: Seed
     event: GaussianHistogram | None = Field(None, description="what the evaluation costs; none where it is exact")
 
     @model_validator(mode="after")

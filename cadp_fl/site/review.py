@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from cadp_fl.errors import InputError, ReviewError
+from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import write_durably
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.release.manifest import Manifest, manifest_to_json
@@ -94,7 +95,7 @@ class Review:
     def decision(self, manifest: Manifest) -> Decision | None:
         """Return the decision on a release; one on another bundle of its name is none."""
         try:
-            told = json.loads(self._path(manifest.event_id).read_text(encoding="utf-8"))
+            told = parse_json(self._path(manifest.event_id).read_text(encoding="utf-8"))
             decision, sha256 = told["decision"], told["manifest_sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -5,9 +5,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, PrivacyUnit, SiteConfig, dump
+from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, PrivacyUnit, SiteConfig, dump, dump_tree
 from cadp_fl.data.units import Units
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import new_folder
@@ -127,7 +125,7 @@ def _explained(policy: PolicyConfig) -> str:
     values = policy.model_dump(mode="json")
     for name, field in PolicyConfig.model_fields.items():
         comment = textwrap.wrap(field.description or name, 100, initial_indent="# ", subsequent_indent="# ")
-        lines += ["", *comment, yaml.safe_dump({name: values[name]}, sort_keys=False).rstrip()]
+        lines += ["", *comment, dump_tree({name: values[name]}).rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,5 @@
 """One study at several epsilons, over several seeds: one run a cell, and one comparison of all."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from cadp_fl.config import StudyConfig, dump_study, load_study
+from cadp_fl.config import StudyConfig, dump_study, dump_tree, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
 from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.recorder import Watcher
+from cadp_fl.json_text import parse_json
 from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected
 from cadp_fl.report.comparison import Cell, CellResult, Comparison, comparison_json
 from cadp_fl.report.comparison_page import store_comparison, write_comparison
@@ -147,7 +146,7 @@ class _Grid:
     def overrides_of(self, cell: Cell) -> list[str]:
         """Return the overrides that make the study a cell."""
         methods = {name: self.study.methods[name] for name in cell.methods}
-        text = yaml.safe_dump(methods, default_flow_style=True, sort_keys=False)
+        text = dump_tree(methods, in_one_line=True).strip()
         epsilon = self.study.budget.epsilon if cell.epsilon is None else cell.epsilon
         return [*self._at(epsilon, cell.seed), f"methods={text}"]
 
@@ -179,7 +178,7 @@ def _check_grows(grid: _Grid, output: Path) -> None:
         InputError: there is none, or one of them is left out.
     """
     try:
-        before = json.loads((output / "comparison.json").read_text(encoding="utf-8"))
+        before = parse_json((output / "comparison.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"An interrupted comparison left its comparison.json. '{output}' has none to be read; start a new one."
@@ -195,7 +194,7 @@ def _check_grows(grid: _Grid, output: Path) -> None:
 def _left_by_an_earlier_attempt(cell: Cell, output: Path) -> CellResult:
     """Return a cell that an earlier attempt finished, or one that is pending."""
     try:
-        summary = json.loads((output / CELLS / cell.name / "summary.json").read_text(encoding="utf-8"))
+        summary = parse_json((output / CELLS / cell.name / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return CellResult(cell, "pending")
     if summary["status"] != "complete" or tuple(summary["methods"]) != cell.methods:

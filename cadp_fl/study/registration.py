@@ -17,6 +17,7 @@ import httpx
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.federated.certificates import verifying
 from cadp_fl.federated.coordinator import CoordinatorFolder
+from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import write_durably
 from cadp_fl.study.flower import Flower, superlink_of
 
@@ -133,7 +134,7 @@ def _read(folder: CoordinatorFolder) -> dict[str, dict[str, str]]:
     if not file.exists():
         return {}
     try:
-        nodes = json.loads(file.read_text(encoding="utf-8"))
+        nodes = parse_json(file.read_text(encoding="utf-8"))
         return {str(name): {"id": str(node["id"]), "key": str(node["key"])} for name, node in nodes.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CadpError(

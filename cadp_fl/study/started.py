@@ -6,9 +6,9 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cadp_fl.errors import CadpError, FlowerError, InputError
 from cadp_fl.outputs import write_durably
@@ -33,7 +33,7 @@ class StartedRun(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     federation: str
     folder: Path
-    flower_run: int
+    flower_run: Annotated[int, Field(ge=0, lt=2**64)]
     started: datetime
 
     @classmethod

@@ -191,7 +191,7 @@ def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart,
         (["epsilon", "dp-sgd:records-per-patient=3"], "has no parameter 'records-per-patient'. It has: clip-norm"),
         (
             ["epsilon", "gaussian:clip-norm=1,noise-std=0", "--delta", "1e-5"],
-            "greater than or equal to 0.000000001. Found",
+            "is at least 1e-09. Found 0",
         ),
         (["epsilon", "gaussian:clip-norm=one,noise-std=1", "--delta", "1e-5"], "Found 'one'"),
         (["noise", PINNED, "--epsilon", "1", "--delta", "1e-5"], "The noise is what is asked for"),

@@ -323,7 +323,7 @@ def test_a_manifest_of_noise_on_a_grid_tells_its_step_and_others_have_none():
         ("gaussian", {"clip_norm": None}, None, "clipped and noised, or neither"),
         ("laplace", {"noise_scale": 3.0, "noise_std": 3.0}, None, "times its scale"),
         ("none", UNPROTECTED | {"noise_scale": 3.0}, NO_CLAIM, "times its scale"),
-        ("gaussian", {"noise_std": 0.0}, None, "greater than 0"),
+        ("gaussian", {"noise_std": 0.0}, None, "is above 0"),
         ("gaussian", {"grid": 0.5}, None, "tells its grid"),
         ("grid-gaussian", {}, None, "tells its grid"),
         ("grid-gaussian", {"grid": 0.3}, None, "a power of two"),

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from cadp_fl.classifier.models import build_classifier, check_classifier
 from cadp_fl.config import ClassifierConfig, Settings, StudyConfig, parse
+from cadp_fl.config.settings import Count, LocalSteps, Passes, Positive
 from cadp_fl.data.schema import Schema
 from cadp_fl.federated.balance import class_weights
 from cadp_fl.federated.methods.base import (
@@ -41,33 +42,31 @@ __all__ = ["DpSgd", "DpSgdCnn", "DpSgdDct", "FedAvg"]
 
 class _Settings(Settings):
     model: str | None = Field(None, description="classifier, where it is not the study's")
-    rounds: int = Field(10, ge=1, description="rounds of federated averaging")
+    rounds: Passes = Field(10, description="rounds of federated averaging")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum of local SGD; starts afresh each round")
 
 
 class _FedAvgSettings(_Settings):
-    local_epochs: int = Field(2, ge=1, description="passes over a site's records in one round")
-    batch_size: int = Field(32, ge=1, description="records in one step")
-    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False, description="step size of local SGD")
+    local_epochs: int = Field(2, ge=1, le=1000, description="passes over a site's records in one round")
+    batch_size: Count = Field(32, description="records in one step")
+    learning_rate: Positive = Field(0.1, description="step size of local SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of local SGD; starts afresh each round")
 
 
 class _DpSgdSettings(_Settings):
     model: str | None = Field("linear-hog", description="classifier; null for the study's")
-    local_steps: int = Field(12, ge=1, description="noised steps of a site in one round")
+    local_steps: LocalSteps = Field(12, description="noised steps of a site in one round")
     sampling_rate: float = Field(1.0, gt=0, le=1, description="q: probability of each record to be in a step")
     clip_norm: float = Field(0.4, ge=1e-6, le=1e6, description="C: a record's gradient norm after clipping")
-    learning_rate: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="step size of local SGD; by default, what weight_noise makes it"
+    learning_rate: Positive | None = Field(
+        None, description="step size of local SGD; by default, what weight_noise makes it"
     )
-    weight_noise: float = Field(
+    weight_noise: Positive = Field(
         1.0,
-        gt=0,
-        allow_inf_nan=False,
         description="standard deviation that all steps' noise alone would give a weight: sets the step size, larger "
         "for more records or a larger epsilon, where learning_rate does not",
     )
-    averaged_rounds: int = Field(5, ge=1, description="the last rounds whose weights are averaged; it costs nothing")
+    averaged_rounds: Passes = Field(5, description="the last rounds whose weights are averaged; it costs nothing")
     balance: bool = Field(
         True,
         description="whether each class counts the same in the loss, by class counts that are public or noised anyway",
@@ -80,14 +79,12 @@ class _DctSettings(_DpSgdSettings):
 
 class _CnnSettings(_DpSgdSettings):
     model: str | None = Field("tanh-cnn", description="classifier; null for the study's")
-    rounds: int = Field(20, ge=1, description="rounds of federated averaging")
-    local_steps: int = Field(3, ge=1, description="noised steps of a site in one round")
+    rounds: Passes = Field(20, description="rounds of federated averaging")
+    local_steps: LocalSteps = Field(3, description="noised steps of a site in one round")
     sampling_rate: float = Field(0.4, gt=0, le=1, description="q: probability of each record to be in a step")
     clip_norm: float = Field(0.3, ge=1e-6, le=1e6, description="C: a record's gradient norm after clipping")
-    weight_noise: float = Field(
+    weight_noise: Positive = Field(
         0.15,
-        gt=0,
-        allow_inf_nan=False,
         description="standard deviation that all steps' noise alone would give a weight: sets the step size, larger "
         "for more records or a larger epsilon, where learning_rate does not",
     )

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import Settings, StudyConfig, parse
+from cadp_fl.config.settings import Count, Positive
 from cadp_fl.data.schema import Schema
 from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained, ask_for_evaluations
 from cadp_fl.privacy.accounting import Event
@@ -20,8 +21,8 @@ __all__ = ["Local"]
 class _Settings(Settings):
     model: str | None = Field(None, description="classifier, where it is not the study's")
     epochs: int = Field(20, ge=1, le=1000, description="passes over a site's records")
-    batch_size: int = Field(32, ge=1, description="records in one step")
-    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False, description="step size of SGD")
+    batch_size: Count = Field(32, description="records in one step")
+    learning_rate: Positive = Field(0.1, description="step size of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
 
 
