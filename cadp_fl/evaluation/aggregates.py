@@ -1,7 +1,7 @@
 """Attacks on what leaves beside a release: counts, evaluations, sums, moments and steps of DP-SGD.
 
 Each calls what a site calls, on two data sets that differ in one patient of `PATIENT_RECORDS` records, the pair that
-moves the output farthest. The statistic is the output along the line between the two, each number in units of its noise.
+moves the output farthest. The statistic is the output along the line between the two, in units of the noise.
 
 Where a call is slow, and gives many numbers, a draw is one of its numbers and not a call:
 
@@ -41,13 +41,13 @@ from cadp_fl.privacy.accounting import (
 )
 from cadp_fl.privacy.dpsgd import train_dp_sgd
 from cadp_fl.privacy.histogram import noised_counts
-from cadp_fl.privacy.moments import clipped_sum, joint_moments, packed
+from cadp_fl.privacy.moments import clipped_sum, joint_moments
 from cadp_fl.privacy.noise import NoiseSource
 
-__all__ = ["AGGREGATES", "Aggregate", "AggregateAttack"]
+__all__ = ["AGGREGATES", "Aggregate", "AggregateAttack", "noise_of_moments"]
 
 Drawn = Callable[[bool, NoiseSource], np.ndarray]
-"""(whether the right data set, noise) to all numbers of a call, each in units of its claimed noise; float64 (numbers,)."""
+"""(whether the right data set, noise) to a call's numbers, each in units of its claimed noise; float64 (numbers,)."""
 
 Statistics = Callable[[bool, int, NoiseSource], np.ndarray]
 """(whether the right data set, how many draws, noise of them alone) to as many statistics, float64."""
@@ -196,7 +196,7 @@ def _sum(epsilon: float, delta: float, clip_norm: float) -> Aggregate:
 
 
 def _moments(epsilon: float, delta: float, clip_norm: float) -> Aggregate:
-    """Return noised moments, with weights at which both worst pairs are as far apart: across classes, and within one."""
+    """Return noised moments, with weights at which both worst pairs, across classes and within, are as far apart."""
 
     def event_at(noise_std: float) -> GaussianMoments:
         half = math.sqrt(0.5)
@@ -213,7 +213,7 @@ def _moments(epsilon: float, delta: float, clip_norm: float) -> Aggregate:
 
     event = event_at(calibrate_noise(lambda std: [event_at(std)], epsilon, delta, clip_norm=float(PATIENT_RECORDS)))
     centre = np.full(_FEATURES, clip_norm / 8)
-    stds = _noise_of_moments(event)
+    stds = noise_of_moments(event, _CLASSES, _FEATURES)
 
     def drawn(u: np.ndarray, label: int) -> Drawn:
         def of(is_right: bool, noise: NoiseSource) -> np.ndarray:
@@ -243,18 +243,18 @@ def _moments(epsilon: float, delta: float, clip_norm: float) -> Aggregate:
     )
 
 
-def _noise_of_moments(event: GaussianMoments) -> dict[str, np.ndarray]:
+def noise_of_moments(event: GaussianMoments, classes: int, dims: int) -> dict[str, np.ndarray]:
     """Return the claimed standard deviation of every number of moments as they are told, by part.
 
     Worked out here from sigma and the weights: an entry off a diagonal stands in the joint vector twice.
     """
-    rows, columns = np.triu_indices(_FEATURES)
+    rows, columns = np.triu_indices(dims)
     triangle = np.where(rows == columns, 1.0, math.sqrt(0.5))
     return {
-        "counts": event.noise_std / event.count_weight * np.ones(_CLASSES),
-        "sums": event.noise_std / event.sum_weight * np.ones((_CLASSES, _FEATURES)),
+        "counts": event.noise_std / event.count_weight * np.ones(classes),
+        "sums": event.noise_std / event.sum_weight * np.ones((classes, dims)),
         "shared": event.noise_std / event.shared_weight * triangle,
-        "second": event.noise_std / event.class_weight * np.tile(triangle, (_CLASSES, 1)),
+        "second": event.noise_std / event.class_weight * np.tile(triangle, (classes, 1)),
     }
 
 
@@ -293,7 +293,8 @@ def _distance(drawn: Drawn) -> float:
 
 def _finite(values: np.ndarray) -> np.ndarray:
     """Return values with `FAR` in the place of those that are not finite."""
-    return np.nan_to_num(values, nan=_FAR, posinf=_FAR, neginf=-_FAR)
+    finite: np.ndarray = np.nan_to_num(values, nan=_FAR, posinf=_FAR, neginf=-_FAR)
+    return finite
 
 
 def _laws_of_calls(drawn: Drawn, noise: NoiseSource, *, calls: int = _CALLS_WATCHED) -> Iterator[Law]:
@@ -405,7 +406,8 @@ def _steps(inputs: np.ndarray, signs: np.ndarray, event: PoissonGaussian, noise:
         noise=noise,
         physical_batch=1024,
     )
-    return np.stack(watched.seen) * (event.sampling_rate * len(inputs))
+    sums: np.ndarray = np.stack(watched.seen) * (event.sampling_rate * len(inputs))
+    return sums
 
 
 AGGREGATES: dict[str, Callable[[float, float, float], Aggregate]] = {

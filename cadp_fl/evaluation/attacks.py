@@ -3,9 +3,9 @@
     s = <W, privatize(records)>
 
 Each goes through `privatize` with a `Probe`: encoding, clip, noise, shrinkage, decoding and quantization as they ship.
-Under replace-one, any two units are neighbours, and a flow that a server chose may encode them as any two latents. So the
-left and the right one are the latents that end farthest apart after an honest clip: near -C e and C e, whatever was put
-in, in the L1 and in the L2 norm. The others aim at what an honest release does not do.
+Under replace-one, any two units are neighbours, and a flow that a server chose may encode them as any two latents. So
+the left and the right one are the latents that end farthest apart after an honest clip: near -C e and C e, whatever was
+put in, in the L1 and in the L2 norm. The others aim at what an honest release does not do.
 
 References:
     Jagielski, Ullman, Oprea: Auditing differentially private machine learning: how private is private SGD?,

@@ -1,8 +1,9 @@
-"""An audit of what leaves a site: a lower bound on epsilon from attacks on the very code that releases, and its laws.
+"""An audit of what leaves a site: lower bounds on epsilon from attacks on the code that ships, and laws of a release.
 
-Attacks on a mechanism go through `privatize`, with latents of records and patients, and with labels that are covered;
-those on counts, evaluations, sums, moments and steps of DP-SGD call what a site calls. What no single record shows, that
-noise is used once, that the order says nothing and that every unit is there once, is tested by `laws`.
+Attacks on a mechanism go through `privatize`, with latents of records and patients, and with covered labels; so do the
+laws of what no single record shows: noise is used once, the order says nothing, every unit is there once. What leaves
+beside a release is attacked where a site computes it: `noised_counts`, `clipped_sum`, `joint_moments`, `train_dp_sgd`.
+`cadp_fl.phases.audit` asks a whole site in memory, which this layer does not know.
 
 An accountant bounds epsilon from above, for the mechanism that an event describes. An audit bounds it from below, for
 the code that runs. The lower bound is above the claim only by chance, at a false-alarm rate chosen beforehand, or
@@ -51,6 +52,7 @@ __all__ = [
     "AuditSettings",
     "Finding",
     "LawResult",
+    "attack_result",
     "audit",
     "audit_aggregate",
     "audit_mechanism",
@@ -289,7 +291,7 @@ def audit_aggregate(
             return statistics(False, count, of.child("left")), statistics(True, count, of.child("right"))
 
         count = attack.draws_of(settings.draws)
-        results.append(_run(attack.name, draw, count, attack.bound, claim, settings.delta, share, own))
+        results.append(attack_result(attack.name, draw, count, attack.bound, claim, settings.delta, share, own))
     laws = law_results(aggregate.laws(noise.child("laws")), false_alarm / 2)
     return Finding(name, aggregate.parameters, claim, tuple(results), laws)
 
@@ -317,10 +319,10 @@ def _of_release(
     bound = gaussian_bound if _claims_gaussian(mechanism) else pure_bound
     claim = epsilon_of([mechanism.event()], settings.delta)
     count = attack.draws_of(settings.draws)
-    return _run(attack.name, draw, count, bound, claim, settings.delta, false_alarm, noise)
+    return attack_result(attack.name, draw, count, bound, claim, settings.delta, false_alarm, noise)
 
 
-def _run(
+def attack_result(
     name: str,
     draw: Draw,
     count: int,
@@ -330,7 +332,18 @@ def _run(
     false_alarm: float,
     noise: NoiseSource,
 ) -> AttackResult:
-    """Set the threshold on pilot draws, count on fresh ones, and convert both rates through the trade-off claimed."""
+    """Set the threshold on pilot draws, count on fresh ones, and convert both rates through the trade-off claimed.
+
+    Args:
+        name: of the attack.
+        draw: gives its statistics.
+        count: draws of each side.
+        bound: from a true and a false positive rate to an epsilon, at a delta.
+        claim: epsilon.
+        delta: of the claim.
+        false_alarm: probability that the lower bound is above the claim of honest code.
+        noise: of this call alone.
+    """
     pilots = draw(min(math.ceil(count / 8), MOST_PILOTS), noise.child("pilot"))
     threshold = _best_threshold(*pilots) if bound is pure_bound else _midpoint(*pilots)
     left, right = draw(count, noise.child("draws"))

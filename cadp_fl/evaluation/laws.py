@@ -8,11 +8,12 @@ time. So each law is a binomial test whose false alarm is exact, or a count that
 Two values that depend on each other with agreeing signs as often as not are not found, nor what no law compares.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest, hypergeom
+from scipy.stats import binomtest, hypergeom, norm
 
 from cadp_fl.evaluation.attacks import CLASSES, PATIENT_RECORDS
 from cadp_fl.evaluation.probe import BLACK, ZERO, Probe, Released
@@ -27,6 +28,7 @@ __all__ = [
     "fresh_noise",
     "independent_coins",
     "laws_of_labels",
+    "laws_of_numbers",
     "laws_of_release",
     "laws_of_units",
     "release_laws",
@@ -35,6 +37,7 @@ __all__ = [
 FAIR_LIES = float(np.log(CLASSES - 1))
 """Epsilon of labels at which a lie is as likely as the truth."""
 
+_MEDIAN = float(norm.ppf(0.75))
 _UNITS = 2048
 _DIMS = 8
 _PART_RECORDS = 2 * BATCH_RECORDS
@@ -105,20 +108,23 @@ def laws_of_units(first: np.ndarray, second: np.ndarray, units: int, places: int
 def laws_of_release(first: Released, second: Released) -> Iterator[Law]:
     """Yield the laws of the noise of two releases whose records all spell zero."""
     yield from fresh_noise("noise", first.noised, second.noised, batch=BATCH_RECORDS)
-    yield from fresh_noise("fresh latents", first.fresh, second.fresh, batch=BATCH_RECORDS)
+    rows = [first.noised, second.noised]
     if first.noised.shape == first.fresh.shape:
+        yield from fresh_noise("fresh latents", first.fresh, second.fresh, batch=BATCH_RECORDS)
         yield Law("noise and fresh latents", _agreeing(first.noised, first.fresh))
+        rows += [first.fresh, second.fresh]
     ordered = [each.noised[np.argsort(each.units, kind="stable")] for each in (first, second)]
     if ordered[0].shape == ordered[1].shape:
         yield Law("noise of a unit", _agreeing(*ordered))
-    rows = np.concatenate([first.noised, second.noised, first.fresh, second.fresh])
-    yield Law("no noise twice", float(len(np.unique(rows, axis=0)) == len(rows)))
+    drawn = np.concatenate(rows)
+    yield Law("no noise twice", float(len(np.unique(drawn, axis=0)) == len(drawn)))
 
 
 def laws_of_labels(first: Released, second: Released) -> Iterator[Law]:
     """Yield the laws of the labels of two releases in which all true labels are 0 and `FAIR_LIES` covers them."""
     lies = [each.labels != 0 for each in (first, second)]
     yield from independent_coins("labels", lies[0][:, None], lies[1][:, None], batch=BATCH_RECORDS)
+    yield Law("lies", _fair(np.concatenate(lies)))
     yield Law("decoded as released", float(all(np.array_equal(r.labels, r.conditions) for r in (first, second))))
     magnitudes = np.abs(first.noised).reshape(-1)[: len(lies[0])]
     yield Law("labels and noise", _unrelated(lies[0], magnitudes > np.median(magnitudes)))
@@ -146,6 +152,25 @@ def independent_coins(name: str, first: np.ndarray, second: np.ndarray, *, batch
             yield Law(f"{name} of {label}", _fair(first[lag:] == first[:-lag]))
     shared = min(len(first), len(second))
     yield Law(f"{name} of releases", _fair(first[:shared] == second[:shared]))
+
+
+def laws_of_numbers(name: str, calls: Sequence[np.ndarray]) -> Iterator[Law]:
+    """Yield the laws of numbers that several calls told of the same data, each in units of its claimed noise.
+
+    Two calls differ by their noise alone: by less than .67 sqrt(2) as often as not. Numbers that agree, as whole ones
+    may, count as one of the signs in turns.
+
+    Args:
+        name: of the numbers, as reports print it.
+        calls: an even number of them, each float64 (numbers,).
+    """
+    apart = np.concatenate([first - second for first, second in zip(calls[::2], calls[1::2], strict=True)])
+    yield Law(f"{name}: width of noise", _fair(np.abs(apart) < _MEDIAN * math.sqrt(2)))
+    turns = np.where(np.arange(len(apart)) // 2 % 2 == 0, 1.0, -1.0)
+    rows = np.where(apart == 0, turns, apart).reshape(len(calls) // 2, -1)
+    half = len(rows) // 2
+    yield Law(f"{name}: noise of neighbours", _agreeing(rows[:, 1:], rows[:, :-1]))
+    yield Law(f"{name}: noise of calls", _agreeing(rows[:half], rows[half : 2 * half]))
 
 
 def _release_of_units(mechanism: Mechanism, *, clip_norm: float, noise: NoiseSource) -> Released:
@@ -179,6 +204,6 @@ def _agreeing(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _unrelated(first: np.ndarray, second: np.ndarray) -> float:
-    """Return twice the smaller tail of Fisher's exact test: whether two kinds of coins, of any bias, are independent."""
+    """Return twice the smaller tail of Fisher's exact test, whether two coins of any bias are independent."""
     both, law = int((first & second).sum()), hypergeom(len(first), int(first.sum()), int(second.sum()))
     return min(1.0, 2 * min(float(law.cdf(both)), float(law.sf(both - 1))))

@@ -7,8 +7,8 @@
 latents, and hides nothing of what it decodes. Where records have attributes, which are public, they number the units,
 so that an auditor finds each again in a release whose order is secret.
 
-A flow has one inverse, and this one has none: it reads and writes with two different scales. No server can send it, since
-a site builds flows from a fixed list of layers. An audit is stronger with it, and its bounds hold for every flow.
+A flow has one inverse, and this one has none: it reads and writes with two different scales. No server can send it,
+since a site builds flows from a fixed list of layers. An audit is stronger with it: a claim holds for every flow.
 """
 
 import math
@@ -35,8 +35,7 @@ NOT_FINITE = 1e300
 """What a value that is not finite counts as: the right record's, so that a clip which lets it through is seen."""
 
 ZERO, OVERFLOW, BLACK = 128, 255, 0
-"""Grey levels of a latent of zero, and of one that is not finite. A black pixel is a latent of -HUGE C: a blank's, if it
-were encoded like a record."""
+"""Grey levels of a latent of zero, of one that is not finite, and of -HUGE C: a blank's, if it were encoded."""
 
 _UNIT_STEP, _HUGE_STEP = 1, 126
 _REACH = 32.0
