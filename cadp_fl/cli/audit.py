@@ -140,7 +140,7 @@ def _print_findings(console: Console, findings: list["Finding"], settings: "Audi
     table = Table(
         title=f"Certified lower bounds on epsilon at delta {settings.delta:g}, replace-one", title_justify="left"
     )
-    for heading in ("mechanism", "claim", "certified", "of claim", "attack", "verdict", "broken laws"):
+    for heading in ("mechanism", "claim", "certified", "of claim", "attack", "verdict"):
         table.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=True)
     for finding in findings:
         table.add_row(
@@ -150,13 +150,14 @@ def _print_findings(console: Console, findings: list["Finding"], settings: "Audi
             f"{finding.lower_bound / finding.claim:.2f}",
             finding.strongest.attack,
             "REFUTED" if finding.is_refuted else "not refuted",
-            f"{len(finding.broken_laws)} of {len(finding.laws)}",
         )
     console.print(table)
+    broken, tested = (sum(map(len, each)) for each in zip(*((f.broken_laws, f.laws) for f in findings), strict=True))
     console.print(
         f"C = {settings.clip_norm:g}, {settings.dims} dimensions, {settings.draws:,} draws of the worst pair. attack: "
-        "the strongest of several; broken laws: of fresh noise, secret order and whole units. An audit of honest code "
-        f"refutes any of it with probability {settings.false_alarm:g}, and a claim that is not refuted is not proven.",
+        f"the strongest of several. Laws of fresh noise, secret order and whole units: {broken} of {tested} broken. An "
+        f"audit of honest code refutes any of it with probability {settings.false_alarm:g}, and a claim that is not "
+        "refuted is not proven.",
         soft_wrap=True,
     )
 

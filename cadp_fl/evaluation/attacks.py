@@ -99,9 +99,16 @@ def attacks_on(dims: int) -> tuple[Attack, ...]:
         Attack("worst-pair", spelled(-axis), spelled(axis), axis, dims, divisor=1),
         Attack("not-finite", spelled(-axis), np.full_like(spelled(axis), OVERFLOW), axis, dims),
         Attack("untouched", spelled(-beyond), spelled(beyond), beyond, dims),
-        Attack("flat", spelled(-flat), spelled(flat), flat, _ORTHOGONAL_ROWS, alone=True, most=1000),
+        Attack("flat", spelled(-flat), spelled(flat), flat, _ORTHOGONAL_ROWS, alone=True, divisor=100, most=1000),
         Attack(
-            "orthogonal", spelled(rows, huge=False), crushing, -rows - first, _ORTHOGONAL_ROWS, is_batch=True, most=500
+            "orthogonal",
+            spelled(rows, huge=False),
+            crushing,
+            -rows - first,
+            _ORTHOGONAL_ROWS,
+            is_batch=True,
+            divisor=200,
+            most=500,
         ),
     )
 

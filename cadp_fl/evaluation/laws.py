@@ -38,6 +38,9 @@ FAIR_LIES = float(np.log(CLASSES - 1))
 """Epsilon of labels at which a lie is as likely as the truth."""
 
 _MEDIAN = float(norm.ppf(0.75))
+_QUIET_EPSILON = 100.0
+"""Of a release whose noise hides no latent of C, so that what a blank was made from would show."""
+
 _UNITS = 2048
 _DIMS = 8
 _PART_RECORDS = 2 * BATCH_RECORDS
@@ -73,11 +76,13 @@ def release_laws(mechanism: Mechanism, *, clip_norm: float, noise: NoiseSource) 
     covered = [
         probe.release(zeros, noise=noise.child("labels", number), part_records=_PART_RECORDS) for number in range(2)
     ]
+    quiet = mechanism.calibrated(clip_norm, _QUIET_EPSILON, 1e-5)
+    third = _release_of_units(quiet, clip_norm=clip_norm, noise=noise.child("units", 2))
     has_blank = np.arange(_UNITS) % 2 == 1
     return (
         *laws_of_units(first.units, second.units, _UNITS, PATIENT_RECORDS),
         *laws_of_release(first, second),
-        Law("blanks", _fair(first.noised[has_blank[first.units % _UNITS], 0] > 0)),
+        Law("blanks", _fair(third.noised[has_blank[third.units % _UNITS], 0] > 0)),
         *laws_of_labels(*covered),
     )
 
