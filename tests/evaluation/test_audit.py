@@ -269,7 +269,7 @@ def the_same_order_in_every_release(patch):
 
 
 def a_unit_twice(patch):
-    changed_order(patch, lambda order: np.where(order == 0, 1, order) if len(order) > 1 else order)
+    changed_order(patch, lambda order: np.where(order == 0, len(order) - 1, order) if len(order) > 1 else order)
 
 
 def bright_units_first(patch):
