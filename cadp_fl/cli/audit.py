@@ -50,9 +50,9 @@ def audit(
     DP-SGD. It tests that noise is used once, that the order of a release says
     nothing and that every unit is there once, and asks a whole site in memory.
     A bound above the claim, or a broken law, refutes the code as it runs here,
-    with exit status 1. A bound below proves nothing; close to the claim, it
-    says that the attack is strong. A million draws reach .9 of a release's
-    claims from about 1 to 8.
+    with exit status 1. One below proves nothing; close to the claim, it says
+    that the attack is strong. A million draws reach .9 of a release's claims
+    from about 1 to 8.
 
     It reads no records. Without --epsilon and --delta it audits epsilon 1 and
     3 at delta 1e-5, which is no advice on a budget.

@@ -343,7 +343,8 @@ def _dp_sgd(epsilon: float, delta: float, clip_norm: float) -> Aggregate:
         def of(is_right: bool, noise: NoiseSource) -> np.ndarray:
             signs = np.array([right if is_right else -HUGE, 0.0, 0.0])
             wide = np.tile(np.eye(_WEIGHTS)[0], (3, 1))
-            return _steps(wide, signs, event_at(event.noise_std, rate=1.0), noise)[0] / event.noise_std
+            rows: np.ndarray = _steps(wide, signs, event_at(event.noise_std, rate=1.0), noise)[0] / event.noise_std
+            return rows
 
         return of
 
