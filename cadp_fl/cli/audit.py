@@ -1,4 +1,4 @@
-"""The command that attacks the mechanisms."""
+"""The command that attacks what leaves a site."""
 
 import json
 from dataclasses import asdict
@@ -25,7 +25,8 @@ NUMBERS = ("claim", "certified", "of claim")
 
 def audit(
     mechanism: Annotated[
-        list[str] | None, typer.Option(help="One mechanism by name; all that protect. May be repeated.")
+        list[str] | None,
+        typer.Option(help="What to attack, a mechanism of releases or what leaves beside one; all. May be repeated."),
     ] = None,
     epsilon: Annotated[
         list[float] | None, typer.Option(help="A claim to audit, under replace-one. May be repeated.")
@@ -34,28 +35,32 @@ def audit(
     clip_norm: Annotated[float, typer.Option(help="C, of a latent.")] = 1.0,
     dims: Annotated[int, typer.Option(help="Dimensions of a latent; time grows with them.")] = 16,
     draws: Annotated[int, typer.Option(help="Releases of the worst pair of records.")] = 1_000_000,
-    false_alarm: Annotated[float, typer.Option(help="Probability that the audit refutes any honest mechanism.")] = 1e-6,
+    false_alarm: Annotated[float, typer.Option(help="Probability that the audit refutes any honest code.")] = 1e-6,
     seed: Annotated[
         int | None, typer.Option(help="Repeats the noise; without one it is the system's entropy.", min=0)
     ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Attack the mechanisms, and hold what that certifies against their claims.
+    """Attack what leaves a site, and hold what that certifies against the claims.
 
-    It releases the two latents that are hardest to hide, through the clip and
-    the noise that releases use, and certifies a lower bound on epsilon. One
-    above the claim refutes the mechanism as it runs here, with exit status 1.
-    One below proves nothing; close to the claim, it says that the attack is
-    strong. A million draws reach .9 of claims from about 1 to 8.
+    It releases the records that are hardest to hide with the code that ships,
+    and certifies a lower bound on epsilon: of a release with each mechanism,
+    with its labels; of counts, sums, moments and evaluations; of steps of
+    DP-SGD. It tests that noise is used once, that the order of a release says
+    nothing and that every unit is there once, and asks a whole site in memory.
+    A bound above the claim, or a broken law, refutes the code as it runs here,
+    with exit status 1. One below proves nothing; close to the claim, it says
+    that the attack is strong. A million draws reach .9 of a release's claims
+    from about 1 to 8.
 
     It reads no records. Without --epsilon and --delta it audits epsilon 1 and
     3 at delta 1e-5, which is no advice on a budget.
     """
     import torch
 
-    from cadp_fl.evaluation.audit import AuditSettings, protecting_mechanisms
-    from cadp_fl.evaluation.audit import audit as attack
+    from cadp_fl.evaluation.audit import AuditSettings
+    from cadp_fl.phases.audit import audit_all, everything
     from cadp_fl.privacy.noise import NoiseSource
 
     if (epsilon is None) != (delta is None):
@@ -65,12 +70,12 @@ def audit(
         )
     epsilons = tuple(dict.fromkeys(epsilon)) if epsilon is not None else EXAMPLE_EPSILONS
     settings = AuditSettings(EXAMPLE_DELTA if delta is None else delta, clip_norm, dims, draws, false_alarm)
-    names = tuple(mechanism or protecting_mechanisms())
+    names = tuple(mechanism or everything())
     noise = NoiseSource.from_entropy() if seed is None else NoiseSource.from_seed(seed)
     torch.set_num_threads(1)  # batches are small: more threads would wait for each other
     console, findings = Console(highlight=False), []
     with Console(quiet=quiet or as_json).status("Attacking ...") as status:
-        for finding in attack(names, epsilons, settings, noise=noise):
+        for finding in audit_all(names, epsilons, settings, noise=noise):
             findings.append(finding)
             status.update(f"Attacking ... {finding.mechanism} at epsilon {finding.claim:.3g} is done.")
     if as_json:
@@ -87,11 +92,35 @@ def audit(
         _print_limits(console, epsilons, settings.delta)
         if epsilon is None:
             console.print(NO_ADVICE, soft_wrap=True)
-    refuted = [f"{finding.mechanism} at epsilon {finding.claim:.3g}" for finding in findings if finding.is_refuted]
-    if refuted:
+    _check(findings)
+
+
+def _check(findings: list["Finding"]) -> None:
+    """Fail where the code does not do what an event says.
+
+    Raises:
+        CadpError: a bound is above its claim, or a law is broken.
+    """
+    above = [
+        f"{finding.mechanism} at epsilon {finding.claim:.3g}"
+        for finding in findings
+        if any(result.is_refuting for result in finding.attacks)
+    ]
+    broken = [
+        f"{finding.mechanism} at epsilon {finding.claim:.3g} ({', '.join(finding.broken_laws)})"
+        for finding in findings
+        if finding.broken_laws
+    ]
+    found = [
+        *(
+            [f"A certified lower bound on epsilon is at most the claim. It is above it for {', '.join(above)}"]
+            * bool(above)
+        ),
+        *([f"Noise, order and units follow the laws of a release. Broken: {', '.join(broken)}"] * bool(broken)),
+    ]
+    if found:
         raise CadpError(
-            f"A certified lower bound on epsilon is at most the claim. It is above it for {', '.join(refuted)}, so "
-            "what runs here does not do what the event says; release nothing with it."
+            f"{'. '.join(found)}, so what runs here does not do what the event says; release nothing with it."
         )
 
 
@@ -123,10 +152,12 @@ def _print_findings(console: Console, findings: list["Finding"], settings: "Audi
             "REFUTED" if finding.is_refuted else "not refuted",
         )
     console.print(table)
+    broken, tested = (sum(map(len, each)) for each in zip(*((f.broken_laws, f.laws) for f in findings), strict=True))
     console.print(
         f"C = {settings.clip_norm:g}, {settings.dims} dimensions, {settings.draws:,} draws of the worst pair. attack: "
-        f"the strongest of {len(findings[0].attacks)}. An audit of honest mechanisms refutes one with probability "
-        f"{settings.false_alarm:g}, and a claim that is not refuted is not proven.",
+        f"the strongest of several. Laws of fresh noise, secret order and whole units: {broken} of {tested} broken. An "
+        f"audit of honest code refutes any of it with probability {settings.false_alarm:g}, and a claim that is not "
+        "refuted is not proven.",
         soft_wrap=True,
     )
 

@@ -1,10 +1,11 @@
-"""Attacks on a mechanism: two batches that differ in one record, and a statistic that tells which one was released.
+"""Attacks on a release: units that differ in one, and a statistic that tells which one was released.
 
-    s = <W, M(batch)>      or, where noise may repeat,      s = <W, M(batch) - M(left batch)>
+    s = <W, privatize(records)>
 
-Under replace-one, any two records are neighbours, and a flow that a server chose may encode them as any two latents. So
-the left and the right record are the latents that end farthest apart after an honest clip: near -C e and C e, whatever
-was put in, in the L1 and in the L2 norm. The others aim at what an honest clip or noise source does not do.
+Each goes through `privatize` with a `Probe`: encoding, clip, noise, shrinkage, decoding and quantization as they ship.
+Under replace-one, any two units are neighbours, and a flow that a server chose may encode them as any two latents. So
+the left and the right one are the latents that end farthest apart after an honest clip: near -C e and C e, whatever was
+put in, in the L1 and in the L2 norm. The others aim at what an honest release does not do.
 
 References:
     Jagielski, Ullman, Oprea: Auditing differentially private machine learning: how private is private SGD?,
@@ -16,130 +17,206 @@ References:
 import math
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 
+from cadp_fl.evaluation.probe import BLACK, OVERFLOW, ZERO, Probe, spelled
+from cadp_fl.privacy.accounting import RandomizedResponse
 from cadp_fl.privacy.mechanisms import Mechanism
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.release.privatize import BATCH_RECORDS
 
-__all__ = ["Attack", "attacks_on", "draw_statistics"]
+__all__ = ["CLASSES", "PATIENT_RECORDS", "Attack", "attacks_on", "draw_statistics", "joint_labels", "patient_attack"]
 
-HUGE = 1e6
-"""Length of a latent before the clip, in units of C: the clip has to do its work."""
+PATIENT_RECORDS = 2
+"""m of a patient under attack."""
 
-BYSTANDERS = 64
-"""Other people's records in a crowded batch."""
+CLASSES = 3
+"""Of covered labels: with two, a lie could only be one."""
 
-ORTHOGONAL_ROWS = 16
+_ORTHOGONAL_ROWS = 64
 """Records of a batch that a clip of the batch as a matrix would take together."""
 
-MOST_CALLS = 10_000
-"""Draws of an attack on a batch, each with a call of its own."""
+_RELEASE_RECORDS = 1 << 16
+"""Of one release, at most: each is released with a noise source of its own."""
 
-NOT_FINITE = 1e300
-"""Statistic of an output that is not finite. It counts as the right record's, so that a clip which lets the right one
-through as NaN is seen."""
+_BYSTANDERS = 64
+"""Other people's records in a release: some are zero, huge, black or not finite."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Attack:
-    """Two batches that differ in one record, and the statistic that is larger where the right one was released.
+    """Two units, or two batches that differ in one record, and the statistic that is larger for the right one.
 
     Attributes:
         name: of the attack, as reports print it.
-        left: latents (records, dims), float32.
-        right: the same but for one record, (records, dims).
+        left: grey levels that spell the latents, uint8 (records, dims).
+        right: the same of the other, (records, dims).
         weights: W of the statistic, (records, dims).
-        twice: whether the left batch is released once more, and its outputs are subtracted.
-        crowded: whether many copies of the two batches and `BYSTANDERS` share one batch of `BATCH_RECORDS`, so that one
-            call is many draws; otherwise every draw is a call, since the batch itself is under attack.
-        draws_divisor: of an audit's draws, this attack takes one in so many, and at most `MOST_CALLS` if each is a
-            call, which is slow. A leak through the batch, or through noise that repeats, is gross.
+        kept: k, how many of the dims carry something of a record; the others an honest release draws afresh.
+        is_batch: whether the records are those of a batch, each a unit by itself, which only a release of its own has.
+        alone: whether each is a batch of one, all in one release.
+        limit: records' own statistics count up to there, on both sides: beyond the centres of Laplace noise, each
+            output is as telling as any other.
+        divisor: of an audit's draws, this attack takes one in so many.
+        most: of draws of each side.
     """
 
     name: str
-    left: torch.Tensor
-    right: torch.Tensor
-    weights: torch.Tensor
-    twice: bool = False
-    crowded: bool = True
-    draws_divisor: int = 20
+    left: np.ndarray
+    right: np.ndarray
+    weights: np.ndarray
+    kept: int
+    is_batch: bool = False
+    alone: bool = False
+    limit: float = math.inf
+    divisor: int = 20
+    most: int = 1 << 62
 
     def draws_of(self, draws: int) -> int:
-        """Return how many draws it takes of each record, of an audit of so many."""
-        own = draws // self.draws_divisor
-        return (own if self.crowded else min(own, MOST_CALLS)) // 2
+        """Return how many draws it takes of each side, of an audit of so many."""
+        return max(32, min(self.most, draws // self.divisor // 2))
 
 
-def attacks_on(clip_norm: float, dims: int) -> tuple[Attack, ...]:
-    """Return the attacks on a mechanism that clips latents of `dims` dimensions to C.
+def attacks_on(dims: int) -> tuple[Attack, ...]:
+    """Return the attacks on a release of latents of `dims` dimensions, each record a unit.
 
     The first is the worst pair for an honest mechanism of either norm, a vertex of the L1 ball and its opposite. Then:
 
     - `not-finite`: a record that overflows, and shows itself if the clip lets it through;
-    - `neighbour`: a record next to one that is known: noise shared by a batch falls out of their difference;
-    - `second-release`: a record, and a known one released in its place afterwards: noise that repeats falls out;
-    - `flat`: a batch of one, +-C (1, ..., 1): 2 C dims apart in L1 where a clip takes the norm of a *matrix* as the
+    - `untouched`: records that differ in a latent which is to be drawn afresh;
+    - `flat`: batches of one, +-C (1, ..., 1): 2 C dims apart in L1 where a clip takes the norm of a *matrix* as the
       largest sum of a column;
     - `orthogonal`: orthogonal rows of length C, all at most C in the spectral norm. Where a clip takes that norm of the
       batch, one huge row in the place of the first crushes all others, and the batch moves by C sqrt(records + 3).
     """
-    axis = torch.zeros(1, dims)
-    axis[0, 0] = 1.0
-    right = axis * HUGE * clip_norm
-    known = torch.zeros(1, dims)
-    flat = torch.ones(1, dims) * HUGE * clip_norm
-    rows = torch.eye(dims)[:ORTHOGONAL_ROWS] * clip_norm
-    crushing = torch.cat([-right, rows[1:]])
+    axis = _axis(dims + 1, 0)
+    beyond = _axis(dims + 1, dims)
+    flat = np.ones((1, _ORTHOGONAL_ROWS), dtype=np.int64)
+    rows = np.eye(_ORTHOGONAL_ROWS, dtype=np.int64)
+    first = np.zeros_like(rows)
+    first[0, 0] = 1
+    crushing = np.where(first == 1, spelled(-rows), spelled(rows, huge=False))
     return (
-        Attack("worst-pair", -right, right, axis, draws_divisor=1),
-        Attack("not-finite", -right, torch.full((1, dims), math.nan), axis),
-        Attack("neighbour", torch.cat([-right, known]), torch.cat([right, known]), torch.cat([axis, -axis])),
-        Attack("second-release", -right, right, axis, twice=True),
-        Attack("flat", -flat, flat, torch.ones(1, dims), crowded=False, draws_divisor=200),
-        Attack("orthogonal", rows, crushing, torch.cat([-2 * axis, -rows[1:]]), crowded=False, draws_divisor=100),
+        Attack("worst-pair", spelled(-axis), spelled(axis), axis, dims, divisor=1),
+        Attack("not-finite", spelled(-axis), np.full_like(spelled(axis), OVERFLOW), axis, dims),
+        Attack("untouched", spelled(-beyond), spelled(beyond), beyond, dims),
+        Attack("flat", spelled(-flat), spelled(flat), flat, _ORTHOGONAL_ROWS, alone=True, divisor=100, most=1000),
+        Attack(
+            "orthogonal",
+            spelled(rows, huge=False),
+            crushing,
+            -rows - first,
+            _ORTHOGONAL_ROWS,
+            is_batch=True,
+            divisor=200,
+            most=500,
+        ),
     )
 
 
-def draw_statistics(
-    mechanism: Mechanism, attack: Attack, draws: int, *, noise: NoiseSource
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return at least `draws` statistics of the left batch and as many of the right one, float64.
+def patient_attack(dims: int, limit: float) -> Attack:
+    """Return the worst pair of patients: all of the records of one end at -C e, and all of the other's at C e."""
+    axis = np.repeat(_axis(dims, 0), PATIENT_RECORDS, axis=0)
+    return Attack("patient", spelled(-axis), spelled(axis), axis, dims, limit=limit, divisor=4)
 
-    Copies in one batch take turns in being left and right, so that each position is both. Memory is that of one batch
-    and of the statistics.
+
+def draw_statistics(
+    mechanism: Mechanism, attack: Attack, draws: int, *, clip_norm: float, noise: NoiseSource
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return at least `draws` statistics of the left side and as many of the right one, float64.
+
+    Both sides are in the same releases, in a random order, among others' records. Memory is that of one release.
 
     Args:
-        mechanism: under attack; it is called as a release calls it.
-        noise: for the mechanism, and for the bystanders.
+        mechanism: of the release.
+        clip_norm: C.
+        noise: for the releases; each has a child.
     """
-    records, dims = attack.left.shape
-    copies = (BATCH_RECORDS - BYSTANDERS) // records // 2 * 2 if attack.crowded else 1
-    others = _bystanders(dims, float(attack.left.abs().max()), noise) if attack.crowded else attack.left[:0]
-    weights = attack.weights.double().flatten()
-
-    def batch_of(is_right: torch.Tensor) -> torch.Tensor:
-        tiles = torch.where(is_right[:, None, None], attack.right, attack.left)
-        return torch.cat([tiles.reshape(-1, dims), others])
-
-    def release(batch: torch.Tensor) -> torch.Tensor:
-        return mechanism(batch, noise=noise)[: copies * records].double().reshape(copies, -1)
-
-    is_right = torch.arange(copies) % 2 == 1
-    turns = [(batch_of(side), (~side).nonzero()[:, 0], side.nonzero()[:, 0]) for side in (is_right, ~is_right)]
-    known = batch_of(torch.zeros_like(is_right))
+    if attack.is_batch:
+        return _draw_batches(mechanism, attack, draws, clip_norm=clip_norm, noise=noise)
+    m, dims = attack.left.shape
+    most = max(2, (_RELEASE_RECORDS if not attack.alone else 1 << 10) // m - _BYSTANDERS)
+    probe = Probe(
+        mechanism, attack.kept, dims - attack.kept, clip_norm=clip_norm, numbers=min(2 * draws, most) + _BYSTANDERS
+    )
+    others = np.repeat(_bystanders(dims), m, axis=0)
     left, right = [], []
-    for _ in range(math.ceil(draws / copies)):
-        for batch, are_left, are_right in turns:
-            released = release(batch) - release(known) if attack.twice else release(batch)
-            statistics = (released @ weights).nan_to_num(nan=NOT_FINITE, posinf=NOT_FINITE, neginf=-NOT_FINITE)
-            left.append(statistics[are_left])
-            right.append(statistics[are_right])
-    return torch.cat(left), torch.cat(right)
+    for release, start in enumerate(range(0, 2 * draws, most)):
+        units = min(most, 2 * draws - start)
+        is_right = np.arange(units) % 2 == 1
+        levels = np.where(is_right[:, None, None], attack.right, attack.left).reshape(-1, dims)
+        released = probe.release(
+            np.concatenate([levels, others]),
+            noise=noise.child(release),
+            patients=None if m == 1 else np.repeat(np.arange(units + _BYSTANDERS), m),
+            records_per_unit=m,
+            part_records=1 if attack.alone else 4096,
+        )
+        values = np.concatenate([released.noised, released.fresh], axis=1) @ attack.weights[0].astype(np.float64)
+        values = np.clip(values, -attack.limit, attack.limit)
+        statistics = np.bincount(released.units, values, minlength=units)[:units]
+        left.append(statistics[~is_right])
+        right.append(statistics[is_right])
+    return np.concatenate(left), np.concatenate(right)
 
 
-def _bystanders(dims: int, length: float, noise: NoiseSource) -> torch.Tensor:
-    """Return other latents, (BYSTANDERS, dims): most follow the prior, some are zero, huge or not finite."""
-    others = noise.child("bystanders").normal((BYSTANDERS, dims), 1.0, like=torch.zeros(1))
-    others[0], others[1], others[2], others[3] = 0.0, length, math.nan, math.inf
+def _draw_batches(
+    mechanism: Mechanism, attack: Attack, draws: int, *, clip_norm: float, noise: NoiseSource
+) -> tuple[np.ndarray, np.ndarray]:
+    rows, dims = attack.left.shape
+    probe = Probe(mechanism, attack.kept, dims - attack.kept, clip_norm=clip_norm, numbers=rows)
+
+    def statistic(levels: np.ndarray, own: NoiseSource) -> float:
+        released = probe.release(levels, noise=own)
+        values = np.concatenate([released.noised, released.fresh], axis=1)
+        return float((values * attack.weights[released.units]).sum())
+
+    left, right = (
+        np.array([statistic(levels, noise.child(name, draw)) for draw in range(draws)])
+        for name, levels in (("left", attack.left), ("right", attack.right))
+    )
+    return left, right
+
+
+def joint_labels(
+    mechanism: Mechanism, event: RandomizedResponse, draws: int, *, clip_norm: float, noise: NoiseSource
+) -> np.ndarray:
+    """Return how often records of a class leave with a label, decoded under a condition, int64.
+
+    Latents are those of the worst pair, so that a label may depend on them as well.
+
+    Args:
+        mechanism: of the release.
+        event: how labels are covered, in `CLASSES` classes.
+        draws: of each class.
+        clip_norm: C.
+        noise: for the releases; each has a child.
+
+    Returns:
+        (true classes, released labels, conditions).
+    """
+    probe = Probe(mechanism, 1, 1, clip_norm=clip_norm, labels=event, classes=CLASSES)
+    counts = np.zeros((CLASSES,) * 3, dtype=np.int64)
+    for label in range(CLASSES):
+        for release, start in enumerate(range(0, draws, _RELEASE_RECORDS)):
+            records = min(_RELEASE_RECORDS, draws - start)
+            levels = spelled(np.arange(records)[:, None] % 2 * 2 - 1)
+            released = probe.release(
+                levels, labels=np.full(records, label, dtype=np.int64), noise=noise.child(label, release)
+            )
+            np.add.at(counts[label], (released.labels, released.conditions), 1)
+    return counts
+
+
+def _axis(dims: int, index: int) -> np.ndarray:
+    axis = np.zeros((1, dims), dtype=np.int64)
+    axis[0, index] = 1
+    return axis
+
+
+def _bystanders(dims: int) -> np.ndarray:
+    """Return what other records spell, (_BYSTANDERS, dims): most are short, some zero, huge, black or not finite."""
+    signs = np.arange(_BYSTANDERS * dims).reshape(-1, dims) % 3 - 1
+    others = spelled(signs, huge=False)
+    others[0], others[1], others[2] = ZERO, BLACK, OVERFLOW
+    others[3] = spelled(signs[3])
     return others

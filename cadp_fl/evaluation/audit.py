@@ -1,12 +1,20 @@
-"""An audit of the mechanisms: a lower bound on epsilon, from attacks on the very clip and noise that releases use.
+"""An audit of what leaves a site: lower bounds on epsilon from attacks on the code that ships, and laws of a release.
+
+Attacks on a mechanism go through `privatize`, with latents of records and patients, and with covered labels; so do the
+laws of what no single record shows: noise is used once, the order says nothing, every unit is there once. What leaves
+beside a release is attacked where a site computes it: `noised_counts`, `clipped_sum`, `joint_moments`, `train_dp_sgd`.
+`cadp_fl.phases.audit` asks a whole site in memory, which this layer does not know.
 
 An accountant bounds epsilon from above, for the mechanism that an event describes. An audit bounds it from below, for
 the code that runs. The lower bound is above the claim only by chance, at a false-alarm rate chosen beforehand, or
 because the code does not do what its event says. An audit refutes; it proves no privacy.
 
 Draws are counted as independent. They are if each record is released by itself and with fresh noise, as every event
-claims. So where a bound is above the claim, either the trade-off or that independence is not what is claimed. `bounds`
-says what a bound certifies.
+claims. So where a bound is above the claim, either the trade-off or that independence is not what is claimed; and the
+laws test the independence by itself. `bounds` says what a bound certifies.
+
+Half of the false alarms are the attacks', and half the laws', shared equally (Bonferroni); each test is exact at its
+share. So an audit of honest code refutes anything with at most the probability that was asked for.
 
 References:
     Jagielski, Ullman, Oprea: Auditing differentially private machine learning: how private is private SGD?,
@@ -16,27 +24,54 @@ References:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
 from cadp_fl.errors import ConfigError
-from cadp_fl.evaluation.attacks import Attack, attacks_on, draw_statistics
+from cadp_fl.evaluation.aggregates import AGGREGATES, Aggregate
+from cadp_fl.evaluation.attacks import (
+    CLASSES,
+    PATIENT_RECORDS,
+    Attack,
+    attacks_on,
+    draw_statistics,
+    joint_labels,
+    patient_attack,
+)
 from cadp_fl.evaluation.bounds import clopper_pearson, gaussian_bound, pure_bound
-from cadp_fl.privacy.accounting import Unprotected, epsilon_of
+from cadp_fl.evaluation.laws import Law, release_laws
+from cadp_fl.privacy.accounting import RandomizedResponse, Unprotected, epsilon_of
 from cadp_fl.privacy.mechanisms import MECHANISMS, Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 
-__all__ = ["AttackResult", "AuditSettings", "Finding", "audit", "audit_mechanism", "protecting_mechanisms"]
+__all__ = [
+    "AttackResult",
+    "AuditSettings",
+    "Finding",
+    "LawResult",
+    "attack_result",
+    "audit",
+    "audit_aggregate",
+    "audit_mechanism",
+    "auditable",
+    "law_results",
+    "protecting_mechanisms",
+]
 
 LEAST_DRAWS = 10_000
-MOST_PILOTS = 2_048
-"""Draws of each record that set an attack's threshold before, and apart from, those that are counted."""
+MOST_PILOTS = 1 << 13
+"""Draws of each side that set an attack's threshold before, and apart from, those that are counted."""
 
-PURE_TRUE_POSITIVES = 0.45
-"""Below half, a threshold is beyond the centre of Laplace noise, where each output is e^epsilon times likelier."""
+LABEL_DRAWS_DIVISOR = 40
+LARGEST_LABEL_EPSILON = 8.0
+"""Beyond it, a lie is too rare to be counted in a million draws."""
+
+Bound = Callable[[float, float, float], float]
+Draw = Callable[[int, NoiseSource], tuple[np.ndarray, np.ndarray]]
+"""(how many of each side, noise) to statistics of the left and of the right side."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +82,8 @@ class AuditSettings:
         delta: of the claims.
         clip_norm: C.
         dims: dimensions of a latent.
-        draws: releases of the worst pair, half of each record; other attacks take a fixed part of it.
-        false_alarm: probability that an audit of honest mechanisms refutes any of them.
+        draws: releases of the worst pair, half of each side; other attacks take a fixed part of it.
+        false_alarm: probability that an audit of honest code refutes any of it.
     """
 
     delta: float
@@ -75,10 +110,11 @@ class AttackResult:
 
     Attributes:
         attack: its name.
-        draws: of both records together.
-        true_positives: share of the right record's outputs that were beyond the threshold.
-        false_positives: share of the left record's.
+        draws: of both sides together.
+        true_positives: share of the right side's outputs that were beyond the threshold.
+        false_positives: share of the left side's.
         lower_bound: on epsilon, at the attack's share of the false alarms.
+        claim: that it is held against.
     """
 
     attack: str
@@ -86,23 +122,46 @@ class AttackResult:
     true_positives: float
     false_positives: float
     lower_bound: float
+    claim: float
+
+    @property
+    def is_refuting(self) -> bool:
+        """Whether what it certified is above the claim."""
+        return self.lower_bound > self.claim
+
+
+@dataclass(frozen=True)
+class LawResult:
+    """How a law of a release held.
+
+    Attributes:
+        law: its name.
+        p_value: probability of what was seen, or worse, if it holds.
+        is_broken: whether that is below the law's share of the false alarms.
+    """
+
+    law: str
+    p_value: float
+    is_broken: bool
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the attacks on one mechanism found.
+    """What the attacks on one mechanism found, or on something else that leaves a site.
 
     Attributes:
         mechanism: its name.
         parameters: its clip norm and noise.
         claim: epsilon of its event, under replace-one.
         attacks: what each gave.
+        laws: how each held.
     """
 
     mechanism: str
     parameters: dict[str, float | None]
     claim: float
     attacks: tuple[AttackResult, ...]
+    laws: tuple[LawResult, ...]
 
     @property
     def strongest(self) -> AttackResult:
@@ -115,9 +174,14 @@ class Finding:
         return self.strongest.lower_bound
 
     @property
+    def broken_laws(self) -> tuple[str, ...]:
+        """Names of the laws that are broken."""
+        return tuple(result.law for result in self.laws if result.is_broken)
+
+    @property
     def is_refuted(self) -> bool:
-        """Whether the mechanism does not do what its event says."""
-        return self.lower_bound > self.claim
+        """Whether the code does not do what its event says."""
+        return bool(self.broken_laws) or any(result.is_refuting for result in self.attacks)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -128,6 +192,7 @@ class Finding:
             "lower_bound": self.lower_bound,
             "refuted": self.is_refuted,
             "attacks": [vars(result) for result in self.attacks],
+            "laws": [vars(result) for result in self.laws],
         }
 
 
@@ -140,33 +205,50 @@ def protecting_mechanisms() -> tuple[str, ...]:
     )
 
 
+def auditable() -> tuple[str, ...]:
+    """Return the names of all that an audit attacks: the mechanisms of a release, and what leaves beside it."""
+    return (*protecting_mechanisms(), *AGGREGATES)
+
+
 def audit(
     names: Sequence[str], epsilons: Sequence[float], settings: AuditSettings, *, noise: NoiseSource
 ) -> Iterator[Finding]:
-    """Yield what the attacks on every mechanism at every epsilon find; the false alarms are shared equally.
+    """Yield what the attacks on everything that is named find at every epsilon; the false alarms are shared equally.
 
     Args:
-        names: of mechanisms.
-        epsilons: that the mechanisms are calibrated for, at the settings' delta.
+        names: of mechanisms, each of which is audited as a release with it, and of what leaves beside a release.
+        epsilons: that the noise is calibrated for, at the settings' delta.
         noise: of this audit alone.
 
     Raises:
-        ConfigError: there is no such mechanism, or it claims nothing.
+        ConfigError: there is no such thing, or it claims nothing.
         BudgetError: no noise meets a budget.
     """
     cells = [(name, epsilon) for name in dict.fromkeys(names) for epsilon in dict.fromkeys(epsilons)]
-    mechanisms = [mechanism_type(name).calibrated(settings.clip_norm, each, settings.delta) for name, each in cells]
-    for mechanism in mechanisms:
-        _check_claim(mechanism)
+    audited = [_calibrated(name, epsilon, settings) for name, epsilon in cells]
     false_alarm = settings.false_alarm / max(1, len(cells))
-    for (name, epsilon), mechanism in zip(cells, mechanisms, strict=True):
-        yield audit_mechanism(mechanism, settings, false_alarm=false_alarm, noise=noise.child(name, str(epsilon)))
+    for (name, epsilon), each in zip(cells, audited, strict=True):
+        own = noise.child(name, str(epsilon))
+        if isinstance(each, Aggregate):
+            yield audit_aggregate(name, each, settings, false_alarm=false_alarm, noise=own)
+        else:
+            yield audit_mechanism(each, settings, false_alarm=false_alarm, noise=own)
+
+
+def _calibrated(name: str, epsilon: float, settings: AuditSettings) -> Mechanism | Aggregate:
+    if name in AGGREGATES:
+        return AGGREGATES[name](epsilon, settings.delta, settings.clip_norm)
+    if name not in MECHANISMS:
+        raise ConfigError(f"Unknown mechanism '{name}'. Choose one of: {', '.join(sorted(auditable()))}.")
+    mechanism = mechanism_type(name).calibrated(settings.clip_norm, epsilon, settings.delta)
+    _check_claim(mechanism)
+    return mechanism
 
 
 def audit_mechanism(
     mechanism: Mechanism, settings: AuditSettings, *, false_alarm: float, noise: NoiseSource
 ) -> Finding:
-    """Attack a mechanism, and return what that certifies beside what its event claims.
+    """Attack releases with a mechanism, and return what that certifies beside what its event claims.
 
     Args:
         mechanism: clips to the settings' C.
@@ -177,46 +259,132 @@ def audit_mechanism(
         ConfigError: it claims nothing.
     """
     _check_claim(mechanism)
-    attacks = attacks_on(settings.clip_norm, settings.dims)
-    return Finding(
-        mechanism.name,
-        mechanism.parameters(),
-        epsilon_of([mechanism.event()], settings.delta),
-        tuple(
-            _run(mechanism, attack, settings, false_alarm / len(attacks), noise.child(attack.name))
-            for attack in attacks
-        ),
-    )
+    clip_norm, claim = settings.clip_norm, epsilon_of([mechanism.event()], settings.delta)
+    of_patients = mechanism.calibrated(clip_norm, claim, settings.delta, records_per_unit=PATIENT_RECORDS)
+    limit = math.inf if _claims_gaussian(mechanism) else clip_norm
+    released = [(mechanism, attack) for attack in attacks_on(settings.dims)]
+    released.append((of_patients, patient_attack(settings.dims, limit)))
+    share = false_alarm / 2 / (len(released) + 1)
+    results = [_of_release(each, attack, settings, share, noise.child(attack.name)) for each, attack in released]
+    results.append(_of_labels(mechanism, min(claim, LARGEST_LABEL_EPSILON), settings, share, noise.child("labels")))
+    laws = release_laws(mechanism, clip_norm=clip_norm, noise=noise.child("laws"))
+    return Finding(mechanism.name, mechanism.parameters(), claim, tuple(results), law_results(laws, false_alarm / 2))
+
+
+def audit_aggregate(
+    name: str, aggregate: Aggregate, settings: AuditSettings, *, false_alarm: float, noise: NoiseSource
+) -> Finding:
+    """Attack what leaves beside a release, and return what that certifies beside what its event claims.
+
+    Args:
+        name: of it.
+        aggregate: how to draw it.
+        false_alarm: probability that it is refuted if it does what its event says.
+        noise: of this call alone.
+    """
+    claim = epsilon_of([aggregate.event], settings.delta)
+    share, results = false_alarm / 2 / len(aggregate.attacks), []
+    for attack in aggregate.attacks:
+        own, statistics = noise.child(attack.name), attack.statistics
+
+        def draw(count: int, of: NoiseSource, statistics: Any = statistics) -> tuple[np.ndarray, np.ndarray]:
+            return statistics(False, count, of.child("left")), statistics(True, count, of.child("right"))
+
+        count = attack.draws_of(settings.draws)
+        results.append(attack_result(attack.name, draw, count, attack.bound, claim, settings.delta, share, own))
+    laws = law_results(aggregate.laws(noise.child("laws")), false_alarm / 2)
+    return Finding(name, aggregate.parameters, claim, tuple(results), laws)
+
+
+def law_results(laws: Iterable[Law], false_alarm: float) -> tuple[LawResult, ...]:
+    """Return which laws are broken, at a false alarm of all of them together."""
+    tested = tuple(laws)
+    return tuple(LawResult(law.name, law.p_value, law.p_value < false_alarm / max(1, len(tested))) for law in tested)
 
 
 def _check_claim(mechanism: Mechanism) -> None:
     if isinstance(mechanism.event(), Unprotected):
         raise ConfigError(
             f"An audit compares with a claim. The mechanism '{mechanism.name}' claims none; choose one of: "
-            f"{', '.join(protecting_mechanisms())}."
+            f"{', '.join(auditable())}."
         )
 
 
-def _run(
+def _of_release(
     mechanism: Mechanism, attack: Attack, settings: AuditSettings, false_alarm: float, noise: NoiseSource
 ) -> AttackResult:
-    """Set the threshold on pilot draws, count on fresh ones, and convert both rates through the trade-off claimed."""
-    gaussian = _claims_gaussian(mechanism)
+    def draw(count: int, own: NoiseSource) -> tuple[np.ndarray, np.ndarray]:
+        return draw_statistics(mechanism, attack, count, clip_norm=settings.clip_norm, noise=own)
+
+    bound = gaussian_bound if _claims_gaussian(mechanism) else pure_bound
+    claim = epsilon_of([mechanism.event()], settings.delta)
     count = attack.draws_of(settings.draws)
-    pilots = draw_statistics(mechanism, attack, min(math.ceil(count / 8), MOST_PILOTS), noise=noise.child("pilot"))
-    threshold = _midpoint(*pilots) if gaussian else torch.quantile(pilots[1], 1 - PURE_TRUE_POSITIVES)
-    left, right = draw_statistics(mechanism, attack, count, noise=noise.child("draws"))
+    return attack_result(attack.name, draw, count, bound, claim, settings.delta, false_alarm, noise)
+
+
+def attack_result(
+    name: str,
+    draw: Draw,
+    count: int,
+    bound: Bound,
+    claim: float,
+    delta: float,
+    false_alarm: float,
+    noise: NoiseSource,
+) -> AttackResult:
+    """Set the threshold on pilot draws, count on fresh ones, and convert both rates through the trade-off claimed.
+
+    Args:
+        name: of the attack.
+        draw: gives its statistics.
+        count: draws of each side.
+        bound: from a true and a false positive rate to an epsilon, at a delta.
+        claim: epsilon.
+        delta: of the claim.
+        false_alarm: probability that the lower bound is above the claim of honest code.
+        noise: of this call alone.
+    """
+    pilots = draw(min(math.ceil(count / 8), MOST_PILOTS), noise.child("pilot"))
+    threshold = _best_threshold(*pilots) if bound is pure_bound else _midpoint(*pilots)
+    left, right = draw(count, noise.child("draws"))
     true, false = int((right >= threshold).sum()), int((left >= threshold).sum())
     true_least, _ = clopper_pearson(true, len(right), false_alarm / 2)
     _, false_most = clopper_pearson(false, len(left), false_alarm / 2)
-    bound = gaussian_bound if gaussian else pure_bound
     return AttackResult(
-        attack=attack.name,
+        attack=name,
         draws=len(left) + len(right),
         true_positives=true / len(right),
         false_positives=false / len(left),
-        lower_bound=bound(true_least, false_most, settings.delta),
+        lower_bound=bound(true_least, false_most, delta),
+        claim=claim,
     )
+
+
+def _of_labels(
+    mechanism: Mechanism, epsilon: float, settings: AuditSettings, false_alarm: float, noise: NoiseSource
+) -> AttackResult:
+    """Compare what records of two classes leave with, over all pairs: the label, what they are decoded under, and both.
+
+    Covered labels have no delta, so the bound is that of pure differential privacy.
+    """
+    event = RandomizedResponse(stage="labels", epsilon=epsilon)
+    count = max(32, settings.draws // LABEL_DRAWS_DIVISOR // 2)
+    joint = joint_labels(mechanism, event, count, clip_norm=settings.clip_norm, noise=noise)
+    both = np.diagonal(joint, axis1=1, axis2=2)
+    pairs = [
+        (int(seen[true, true]), int(seen[other, true]))
+        for seen in (joint.sum(axis=2), joint.sum(axis=1), both)
+        for true in range(CLASSES)
+        for other in range(CLASSES)
+        if other != true
+    ]
+    share = false_alarm / 2 / len(pairs)
+    bounds = [
+        pure_bound(clopper_pearson(true, count, share)[0], clopper_pearson(false, count, share)[1], 0.0)
+        for true, false in pairs
+    ]
+    true, false = pairs[int(np.argmax(bounds))]
+    return AttackResult("labels", CLASSES * count, true / count, false / count, max(bounds), epsilon)
 
 
 def _claims_gaussian(mechanism: Mechanism) -> bool:
@@ -227,6 +395,21 @@ def _claims_gaussian(mechanism: Mechanism) -> bool:
     return hasattr(mechanism.event(), "noise_std")
 
 
-def _midpoint(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _midpoint(left: np.ndarray, right: np.ndarray) -> float:
     """Return the middle between the medians: a threshold that errs alike on both sides pins mu down best."""
-    return (left.median() + right.median()) / 2
+    return float((np.median(left) + np.median(right)) / 2)
+
+
+def _best_threshold(left: np.ndarray, right: np.ndarray) -> float:
+    """Return the pilots' threshold that certifies most: beyond the centre of Laplace noise, or where a later one turns.
+
+    Rates are held against the same limits as those that count, so that a rare output does not win by chance.
+    """
+    candidates = np.unique(np.quantile(right, np.linspace(0.05, 0.95, 19)))
+
+    def certified(threshold: float) -> float:
+        true, _ = clopper_pearson(int((right >= threshold).sum()), len(right), 1e-3)
+        _, false = clopper_pearson(int((left >= threshold).sum()), len(left), 1e-3)
+        return pure_bound(true, false, 0.0)
+
+    return float(max(candidates, key=certified))

@@ -21,12 +21,24 @@ References:
 import math
 
 from scipy.optimize import brentq
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import beta
 
 from cadp_fl.privacy.gaussian import gaussian_delta
 
-__all__ = ["canaries_needed", "clopper_pearson", "gaussian_bound", "gaussian_epsilon", "linkage_bound", "pure_bound"]
+__all__ = [
+    "canaries_needed",
+    "clopper_pearson",
+    "gaussian_bound",
+    "gaussian_epsilon",
+    "linkage_bound",
+    "pure_bound",
+    "sampled_noise",
+]
+
+
+_LEAST_NOISE, _MOST_NOISE = 0.01, 1e6
+"""In units of C, of a sampled step."""
 
 
 def clopper_pearson(successes: int, trials: int, false_alarm: float) -> tuple[float, float]:
@@ -63,6 +75,38 @@ def gaussian_bound(true_positives: float, false_positives: float, delta: float) 
         Dong, Roth, Su, arXiv 1905.02383, definition 2.6; Nasr et al., arXiv 2302.07956, section 4.
     """
     return gaussian_epsilon(float(ndtri(true_positives) - ndtri(false_positives)), delta)
+
+
+def sampled_noise(true_positives: float, false_positives: float, rate: float) -> float:
+    """Return the largest noise sigma / C at which one Poisson-sampled Gaussian step allows both rates; inf if all do.
+
+    Under replace-one the step is (1 - q) N(0, sigma^2) + q N(+-C, sigma^2) along the canary's gradient. Its likelihood
+    ratio grows with the output, so that the best tests are thresholds t, which trace the trade-off
+
+        FPR = (1 - q) Q(t / sigma) + q Q((t + C) / sigma)        TPR = (1 - q) Q(t / sigma) + q Q((t - C) / sigma)
+
+    with Q = 1 - Phi. At a fixed FPR the best TPR falls with sigma. Rounded down, so that the epsilon is a lower bound.
+
+    Args:
+        true_positives: TPR, at least.
+        false_positives: FPR, at most.
+        rate: q.
+    """
+
+    def best(noise: float) -> float:
+        def false(threshold: float) -> float:
+            return float((1 - rate) * ndtr(-threshold) + rate * ndtr(-threshold - 1 / noise)) - false_positives
+
+        edge = 40.0 + 1 / noise
+        threshold = float(brentq(false, -edge, edge)) if false(-edge) > 0 > false(edge) else math.copysign(edge, -1)
+        return float((1 - rate) * ndtr(-threshold) + rate * ndtr(-threshold + 1 / noise))
+
+    if true_positives <= best(_MOST_NOISE):
+        return math.inf
+    if true_positives >= best(_LEAST_NOISE):
+        return _LEAST_NOISE
+    root = brentq(lambda power: best(math.exp(power)) - true_positives, math.log(_LEAST_NOISE), math.log(_MOST_NOISE))
+    return math.exp(root) * (1 + 1e-9)
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:

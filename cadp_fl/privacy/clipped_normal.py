@@ -32,6 +32,7 @@ class ClippedNormal:
     overlap: float
 
 
+@lru_cache(maxsize=64)
 def clipped_normal_l2(clip_norm: float, dims: int) -> ClippedNormal:
     """Return E min(|z|, C)^2 / k and E|z| min(|z|, C) / k, by the chi-squared distribution of |z|^2."""
     power, overlap = _moments(np.array([clip_norm]), dims)

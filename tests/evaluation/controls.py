@@ -42,6 +42,16 @@ class Control:
     def parameters(self):
         return self.honest.parameters()
 
+    def calibrated(self, *budget, **unit):
+        return Control(self.honest.calibrated(*budget, **unit), self.release)
+
+    def clipped_normal(self, dims):
+        return self.honest.clipped_normal(dims)
+
+    @property
+    def noise_variance(self):
+        return self.honest.noise_variance
+
     def __call__(self, latents, *, noise):
         return self.release(self.honest, latents, noise)
 
