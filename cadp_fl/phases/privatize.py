@@ -143,8 +143,11 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     settings = release_request(plan.method, release, mechanism, flow, card, *labels)
     requests.append(Request("release", settings.model_dump(mode="json"), get_weights(flow)))
     manifest = _release(terms, plan.run, requests, output)
-    claim = claim_of(plan if terms.simulation else plan_beside(plan, terms.ledger))
-    statement = statement_of_method(plan.method, claim, noise=terms.noise.kind, relation=manifest.claim.relation)
+    (kept,) = (each for each in terms.ledger.plans() if each.key == plan.key)  # with the conditions of the site
+    claim, own = claim_of(kept if terms.simulation else plan_beside(kept, terms.ledger)), claim_of(kept)
+    statement = statement_of_method(
+        plan.method, claim, noise=terms.noise.kind, relation=manifest.claim.relation, own=own
+    )
     attributes = terms.data.train.schema.attributes
     scope = Scope(terms.budget.unit, terms.budget.records_per_unit, release.coverage, attributes)
     return MadeRelease(

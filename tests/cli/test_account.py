@@ -8,7 +8,7 @@ from rich.console import Console
 from cadp_fl.cli import main as cli
 from cadp_fl.config import load_study
 from cadp_fl.federated.methods import build_methods
-from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Relation, epsilon_of
+from cadp_fl.privacy.accounting import LatentGaussianGrid, PoissonGaussian, Relation, epsilon_of
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import claim_of
 
@@ -145,7 +145,7 @@ def test_one_more_round_or_release_is_a_new_plan_that_adds(call, quickstart):
     assert again["total"]["delta"] == 2 * DELTA
     (again,) = methods["cadp-given-flow"]["one_more"]
     release = {name: value for name, value in methods["cadp-given-flow"]["events"][1].items() if "epsilon" not in name}
-    assert again["epsilon"] == epsilon_of([LatentGaussian.model_validate(release)], DELTA)
+    assert again["epsilon"] == epsilon_of([LatentGaussianGrid.model_validate(release)], DELTA)
     assert again["total"]["epsilon"] == pytest.approx(2 * again["epsilon"])
     assert methods["fedavg"]["one_more"] == []
 
@@ -167,7 +167,7 @@ def test_a_released_label_is_drawn_again_with_a_release(call, quickstart):
         "across plans epsilons and deltas add",
         "NOT end-to-end",
         "0.30 │",
-        "Relation: replace one record. delta is small enough for sites of up to 10000 records.",
+        "Relation: replace one record. delta is small enough for sites of up to 1000 records, and of up to 10000 whose",
     ):
         assert sentence in out
 
@@ -237,7 +237,7 @@ def test_a_wrong_question_is_one_sentence(call, arguments, sentence):
         (["release.mechanism=laplacian"], "Unknown mechanism"),
         (["budget.split={labels: 0.9, counts: 0.2}"], "leaves a share"),
         (
-            ["methods={dp-sgd: {rounds: 1000, local_steps: 1001, sampling_rate: 0.01}}"],
+            ["methods={dp-sgd: {rounds: 1001, local_steps: 1000, sampling_rate: 0.01}}"],
             "Found 1,001,000 steps of 1 kind",
         ),
     ],

@@ -95,7 +95,7 @@ def test_train_central_says_what_its_releases_claim_and_how_good_it_is(run, bund
     code, out, err = run(*arguments, "--output", tmp_path / "m")
     assert (code, err) == (0, "")
     assert "train-central  5/5  loss" in out
-    assert "site: 80 records, guarantee end-to-end, epsilon 3.00; noise was SEEDED" in out
+    assert "site: 80 records, guarantee none; noise was SEEDED" in out
     assert "On 20 real test records: accuracy 0." in out
     code, out, _ = run(*arguments, "--output", tmp_path / "n", "--json")
     assert json.loads(out)["test"]["records"] == 20

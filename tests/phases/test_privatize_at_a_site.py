@@ -17,7 +17,7 @@ from cadp_fl.phases.privatize import make_release
 from cadp_fl.phases.terms import ReleaseOptions
 from cadp_fl.privacy.durable import DurableLedger
 
-POLICY = "population: ward-3\nunit: {unit}\nepsilon: 3.0\ndelta: 1.0e-3\nmin_units: 50\n{more}"
+POLICY = "population: ward-3\nunit: {unit}\nepsilon: 3.0\ndelta: 1.0e-3\nlarge_delta: true\nmin_units: 50\n{more}"
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_an_unprotected_release_leaves_no_later_one_an_end_to_end_claim(scans, f
     make_release(flow_file("private"), scans, tmp_path / "a", at_site("labels: public\nunprotected: true\n"))
     made = make_release(flow_file("public"), scans, tmp_path / "b", at_site("labels: public\nunprotected: true\n"))
     assert made.manifest.claim.guarantee == "given-flow"
-    assert "NO end-to-end guarantee. Of the same population this left unprotected, by another plan" in made.statement
+    assert "NO end-to-end guarantee. Of the same records this left the sites unprotected" in made.statement
     assert "no one has declared" not in made.statement
     assert "no bound, since this left unprotected" in made.composition
 
