@@ -9,7 +9,25 @@ from pathlib import Path
 
 from cadp_fl.errors import InputError
 
-__all__ = ["check_new", "new_file", "new_folder", "replaced_file", "sync_folder", "write_durably"]
+__all__ = ["check_new", "check_unicode", "new_file", "new_folder", "replaced_file", "sync_folder", "write_durably"]
+
+
+def check_unicode(path: Path, what: str) -> None:
+    """Check that a path is text, as files have to be that name it: JSON, YAML, TOML and HTML are in UTF-8.
+
+    Args:
+        what: has the path, with its article and a capital letter, for the sentence.
+
+    Raises:
+        InputError: it is in another encoding.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} has a path in UTF-8, as the files that name it are. Found {str(path)!a}, in another "
+            "encoding; rename its folders, or choose others."
+        ) from error
 
 
 def check_new(path: Path, what: str) -> None:

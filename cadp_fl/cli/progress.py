@@ -1,5 +1,6 @@
 """How a running study looks in a terminal, and its results."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from cadp_fl.cli.complaints import complain
 from cadp_fl.federated.recorder import Watcher, describe_step
 from cadp_fl.privacy.claims import format_against, format_delta, format_epsilon
 from cadp_fl.report.page import format_figure
 
-__all__ = ["progress_to", "results_table"]
+__all__ = ["progress_to", "results_table", "show_results"]
 
 
 @contextmanager
@@ -48,13 +50,13 @@ def progress_to(console: Console, *, silent: bool, transient: bool = False) -> I
 
 def _bars(console: Console, *, transient: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}", justify="left"),
+        TextColumn("{task.description}", justify="left", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.fields[news]}", markup=False),
         console=console,
         transient=transient,
     )
@@ -105,6 +107,21 @@ class _Bars:
 def _figures(figures: dict[str, Any]) -> str:
     names = [name for name in ("bits_per_dim", "loss", "accuracy") if isinstance(figures.get(name), float)]
     return "".join(f"  {name} {figures[name]:.3g}" for name in names)
+
+
+def show_results(console: Console, summary: dict[str, Any], output: Path, *, as_json: bool = False) -> None:
+    """Print a run's results as a table or as JSON. Where they cannot be printed, the run is none the worse.
+
+    Args:
+        console: that outlasts its stream.
+    """
+    if as_json:
+        console.file.write(f"{json.dumps(summary, indent=2)}\n")
+        console.file.flush()
+    else:
+        results_table(console, summary, output)
+    if (lost := getattr(console.file, "lost", None)) is not None and not isinstance(lost, BrokenPipeError):
+        complain(f"The results could not be printed ({lost.strerror}). They are in '{output}'.")
 
 
 def results_table(console: Console, summary: dict[str, Any], output: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cadp_fl.cli.console import console_to
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError, LedgerError
 from cadp_fl.privacy.claims import format_against, format_epsilon
@@ -123,7 +124,7 @@ def show(path: SiteOrLedger, mark: Mark = None, policy: Policy = None, as_json: 
     if as_json:
         typer.echo(json.dumps(tree, indent=2))
     else:
-        _plans_table(Console(highlight=False), tree)
+        _plans_table(console_to(), tree)
 
 
 @ledger_app.command(

@@ -18,7 +18,7 @@ from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.study.flower import Flower, follow, note_end, start_run, superlink_of
 from cadp_fl.study.plugins import load_plugins
-from cadp_fl.study.run import check_same_study, has_ended, make_run_folder
+from cadp_fl.study.run import check_same_study, check_text, has_ended, make_run_folder
 from cadp_fl.study.started import PROGRESS, StartedRun
 
 __all__ = ["check_deployed", "run_deployed"]
@@ -73,6 +73,7 @@ def check_deployed(study: StudyConfig) -> None:
     Raises:
         ConfigError: something does not fit.
     """
+    check_text(study)
     load_plugins(study.plugins)
     resolve_device(study.device)
     if study.sites.names is None:

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cadp_fl.ending import Ending
+from cadp_fl.ending import Ending, asked_to_end
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.coordinator import CoordinatorFolder
-from cadp_fl.study.environment import asked_to_end, flower_environment, locked, printed
-from cadp_fl.study.processes import ProcessTracker
+from cadp_fl.study.environment import flower_environment, locked, printed
+from cadp_fl.study.processes import ProcessTracker, bound_to_us
 from cadp_fl.study.registration import is_up, synchronise
 
 __all__ = ["Program", "print_programs", "programs", "purge", "serve"]
@@ -167,7 +167,7 @@ def _listens(port: int) -> bool:
 def _start(program: Program, environment: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
     with program.log.open("ab") as stream:
         return subprocess.Popen(
-            program.command,
+            bound_to_us(program.command),
             cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,

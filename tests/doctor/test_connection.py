@@ -22,7 +22,7 @@ def test_a_coordinator_behind_its_door_is_well(tmp_path):
     with serving(tmp_path) as (address, authority):
         findings = list(way_to(address, authority))
     assert set(_states(findings).values()) == {"ok"}
-    assert {"coordinator", "clock", "certificate", "fleet API", "control API"} == set(_states(findings))
+    assert {"proxy", "coordinator", "clock", "certificate", "fleet API", "control API"} == set(_states(findings))
     assert "397 days" in _found(findings, "certificate").found
     assert "TLSv1" in _found(findings, "certificate").found
 
