@@ -157,9 +157,10 @@ def sites(folder: Folder, as_json: AsJson = False) -> None:
     from cadp_fl.study.registration import is_up, node_states
 
     found = CoordinatorFolder.at(folder)
-    states = node_states(found) if is_up(found) else {}
+    is_served = is_up(found)
+    states, otherwise = (node_states(found), "not registered") if is_served else ({}, "unknown")
     tree = {
-        name: {"key": fingerprint, "state": states.get(name, "not registered")}
+        name: {"key": fingerprint, "state": states.get(name, otherwise)}
         for name, fingerprint in found.fingerprints().items()
     }
     if as_json:
@@ -169,6 +170,8 @@ def sites(folder: Folder, as_json: AsJson = False) -> None:
         typer.echo(f"{name}: {site['state']}, {site['key']}")
     if not tree:
         typer.echo("No site is admitted.")
+    elif not is_served:
+        typer.echo(f"The SuperLink knows which are connected, and does not run: cadp-fl coordinator serve {folder}")
 
 
 @coordinator_app.command(epilog="Example: cadp-fl coordinator purge /srv/cadp-fl --yes")

@@ -26,7 +26,7 @@ from cadp_fl.federated.recorder import Watcher
 from cadp_fl.study.engine import PREFIX, cause_in, cpus, short_place, sites_at_once, temporary_place
 from cadp_fl.study.environment import flower_environment, free_port
 from cadp_fl.study.flower import Flower, follow, note_end, start_run
-from cadp_fl.study.processes import ProcessTracker, bound_to_us
+from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.simulation import DEVICE_VARIABLE
 
 __all__ = ["simulate"]
@@ -79,10 +79,12 @@ class _Engine:
     def run(self, config: Path, output: Path, watch: Watcher, *, resume: bool) -> None:
         """Start what a run needs, and follow it to its end."""
         home, short = self._new_folder(temporary_place()), self._new_folder(short_place())
+        self._tracker.guard(self._folders)
         progress = home / "progress.jsonl"
         progress.touch()
-        ray = QUIET_RAY | {"RAY_TMPDIR": str(short)}
-        environment = self._tracker.environment | flower_environment(home) | ray | _one_device(self._study)
+        folders = {"TMPDIR": str(home), "RAY_TMPDIR": str(short)}
+        quiet = flower_environment(home) | QUIET_RAY
+        environment = self._tracker.environment | quiet | folders | _one_device(self._study)
         flower = Flower(home, CONNECTION, environment)
         address = _start_superlink(environment, self._log)
         (home / "config.toml").write_text(
@@ -200,7 +202,7 @@ def _start_superlink(environment: dict[str, str], log: Path) -> str:
     ]
     with log.open("ab") as stream:
         process = subprocess.Popen(
-            bound_to_us(command),
+            command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stream,

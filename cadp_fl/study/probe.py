@@ -117,7 +117,7 @@ def _certificate_at(address: str, proxy: str | None) -> bytes | None:
     try:
         with _client(context, proxy) as client, client.stream("HEAD", _url(address)) as answer:
             stream = answer.extensions["network_stream"]
-            found = stream.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            found = stream.get_extra_info("ssl_object").getpeercert(True)
     except httpx.HTTPError:
         return None
     return None if found is None else ssl.DER_cert_to_PEM_cert(found).encode()

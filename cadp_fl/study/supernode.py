@@ -21,7 +21,7 @@ from cadp_fl.outputs import check_unicode, replaced_file
 from cadp_fl.site.folder import NodeFolder, SiteFolder
 from cadp_fl.study.environment import flower_environment, free_port, locked, printed
 from cadp_fl.study.probe import Finding, probe, system_authorities
-from cadp_fl.study.processes import ProcessTracker, bound_to_us
+from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.toml import toml_string
 
 __all__ = ["Connection", "command", "connect", "print_command"]
@@ -132,8 +132,9 @@ class _Supernode:
         """
         _shorten(self._log)
         tracker = ProcessTracker()
+        tracker.guard()
         process = subprocess.Popen(
-            bound_to_us(command(self._folder, self._node)),
+            command(self._folder, self._node),
             cwd=self._folder.flower,
             env=tracker.environment | flower_environment(self._folder.flower.absolute()),
             stdin=subprocess.DEVNULL,
