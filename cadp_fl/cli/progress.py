@@ -54,7 +54,7 @@ def _bars(console: Console, *, transient: bool) -> Progress:
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("left", markup=False),
         TimeRemainingColumn(),
         TextColumn("{task.fields[news]}", markup=False),
         console=console,
