@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cadp_fl.config import load_study
-from cadp_fl.errors import ConfigError
+from cadp_fl.config import Invitation, PolicyConfig, SiteConfig, load_study, parse
+from cadp_fl.errors import ConfigError, InputError
+from cadp_fl.site.setup import make_site
 from cadp_fl.study.deployment import check_deployed
 from cadp_fl.study.run import check_study
 from tests.cli.test_cli import call
 from tests.conftest import ROOT
 
+POLICY = {"population": "p", "unit": "record", "epsilon": 3.0, "delta": 1e-5, "labels": "public"}
 MEDMNIST = ("--set", "data={source: medmnist, path: records.npz}")
 LATIN = b"l\xe4ger"
 
@@ -70,3 +72,24 @@ def test_every_text_of_a_study_is_unicode(quickstart, check, key):
     with pytest.raises(ConfigError, match=f"'{key}' is ") as told:
         check(study.model_copy(update=updates[key]))
     str(told.value).encode()
+
+
+def test_a_folder_of_another_encoding_is_no_coordinators(monkeypatch, capsys, latin):
+    hub = latin / "hub"
+    code, _, err = call(
+        monkeypatch, capsys, "coordinator", "init", hub, "--federation", "c", "--host", "localhost", "--no-proxy"
+    )  # fmt: skip
+    assert code == 2
+    assert "A coordinator's folder has a path in UTF-8" in err
+    assert not hub.exists()
+
+
+def test_a_site_keeps_nothing_in_a_folder_of_another_encoding(latin, tmp_path):
+    said = Invitation(federation="c", address="localhost:8443", certificate=None)
+    policy = parse(PolicyConfig, POLICY)
+    for folder, data in ((latin / "north", tmp_path / "x.npz"), (tmp_path / "north", latin / "x.npz")):
+        records = {"source": "medmnist", "path": str(data), "classes": ["a", "b"]}
+        config = parse(SiteConfig, {"site": "north", "dataset": "d", "data": records})
+        with pytest.raises(InputError, match="has a path in UTF-8"):
+            make_site(folder, config, policy, said)
+        assert not folder.exists()
