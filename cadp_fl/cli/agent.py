@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cadp_fl.cli.console import teller
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError
 
@@ -150,9 +151,10 @@ def serve(
     from cadp_fl.site.agent import Agent
     from cadp_fl.site.folder import SiteFolder
 
+    say = teller(silent=quiet)
+
     def tell(line: str) -> None:
-        if not quiet:
-            typer.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+        say(f"{time.strftime('%H:%M:%S')}  {line}")
 
     agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, tell=tell)
 

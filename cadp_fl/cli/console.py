@@ -4,12 +4,13 @@ import contextlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, Literal, TextIO, cast
 
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["console_to", "outlasting", "plain", "set_streams"]
+__all__ = ["console_to", "outlasting", "plain", "set_streams", "teller"]
 
 
 def set_streams() -> None:
@@ -76,3 +77,9 @@ def outlasting(stream: Literal["stdout", "stderr"] = "stdout") -> Console:
     """Return a console of a command whose results are in files: it goes on where nothing can be printed."""
     file = cast(TextIO, _Outlasting(getattr(sys, stream)))
     return _Console(file=file, markup=False, emoji=False, highlight=False)
+
+
+def teller(*, silent: bool) -> Callable[[str], None]:
+    """Return what prints a sentence of a command that stays, whether or not anybody reads it; or says nothing."""
+    console = outlasting()
+    return lambda sentence: None if silent else console.print(sentence, soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cadp_fl.cli.console import teller
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError
 
@@ -97,7 +98,7 @@ def serve(
     if print_:
         typer.echo(superlink.print_programs(found))
         return
-    superlink.serve(found, announce=_nothing if quiet else typer.echo)
+    superlink.serve(found, announce=teller(silent=quiet))
 
 
 @coordinator_app.command(epilog="Example: cadp-fl coordinator admit /srv/cadp-fl north.pub east.pub")
@@ -193,7 +194,3 @@ def purge(
     superlink.purge(found)
     if not quiet:
         typer.echo(f"Deleted what was in {found.state}.")
-
-
-def _nothing(_: str) -> None:
-    """Say nothing."""

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cadp_fl.cli.console import console_to
+from cadp_fl.cli.console import console_to, teller
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError, LedgerError
 from cadp_fl.privacy.claims import format_against, format_epsilon
@@ -344,8 +344,4 @@ def connect(
     if print_:
         typer.echo(supernode.print_command(node))
         return
-    supernode.connect(node, announce=_nothing if quiet else typer.echo)
-
-
-def _nothing(_: str) -> None:
-    """Say nothing."""
+    supernode.connect(node, announce=teller(silent=quiet))

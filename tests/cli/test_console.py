@@ -167,6 +167,17 @@ def test_a_run_goes_on_and_succeeds_where_nothing_can_be_printed(tmp_path, strea
     assert done.stderr == (f"cadp-fl: {said}. They are in '{tmp_path / 'run'}'.\n" if said else "")
 
 
+def test_what_a_command_says_that_stays_never_ends_it(tmp_path):
+    code = (
+        "import os; reading, writing = os.pipe(); os.close(reading); os.dup2(writing, 1); "
+        "from cadp_fl.cli.console import set_streams, teller; set_streams(); say = teller(silent=False); "
+        "[say('a site [/x] \\x1b[2J') for _ in range(5000)]; open('done', 'w').close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "done").exists()
+
+
 def test_an_interrupt_of_any_command_is_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(ending, "_interrupts", ending._Interrupts())
     monkeypatch.setattr("cadp_fl.report.page.write_report", lambda _: signal.raise_signal(signal.SIGTERM))
