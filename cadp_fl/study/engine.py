@@ -13,8 +13,18 @@ import torch
 
 from cadp_fl.config import SitesConfig, StudyConfig
 from cadp_fl.errors import CadpError, ConfigError
+from cadp_fl.outputs import check_unicode
 
-__all__ = ["PREFIX", "cause_in", "check_engine", "cpus", "short_place", "sites_at_once", "temporary_place"]
+__all__ = [
+    "PREFIX",
+    "cause_in",
+    "check_engine",
+    "cpus",
+    "short_place",
+    "sites_at_once",
+    "temporary_place",
+    "with_cause",
+]
 
 SOCKET_BYTES = 107 if sys.platform == "linux" else 103
 """Of the longest path that a socket may have."""
@@ -70,6 +80,7 @@ def check_engine(study: StudyConfig) -> None:
             "raise it (ulimit -n)."
         )
     for folder in {temporary_place(), short_place()}:
+        check_unicode(folder, "A folder of temporary files (TMPDIR)")
         if (free := shutil.disk_usage(folder).free) < DISK_BYTES:
             raise CadpError(
                 f"Flower's simulation engine writes temporary files: {DISK_BYTES >> 20} MiB at least. '{folder}' has "
@@ -142,3 +153,9 @@ def cause_in(log: Path, since: int = 0) -> str:
                 cause = f"{found.group(1).rpartition('.')[2]}: {found.group(2)}"
             is_linked = False
     return "".join(character if character.isprintable() else " " for character in cause)[:CAUSE_CHARACTERS]
+
+
+def with_cause(said: str, log: Path, since: int = 0) -> str:
+    """Return a sentence with the cause that a log tells of, if it does."""
+    cause = cause_in(log, since) if log.exists() else ""
+    return f"{said} It was '{cause.rstrip('.')}'." if cause else said

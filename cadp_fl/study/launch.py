@@ -23,7 +23,7 @@ from cadp_fl.config import StudyConfig
 from cadp_fl.ending import interruptible, uninterrupted
 from cadp_fl.errors import CadpError, FlowerError
 from cadp_fl.federated.recorder import Watcher
-from cadp_fl.study.engine import PREFIX, cause_in, cpus, short_place, sites_at_once, temporary_place
+from cadp_fl.study.engine import PREFIX, cpus, short_place, sites_at_once, temporary_place, with_cause
 from cadp_fl.study.environment import flower_environment, free_port
 from cadp_fl.study.flower import Flower, follow, note_end, start_run
 from cadp_fl.study.processes import ProcessTracker
@@ -37,7 +37,7 @@ LOOK_SECONDS = 2.0
 CONNECTION = "simulation"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_ADDRESS": "local"}
 
-BEGIN_SECONDS, IDLE_SECONDS, WORK_SECONDS = 300.0, 60.0, 3.0
+BEGIN_SECONDS, IDLE_SECONDS, WORK_SECONDS = 600.0, 60.0, 3.0
 """In which the first site answers, at most; and in which all processes together compute so much, at least."""
 
 
@@ -107,8 +107,7 @@ class _Engine:
                 watch(step)
         except FlowerError as error:
             flower.keep_log(run_id, self._log)
-            cause = cause_in(self._log, self._logged)
-            said = f"{error} It was '{cause.rstrip('.')}'." if cause else str(error)
+            said = with_cause(str(error), self._log, self._logged)
             note_end(output, said)
             raise CadpError(f"{said} See '{self._log}'.") from error
         except CadpError:
@@ -212,9 +211,8 @@ def _start_superlink(environment: dict[str, str], log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(f"http://127.0.0.1:{port}/health"):
         if process.poll() is not None or time.monotonic() > deadline:
-            cause = cause_in(log)
-            said = f" It was '{cause.rstrip('.')}'." if cause else ""
-            raise CadpError(f"Flower's SuperLink did not start within {START_SECONDS:.0f} s.{said} See '{log}'.")
+            said = with_cause(f"Flower's SuperLink did not start within {START_SECONDS:.0f} s.", log)
+            raise CadpError(f"{said} See '{log}'.")
         time.sleep(PAUSE_SECONDS)
     return f"127.0.0.1:{port}"
 

@@ -13,7 +13,7 @@ import torch
 
 from cadp_fl.cli import main as cli
 from cadp_fl.config import load_study
-from cadp_fl.errors import CadpError, ConfigError, FlowerError
+from cadp_fl.errors import CadpError, ConfigError, FlowerError, InputError
 from cadp_fl.study import engine, launch
 from cadp_fl.study.engine import PREFIX, RAY_BYTES, cause_in, check_engine, cpus, short_place
 from cadp_fl.study.launch import _Start
@@ -96,6 +96,12 @@ def test_sockets_can_be_made_wherever_temporary_files_are(monkeypatch, tmp_path,
     finally:
         shutil.rmtree(mine)
         shutil.rmtree(root)
+
+
+def test_temporary_files_in_a_folder_of_another_encoding_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/l\udce4ger")
+    with pytest.raises(InputError, match=r"\(TMPDIR\) has a path in UTF-8"):
+        check_engine(study())
 
 
 def test_a_long_path_is_refused_where_there_is_no_short_one(monkeypatch, tmp_path):
@@ -193,7 +199,7 @@ def test_no_start_takes_for_ever(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: now[0]))
     start, busy = _Start(), Working(*range(0, 10_000, 10))
-    with pytest.raises(FlowerError, match=r"within 300 s"):  # noqa: PT012
+    with pytest.raises(FlowerError, match=r"within 600 s"):  # noqa: PT012
         for moment in range(0, 1000, 20):
             now[0] = float(moment)
             start.check([busy])
