@@ -41,6 +41,10 @@ BEGIN_SECONDS, IDLE_SECONDS, WORK_SECONDS = 600.0, 60.0, 3.0
 """In which the first site answers, at most; and in which all processes together compute so much, at least."""
 
 
+GONE_SECONDS = 20.0
+"""After the end of the server app's process, in which Flower says what became of the run."""
+
+
 def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, resume: bool = False) -> None:
     """Run a study in Flower's simulation engine, and return when its run folder is filled and no process is left.
 
@@ -74,6 +78,8 @@ class _Engine:
         self._logged = log.stat().st_size if log.exists() else 0
         self._tracker = ProcessTracker()
         self._is_closed = False
+        self._had_server = False
+        self._server_left: float | None = None
         self._folders: list[Path] = []
 
     def run(self, config: Path, output: Path, watch: Watcher, *, resume: bool) -> None:
@@ -137,14 +143,20 @@ class _Engine:
     def _ended(self, flower: Flower, run_id: int, start: "_Start") -> str:
         """Return what Flower says of a run that is over, and nothing of one that goes on."""
         processes = self._tracker.alive()  # cheaper than asking Flower, and remembers them for the end
+        start.check(processes)
         if any("flwr-simulation" in _command(process) for process in processes):
-            start.check(processes)
+            self._server_left, self._had_server = None, True
             return ""
         status = flower.status(run_id)
-        if not status.startswith("finished"):
-            start.check(processes)
-            return ""
-        return status
+        if status.startswith("finished"):
+            return status
+        self._server_left = self._server_left or time.monotonic()
+        if self._had_server and time.monotonic() - self._server_left > GONE_SECONDS:  # Flower notices in minutes
+            raise FlowerError(
+                "The server app's process ended without a word, as one does that is killed (where memory is short) or "
+                "that meets a limit of this user (ulimit -a)."
+            )
+        return ""
 
 
 class _Start:

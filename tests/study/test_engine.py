@@ -204,3 +204,22 @@ def test_no_start_takes_for_ever(monkeypatch):
             now[0] = float(moment)
             start.check([busy])
     assert now[0] <= launch.BEGIN_SECONDS + 20
+
+
+@pytest.mark.parametrize("says", ["running", "finished:completed"])
+def test_a_server_app_that_vanished_is_noticed_and_one_that_ended_is_no_fault(monkeypatch, tmp_path, says):
+    now, here = [1.0], SimpleNamespace(cmdline=lambda: ["flwr-simulation"], cpu_times=lambda: Working(1.0).cpu_times())
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    engine, there = launch._Engine(study(), tmp_path / "flower.log"), [[here], [], [], []]
+    engine._tracker = SimpleNamespace(alive=lambda: there.pop(0))
+    flower, start = SimpleNamespace(status=lambda _: says), _Start()
+    assert engine._ended(flower, 7, start) == ""
+    if says != "running":
+        assert engine._ended(flower, 7, start) == says
+        return
+    assert engine._ended(flower, 7, start) == ""
+    now[0] += launch.GONE_SECONDS - 1
+    assert engine._ended(flower, 7, start) == ""
+    now[0] += 2
+    with pytest.raises(FlowerError, match="ended without a word"):
+        engine._ended(flower, 7, start)
