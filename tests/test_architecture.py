@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    {"errors"},
+    {"errors", "stopping"},
     {"ending", "json_text", "mounts", "outputs"},
     {"config", "device", "npz", "schedule", "storage", "weights"},
     {"data", "features", "privacy"},

@@ -18,7 +18,7 @@ def test_what_a_block_leaves_is_whole_or_not_there(tmp_path, new):
 
     with pytest.raises(RuntimeError), new(path, "A thing") as temporary:
         fail(temporary)
-    assert not list(path.parent.iterdir())
+    assert not list(tmp_path.iterdir()), "the folder above was made for it"
     with new(path, "A thing") as temporary:
         write(temporary)
     assert [each.name for each in path.parent.iterdir()] == ["x"]

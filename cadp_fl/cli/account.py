@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cadp_fl.cli.console import console_to
 from cadp_fl.cli.options import AsJson, Override
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(told.to_json(), indent=2))
     else:
-        _print_study(Console(highlight=False), told)
+        _print_study(console_to(), told)
 
 
 @account.command(epilog="Example: cadp-fl account epsilon gaussian:clip-norm=1,noise-std=7.4612 --delta 1e-5")
@@ -75,7 +76,7 @@ def epsilon(
     if as_json:
         typer.echo(json.dumps(costs.to_json(), indent=2))
     else:
-        _print_costs(Console(highlight=False), costs)
+        _print_costs(console_to(), costs)
 
 
 @account.command(epilog="Example: cadp-fl account noise gaussian:clip-norm=4 --epsilon 3 --delta 1e-5")
@@ -97,7 +98,7 @@ def noise(
     if as_json:
         typer.echo(json.dumps({asked.noise.replace("-", "_"): amount, **costs.to_json()}, indent=2))
     else:
-        console = Console(highlight=False)
+        console = console_to()
         console.print(f"{asked.noise}: {_rounded_up(amount)}")
         _print_costs(console, costs)
 

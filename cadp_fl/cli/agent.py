@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cadp_fl.cli.console import teller
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError
 
@@ -148,16 +148,18 @@ def serve(
 ) -> None:
     """Run the site's agent: the one process that reads records, policy and ledger.
 
-    It answers at SITE/run/agent.sock until it is told to end (SIGTERM or
-    Ctrl-C), and then finishes what it was asked first. Told twice, it ends at
+    It answers at SITE/run/agent.sock until it is told to end (SIGTERM, SIGHUP
+    or Ctrl-C), and then finishes what it was asked first. Told twice, it ends at
     once; what that answer cost stays spent.
     """
+    from cadp_fl.ending import handling
     from cadp_fl.site.agent import Agent
     from cadp_fl.site.folder import SiteFolder
 
+    say = teller(silent=quiet)
+
     def tell(line: str) -> None:
-        if not quiet:
-            typer.echo(f"{time.strftime('%H:%M:%S')}  {line}")
+        say(f"{time.strftime('%H:%M:%S')}  {line}")
 
     agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, tell=tell)
 
@@ -166,9 +168,8 @@ def serve(
             os._exit(1)  # in the middle of an answer, as a crash would: the ledger has what it cost
         agent.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    agent.serve()
+    with handling(end):
+        agent.serve()
 
 
 def status(folder: Folder, as_json: AsJson = False) -> None:

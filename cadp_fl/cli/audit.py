@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from cadp_fl.cli.console import console_to
 from cadp_fl.cli.options import AsJson, Quiet
 from cadp_fl.errors import CadpError, InputError
 
@@ -73,8 +74,8 @@ def audit(
     names = tuple(mechanism or everything())
     noise = NoiseSource.from_entropy() if seed is None else NoiseSource.from_seed(seed)
     torch.set_num_threads(1)  # batches are small: more threads would wait for each other
-    console, findings = Console(highlight=False), []
-    with Console(quiet=quiet or as_json).status("Attacking ...") as status:
+    console, findings = console_to(), []
+    with console_to(quiet=quiet or as_json).status("Attacking ...") as status:
         for finding in audit_all(names, epsilons, settings, noise=noise):
             findings.append(finding)
             status.update(f"Attacking ... {finding.mechanism} at epsilon {finding.claim:.3g} is done.")

@@ -19,7 +19,12 @@ def ticks_to(console: Console, steps: int, *, silent: bool) -> Iterator[Tick]:
     if silent:
         yield lambda name: None
     elif console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         with Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("starting", total=steps)
             yield lambda name: bar.update(task, advance=1, description=name)

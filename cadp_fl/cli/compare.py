@@ -10,8 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cadp_fl.cli.complaints import complain
+from cadp_fl.cli.complaints import StoppedError
+from cadp_fl.cli.console import outlasting
 from cadp_fl.cli.options import AsJson, Override, Quiet
+from cadp_fl.ending import stopping_at_once
 from cadp_fl.errors import CadpError, InputError
 
 if TYPE_CHECKING:
@@ -56,10 +58,11 @@ def compare(
     """
     if seeds is not None and seed:
         raise InputError("Seeds are a number or a list. Found --seeds and --seed; give one of them.")
-    console, silent = Console(highlight=False), quiet or as_json
-    try:  # around the imports too: they take seconds, in which a user may think better of it
+    with stopping_at_once():
         from cadp_fl.study.compare import compare_study
 
+    console, silent = outlasting(), quiet or as_json
+    try:
         tree = compare_study(
             config,
             output,
@@ -70,10 +73,14 @@ def compare(
             resume=resume,
         )
     except KeyboardInterrupt:
-        complain(f"Stopped. No process was left behind. '{output}' holds what was finished; go on with --resume.")
-        raise typer.Exit(130) from None
+        raise StoppedError(
+            f"Stopped. No process was left behind. '{output}' holds what was finished; go on with --resume."
+            if output.exists()
+            else "Stopped. Nothing was started."
+        ) from None
     if as_json:
-        typer.echo(json.dumps(tree, indent=2))
+        console.file.write(f"{json.dumps(tree, indent=2)}\n")
+        console.file.flush()
     else:
         _print_comparison(console, tree, output)
     if gaps := [cell["cell"] for cell in tree["cells"] if cell["status"] != "complete"]:

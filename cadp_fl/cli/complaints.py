@@ -1,10 +1,14 @@
 """What goes wrong, as one sentence on stderr."""
 
-from rich.console import Console
+from cadp_fl.cli.console import outlasting
 
-__all__ = ["complain"]
+__all__ = ["StoppedError", "complain"]
+
+
+class StoppedError(Exception):
+    """A command was asked to end, and has ended in order. Its text says what is left."""
 
 
 def complain(sentence: str) -> None:
-    """Print a sentence on stderr."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"cadp-fl: {sentence}", markup=False)
+    """Print a sentence on stderr, where it can be."""
+    outlasting("stderr").print(f"cadp-fl: {sentence}", soft_wrap=True)

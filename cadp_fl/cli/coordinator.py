@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cadp_fl.cli.console import teller
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError
 
@@ -97,7 +98,7 @@ def serve(
     if print_:
         typer.echo(superlink.print_programs(found))
         return
-    superlink.serve(found, announce=_nothing if quiet else typer.echo)
+    superlink.serve(found, announce=teller(silent=quiet))
 
 
 @coordinator_app.command(epilog="Example: cadp-fl coordinator admit /srv/cadp-fl north.pub east.pub")
@@ -157,9 +158,10 @@ def sites(folder: Folder, as_json: AsJson = False) -> None:
     from cadp_fl.study.registration import is_up, node_states
 
     found = CoordinatorFolder.at(folder)
-    states = node_states(found) if is_up(found) else {}
+    is_served = is_up(found)
+    states, otherwise = (node_states(found), "not registered") if is_served else ({}, "unknown")
     tree = {
-        name: {"key": fingerprint, "state": states.get(name, "not registered")}
+        name: {"key": fingerprint, "state": states.get(name, otherwise)}
         for name, fingerprint in found.fingerprints().items()
     }
     if as_json:
@@ -169,6 +171,8 @@ def sites(folder: Folder, as_json: AsJson = False) -> None:
         typer.echo(f"{name}: {site['state']}, {site['key']}")
     if not tree:
         typer.echo("No site is admitted.")
+    elif not is_served:
+        typer.echo(f"The SuperLink knows which are connected, and does not run: cadp-fl coordinator serve {folder}")
 
 
 @coordinator_app.command(epilog="Example: cadp-fl coordinator purge /srv/cadp-fl --yes")
@@ -190,7 +194,3 @@ def purge(
     superlink.purge(found)
     if not quiet:
         typer.echo(f"Deleted what was in {found.state}.")
-
-
-def _nothing(_: str) -> None:
-    """Say nothing."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
+from cadp_fl.cli.console import console_to, plain
 from cadp_fl.cli.options import AsJson
 
 __all__ = ["doctor"]
@@ -43,18 +43,18 @@ def doctor(
     if as_json:
         typer.echo(json.dumps(diagnosis.to_json(), indent=2))
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = console_to(soft_wrap=True)
         for finding in diagnosis.findings:
             line = Text(f"{finding.state:<8}", style=STYLES[finding.state])
-            console.print(line.append(f" {finding.name}: {_plain(finding.found)}", style="default"))
+            console.print(line.append(f" {finding.name}: {_line(finding.found)}", style="default"))
             if finding.mend and finding.state != "ok":
-                console.print(Text(f"{'':<8}   Mend: {_plain(finding.mend)}"))
+                console.print(Text(f"{'':<8}   Mend: {_line(finding.mend)}"))
         counts = {state: sum(each.state == state for each in diagnosis.findings) for state in STYLES}
         console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     if diagnosis.is_faulty:
         raise typer.Exit(1)
 
 
-def _plain(text: str) -> str:
-    """Return a text in which control characters, that another machine may have sent, have no effect."""
-    return "".join(character if character.isprintable() else " " for character in text)
+def _line(text: str) -> str:
+    """Return a text, which another machine may have sent, as one line without control characters."""
+    return " ".join(plain(text).splitlines())

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import cadp_fl
 from cadp_fl.cli import agent
 from cadp_fl.cli.account import account
 from cadp_fl.cli.audit import audit
 from cadp_fl.cli.compare import compare
-from cadp_fl.cli.complaints import complain
+from cadp_fl.cli.complaints import StoppedError, complain
+from cadp_fl.cli.console import console_to, outlasting, set_streams
 from cadp_fl.cli.coordinator import coordinator_app
 from cadp_fl.cli.doctor import doctor
 from cadp_fl.cli.models import predict, pretrain, train_central
@@ -21,7 +21,9 @@ from cadp_fl.cli.options import AsJson, Override, Quiet
 from cadp_fl.cli.releases import export, privatize
 from cadp_fl.cli.run import run
 from cadp_fl.cli.site import site_app
+from cadp_fl.ending import interrupted, interruptible, stopping_at_once
 from cadp_fl.errors import CadpError, InputError, PrivacyError
+from cadp_fl.stopping import STOPPED
 
 __all__ = ["main"]
 
@@ -38,8 +40,24 @@ _debug = False
 
 def main() -> None:
     """Run the command line. An error is one sentence on stderr, and the exit status says whose fault it was."""
+    set_streams()
+    with interruptible():
+        try:
+            _run()
+        except StoppedError as stopped:
+            complain(str(stopped))
+            sys.exit(STOPPED)
+
+
+def _run() -> None:
     try:
         app()
+    except SystemExit as ended:  # which typer makes of an interrupt
+        if ended.code == STOPPED and interrupted():
+            raise StoppedError("Stopped.") from None
+        raise
+    except StoppedError:
+        raise
     except CadpError as error:
         if _debug:
             raise
@@ -49,6 +67,14 @@ def main() -> None:
         if _debug:
             raise
         complain(f"The system refused: {error}.")
+        sys.exit(1)
+    except Exception as error:
+        if _debug:
+            raise
+        if interrupted():  # in the midst of somebody's C code, which made another error of it
+            raise StoppedError("Stopped.") from None
+        said = f"{type(error).__name__}: {error}"
+        complain(f"This is a fault of cadp-fl itself ({said[:300]}); show it by cadp-fl --debug, and report it.")
         sys.exit(1)
 
 
@@ -86,38 +112,36 @@ def simulate(
     as_json: AsJson = False,
 ) -> None:
     """Simulate a study on this machine: every site, every method, one report."""
-    console = Console(highlight=False)
-    silent = quiet or as_json
     if dry_run:
-        _dry_run(console, config, set_ or [], as_json=as_json)
+        _dry_run(config, set_ or [], as_json=as_json)
         return
     if output is None:
         raise InputError("A run needs a folder for its results. Found none; give --output FOLDER, or --dry-run.")
-    try:  # around the imports too: they take seconds, in which a user may think better of it
-        from cadp_fl.cli.progress import progress_to, results_table
+    with stopping_at_once():
+        from cadp_fl.cli.progress import progress_to, show_results
         from cadp_fl.study.run import run_study
 
+    console, silent = outlasting(), quiet or as_json
+    try:
         with progress_to(console, silent=silent) as watch:
             summary = run_study(config, output, set_ or [], watch=watch, resume=resume)
     except KeyboardInterrupt:
-        complain(
+        raise StoppedError(
             f"Stopped. No process was left behind. '{output}' holds what was written; go on with --resume, or give the "
             "next run another --output."
-        )
-        raise typer.Exit(130) from None
+            if output.exists()
+            else "Stopped. Nothing was started."
+        ) from None
     except InputError:
         raise
     except CadpError:
         if (output / "report.html").is_file() and not silent:  # a run that lost its quorum still has results
-            results_table(console, json.loads((output / "summary.json").read_text(encoding="utf-8")), output)
+            show_results(console, json.loads((output / "summary.json").read_text(encoding="utf-8")), output)
         raise
-    if as_json:
-        typer.echo(json.dumps(summary, indent=2))
-    else:
-        results_table(console, summary, output)
+    show_results(console, summary, output, as_json=as_json)
 
 
-def _dry_run(console: Console, config: Path, overrides: list[str], *, as_json: bool) -> None:
+def _dry_run(config: Path, overrides: list[str], *, as_json: bool) -> None:
     from cadp_fl.cli.estimate import estimate_tables
     from cadp_fl.study.estimate import estimate_study
 
@@ -125,7 +149,7 @@ def _dry_run(console: Console, config: Path, overrides: list[str], *, as_json: b
     if as_json:
         typer.echo(json.dumps(estimate.to_json(), indent=2))
     else:
-        estimate_tables(console, estimate)
+        estimate_tables(console_to(), estimate)
 
 
 @app.command(epilog="Example: cadp-fl report runs/quickstart")
@@ -184,7 +208,7 @@ def bench(
     from cadp_fl.bench.run import run_benchmarks, steps_of
     from cadp_fl.cli.bench import benchmarks_table, ticks_to
 
-    console, names = Console(highlight=False), only or []
+    console, names = console_to(), only or []
     with ticks_to(console, steps_of(names, quick=quick), silent=quiet or as_json) as tick:
         results = run_benchmarks(names, device=device, quick=quick, threads=threads, tick=tick)
     if as_json:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from cadp_fl.cli.console import console_to
 from cadp_fl.cli.options import AsJson, Device, Override, Quiet
 
 __all__ = ["predict", "pretrain", "train_central"]
@@ -30,7 +30,7 @@ def pretrain(
     from cadp_fl.config import load_study
     from cadp_fl.phases.pretrain import pretrain
 
-    console = Console(highlight=False)
+    console = console_to()
     study = load_study(config, set_ or [])
     with progress_to(console, silent=quiet or as_json) as watch:
         made = pretrain(study, output, watch=watch)
@@ -81,7 +81,7 @@ def train_central(
         raise InputError(f"An override changes a study. Found --set {set_[0]} without --config; pass one.")
     options = ClassifierOptions(model, width, epochs, batch_size, learning_rate, weight_decay, seed, device)
     study = load_study(config, set_ or []) if config is not None else None
-    with progress_to(Console(highlight=False), silent=quiet or as_json) as watch:
+    with progress_to(console_to(), silent=quiet or as_json) as watch:
         made = train_central(bundles, output, options, study=study, test=test, watch=watch)
     typer.echo(json.dumps(made, indent=2) if as_json else _described(made))
 

@@ -1,5 +1,6 @@
 """How a running study looks in a terminal, and its results."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +18,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from cadp_fl.cli.complaints import complain
 from cadp_fl.federated.recorder import Watcher, describe_step
 from cadp_fl.privacy.claims import format_against, format_delta, format_epsilon
 from cadp_fl.report.page import format_figure
 from cadp_fl.report.share import format_share
 
-__all__ = ["progress_to", "results_table"]
+__all__ = ["progress_to", "results_table", "show_results"]
 
 
 @contextmanager
@@ -49,13 +51,13 @@ def progress_to(console: Console, *, silent: bool, transient: bool = False) -> I
 
 def _bars(console: Console, *, transient: bool) -> Progress:
     return Progress(
-        TextColumn("{task.description}", justify="left"),
+        TextColumn("{task.description}", justify="left", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("left", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[news]}"),
+        TextColumn("{task.fields[news]}", markup=False),
         console=console,
         transient=transient,
     )
@@ -107,6 +109,21 @@ def _figures(figures: dict[str, Any]) -> str:
     names = [name for name in ("bits_per_dim", "loss", "accuracy") if isinstance(figures.get(name), float)]
     texts = (format_share(figures[name]) if name == "accuracy" else f"{figures[name]:.3g}" for name in names)
     return "".join(f"  {name} {text}" for name, text in zip(names, texts, strict=True))
+
+
+def show_results(console: Console, summary: dict[str, Any], output: Path, *, as_json: bool = False) -> None:
+    """Print a run's results as a table or as JSON. Where they cannot be printed, the run is none the worse.
+
+    Args:
+        console: that outlasts its stream.
+    """
+    if as_json:
+        console.file.write(f"{json.dumps(summary, indent=2)}\n")
+        console.file.flush()
+    else:
+        results_table(console, summary, output)
+    if (lost := getattr(console.file, "lost", None)) is not None and not isinstance(lost, BrokenPipeError):
+        complain(f"The results could not be printed ({lost.strerror}). They are in '{output}'.")
 
 
 def results_table(console: Console, summary: dict[str, Any], output: Path) -> None:

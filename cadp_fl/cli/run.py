@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from cadp_fl.cli.complaints import complain
+from cadp_fl.cli.complaints import StoppedError
+from cadp_fl.cli.console import outlasting, plain
 from cadp_fl.cli.options import AsJson, Override, Quiet
+from cadp_fl.ending import stopping_at_once
 from cadp_fl.errors import CadpError, InputError
 
 __all__ = ["run"]
@@ -52,26 +53,23 @@ def run(
 def _run(
     config: Path, federation: Path, output: Path, overrides: list[str], *, resume: bool, silent: bool, as_json: bool
 ) -> None:
-    console = Console(highlight=False)
-    try:  # around the imports too: they take seconds, in which a user may think better of it
-        from cadp_fl.cli.progress import progress_to, results_table
+    with stopping_at_once():
+        from cadp_fl.cli.progress import progress_to, show_results
         from cadp_fl.study.deployment import run_deployed
 
+    console = outlasting()
+    try:
         with progress_to(console, silent=silent) as watch:
             summary = run_deployed(config, federation, output, overrides, watch=watch, resume=resume)
     except KeyboardInterrupt:
-        complain(_left_going(output))
-        raise typer.Exit(130) from None
+        raise StoppedError(_left_going(output)) from None
     except InputError:
         raise
     except CadpError:
         if (output / "report.html").is_file() and not silent:  # a run that ended early still has results
-            results_table(console, json.loads((output / "summary.json").read_text(encoding="utf-8")), output)
+            show_results(console, json.loads((output / "summary.json").read_text(encoding="utf-8")), output)
         raise
-    if as_json:
-        typer.echo(json.dumps(summary, indent=2))
-    else:
-        results_table(console, summary, output)
+    show_results(console, summary, output, as_json=as_json)
 
 
 def _left_going(output: Path) -> str:
@@ -94,7 +92,7 @@ def _status(output: Path, *, as_json: bool) -> None:
         typer.echo(json.dumps(told, indent=2))
         return
     for line in _lines(told):
-        typer.echo(line)
+        typer.echo(plain(line))
 
 
 def _lines(told: dict[str, Any]) -> list[str]:

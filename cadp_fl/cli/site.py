@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cadp_fl.cli.console import console_to, teller
 from cadp_fl.cli.options import AsJson, Silent
 from cadp_fl.errors import InputError, LedgerError
 from cadp_fl.privacy.claims import format_against, format_epsilon
@@ -130,7 +131,7 @@ def show(path: SiteOrLedger, mark: Mark = None, policy: Policy = None, as_json: 
     if as_json:
         typer.echo(json.dumps(tree, indent=2))
     else:
-        _plans_table(Console(highlight=False), tree)
+        _plans_table(console_to(), tree)
 
 
 @ledger_app.command(
@@ -358,8 +359,4 @@ def connect(
     if print_:
         typer.echo(supernode.print_command(node))
         return
-    supernode.connect(node, announce=_nothing if quiet else typer.echo)
-
-
-def _nothing(_: str) -> None:
-    """Say nothing."""
+    supernode.connect(node, announce=teller(silent=quiet))

@@ -12,6 +12,7 @@ from cadp_fl.doctor.finding import Finding, explained, fault, ok, skipped, warni
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.certificates import end_of, names_of, verifying
 from cadp_fl.study.probe import probe
+from cadp_fl.study.proxies import proxy_to, shown
 
 __all__ = ["certificate_life", "clock", "way_to"]
 
@@ -35,6 +36,14 @@ def way_to(address: str, authorities: Path) -> Iterator[Finding]:
         address: host and port.
         authorities: that its certificate is verified by (PEM).
     """
+    proxy = proxy_to(address)
+    yield ok(
+        f"None: {address} is called directly."
+        if proxy is None
+        else f"{address} is called through {shown(proxy)}, as this user's environment says; a SuperNode that runs as a "
+        "service has an environment of its own.",
+        "proxy",
+    )
     met = probe(address, authorities)
     if met.kind != "found":
         yield explained(CadpError(met.sentence))
@@ -44,11 +53,13 @@ def way_to(address: str, authorities: Path) -> Iterator[Finding]:
         yield skipped("The coordinator's answers do not tell the time.", "clock")
     else:
         yield clock(met.ahead)
-    with httpx.Client(base_url=f"https://{address}", verify=verifying(authorities), timeout=SECONDS) as client:
+    with httpx.Client(
+        base_url=f"https://{address}", verify=verifying(authorities), timeout=SECONDS, proxy=proxy, trust_env=False
+    ) as client:
         with client.stream("HEAD", FLEET) as answer:
             tls: ssl.SSLObject = answer.extensions["network_stream"].get_extra_info("ssl_object")
-            shown = ssl.DER_cert_to_PEM_cert(tls.getpeercert(True) or b"").encode()
-            yield certificate_life(shown, f"{tls.version()}, for {' and '.join(names_of(shown))}")
+            certificate = ssl.DER_cert_to_PEM_cert(tls.getpeercert(True) or b"").encode()
+            yield certificate_life(certificate, f"{tls.version()}, for {' and '.join(names_of(certificate))}")
         yield _fleet(client)
         yield _closed(client, is_local=address.rpartition(":")[0] in LOOPBACK)
 

@@ -32,7 +32,7 @@ from cadp_fl.federated.certificates import (
     new_authority,
     new_server_key,
 )
-from cadp_fl.outputs import new_folder, replaced_file, write_durably
+from cadp_fl.outputs import check_unicode, new_folder, replaced_file, write_durably
 from cadp_fl.site.keys import check_public_key, fingerprint
 
 __all__ = ["CONNECTION", "CoordinatorFolder", "ServerFiles"]
@@ -84,6 +84,7 @@ class CoordinatorFolder:
             InputError: there is something at the path, or the certificate is none that sites would take.
         """
         path = path.absolute()
+        check_unicode(path, "A coordinator's folder")
         if server is not None:
             if config.proxy == "none":
                 raise InputError(

@@ -153,12 +153,14 @@ def _failure(code: int, reason: str) -> str:
         return (
             "its client process was killed, as it is when memory runs out, or stopped answering; Flower's log says why"
         )
+    if "OutOfDisk" in reason or "No space left on device" in reason:
+        return "the disk of the site's temporary files is full; make room there, or set TMPDIR to another folder"
     if "OutOfMemory" in reason or "low on memory" in reason:
         return "the site's process was killed for memory; let fewer sites compute at once (sites.cpus_per_client)"
     if "ActorDied" in reason or "ActorUnavailable" in reason or "WorkerCrashed" in reason:
         return (
-            "the site's process died, as it does when memory runs out; let fewer sites compute at once "
-            "(sites.cpus_per_client)"
+            "the site's process died, as it does when memory or the disk of temporary files runs out; let fewer sites "
+            "compute at once (sites.cpus_per_client), or make room in TMPDIR"
         )
     return f"the site's process failed (Flower error {code}; Flower's log says why)"
 

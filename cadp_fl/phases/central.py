@@ -19,7 +19,7 @@ from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
 from cadp_fl.federated.methods.central import CHECKPOINTS
 from cadp_fl.federated.recorder import Watcher
-from cadp_fl.outputs import check_new
+from cadp_fl.outputs import check_new, folder_above
 from cadp_fl.phases.bundles import open_bundles
 from cadp_fl.release.dataset import ReleasedRecords
 from cadp_fl.release.manifest import Manifest
@@ -105,7 +105,8 @@ def train_central(
     card = ClassifierCard(config, schema, seed, METHOD, noise)
     model = card.build().to(device)
     loss = _train(model, released, config, seed, watch)
-    save_classifier(output, model, card)
+    with folder_above(output):
+        save_classifier(output, model, card)
     metrics = None if tested is None else _metrics(model, tested)
     return {
         "classifier": str(output),

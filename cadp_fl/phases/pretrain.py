@@ -15,7 +15,7 @@ from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, flow_sha256, load_flow, save_flow
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.outputs import check_new
+from cadp_fl.outputs import check_new, folder_above
 from cadp_fl.weights import get_weights
 
 __all__ = ["pretrain"]
@@ -62,7 +62,8 @@ def pretrain(study: StudyConfig, output: Path, *, watch: Watcher) -> dict[str, A
         frozen=frozen,
         on_epoch=on_epoch,
     )
-    save_flow(output, flow, card)
+    with folder_above(output):
+        save_flow(output, flow, card)
     return {
         "flow": str(output),
         "sha256": flow_sha256(flow),

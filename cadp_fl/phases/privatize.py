@@ -18,7 +18,7 @@ from cadp_fl.errors import BudgetError, InputError
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, release_request
 from cadp_fl.federated.methods.given_flow import declared_public
 from cadp_fl.flow.storage import load_flow
-from cadp_fl.outputs import check_new
+from cadp_fl.outputs import check_new, folder_above
 from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
 from cadp_fl.privacy.accounting import GaussianHistogram
 from cadp_fl.privacy.budget import Budget
@@ -204,7 +204,7 @@ def _check_counts_can_be_told(terms: Terms, counts: Sequence[GaussianHistogram])
 
 def _release(terms: Terms, run: str, requests: Sequence[Request], output: Path) -> Manifest:
     """Let the site answer the requests, of which the last is for the release, and move that to its folder."""
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as outbox:
+    with folder_above(output), tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as outbox:
         site = Site(
             terms.name,
             terms.data,

@@ -143,13 +143,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
             + _on_the_flow(claim)
         )
     conditional = _pair(claim.epsilon_if_flow_were_fixed, claim.delta)
-    if claim.declared:  # its own flow is public, so that what is unprotected left by another plan
-        story = (
-            f"Of the same population this left unprotected, by another plan: {'; '.join(claim.unprotected)}. Nothing "
-            "bounds what that reveals."
-        )
-        truth = "that other plan was carried out"
-    elif FLOW_WEIGHTS.what in claim.unprotected:
+    if FLOW_WEIGHTS.what in claim.unprotected:
         story = (
             "The flow was trained on the same records without differential privacy, and its weights left the sites; "
             "nothing bounds what they reveal."
@@ -161,7 +155,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
             "reveals of the records that it was trained on."
         )
         truth = "no one has declared that it was"
-    fixed = "nothing else left" if claim.declared else "the flow been fixed without these records"
+    fixed = "the flow been fixed without these records"
     if noise == "seeded":
         fixed, truth = f"{fixed} and the noise not been seeded", f"{truth}, and the noise was seeded"
     return (

@@ -8,7 +8,7 @@ from pathlib import Path
 from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, PrivacyUnit, SiteConfig, dump, dump_tree
 from cadp_fl.data.units import Units
 from cadp_fl.errors import InputError
-from cadp_fl.outputs import new_folder
+from cadp_fl.outputs import check_unicode, new_folder
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.site.folder import SiteFolder, check_socket
@@ -52,6 +52,10 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         LedgerError: there is a mark of an older ledger.
     """
     final = SiteFolder(path.absolute())
+    check_unicode(final.path, "A site's folder")
+    for named in (config.data.path if config.data is not None else None, config.rehearsal, config.mark):
+        if named is not None:
+            check_unicode(named, "A file that site.yaml names")
     check_socket(final.socket)
     units, tested = _counted(config, policy)
     check_delta(policy.delta, units, large=policy.large_delta)

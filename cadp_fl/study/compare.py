@@ -12,6 +12,7 @@ import numpy as np
 
 from cadp_fl.config import StudyConfig, dump_study, dump_tree, load_study
 from cadp_fl.data.partition import SiteData
+from cadp_fl.ending import uninterrupted
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
 from cadp_fl.federated.methods.base import Method
@@ -20,6 +21,7 @@ from cadp_fl.json_text import parse_json
 from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected
 from cadp_fl.report.comparison import Cell, CellResult, Comparison, comparison_json
 from cadp_fl.report.comparison_page import store_comparison, write_comparison
+from cadp_fl.study.engine import check_engine
 from cadp_fl.study.estimate import START_SECONDS
 from cadp_fl.study.run import check_same_study, check_study, make_run_folder, run_study
 
@@ -86,6 +88,7 @@ def compare_study(
         tuple(range(study.seed, study.seed + seeds) if isinstance(seeds, int) else sorted({*seeds})),
     )
     cells, majority = grid.check()
+    check_engine(study)
     if resume:
         check_same_study(study, output.resolve() / "config.yaml")
         _check_grows(grid, output)
@@ -108,7 +111,7 @@ def compare_study(
             results = tuple(ended if result.cell == cell else result for result in comparison.results)
             comparison = replace(comparison, results=results)
     finally:
-        write_comparison(output, comparison_json(comparison))
+        uninterrupted(lambda: write_comparison(output, comparison_json(comparison)))
     return comparison_json(comparison)
 
 

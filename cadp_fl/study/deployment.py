@@ -16,9 +16,10 @@ from cadp_fl.errors import BudgetError, CadpError, ConfigError, FlowerError, Inp
 from cadp_fl.federated.checkpoint import CHECKPOINT
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.recorder import Watcher
+from cadp_fl.study.engine import with_cause
 from cadp_fl.study.flower import Flower, follow, note_end, start_run, superlink_of
 from cadp_fl.study.plugins import load_plugins
-from cadp_fl.study.run import check_same_study, has_ended, make_run_folder
+from cadp_fl.study.run import check_same_study, check_text, has_ended, make_run_folder
 from cadp_fl.study.started import PROGRESS, StartedRun
 
 __all__ = ["check_deployed", "run_deployed"]
@@ -73,6 +74,7 @@ def check_deployed(study: StudyConfig) -> None:
     Raises:
         ConfigError: something does not fit.
     """
+    check_text(study)
     load_plugins(study.plugins)
     resolve_device(study.device)
     if study.sites.names is None:
@@ -157,8 +159,9 @@ def _follow(run: StartedRun, flower: Flower, output: Path, watch: Watcher, *, is
         flower.keep_log(run.flower_run, log)
         if not (is_last or (output / PROGRESS).stat().st_size or "stopped" in str(error)):
             return False
-        note_end(output, str(error))
-        raise CadpError(f"{error} See '{log}'; go on with --resume.") from error
+        said = with_cause(str(error), log)
+        note_end(output, said)
+        raise CadpError(f"{said} See '{log}'; go on with --resume.") from error
     except CadpError:
         flower.keep_log(run.flower_run, log)
         raise

@@ -1,24 +1,24 @@
-"""What every command that serves a real federation has around it: an environment, a lock, and a way to end."""
+"""What every command that starts Flower has around it: an environment, a free port, and a lock."""
 
 import fcntl
 import os
 import shlex
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from cadp_fl.ending import Ending
 from cadp_fl.errors import CadpError
+from cadp_fl.study.proxies import direct_environment
 
-__all__ = ["asked_to_end", "flower_environment", "free_port", "locked", "printed"]
+__all__ = ["flower_environment", "free_port", "locked", "printed"]
 
 
 def flower_environment(home: Path) -> dict[str, str]:
     """Return what is set for Flower's commands: a home, quiet, nothing installed, this installation's commands first.
+
+    No proxy comes between processes on this machine.
 
     Args:
         home: Flower's own files.
@@ -31,6 +31,7 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
+        **direct_environment(),
     }
 
 
@@ -65,19 +66,3 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-@contextmanager
-def asked_to_end() -> Iterator[Ending]:
-    """Yield what is set when this process is asked to end: by Ctrl-C, by SIGTERM, or by a terminal that is closed."""
-    asked = Ending()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # signals belong to the main thread
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

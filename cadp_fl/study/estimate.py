@@ -41,7 +41,7 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Against
 from cadp_fl.release.privatize import ReleaseSettings, privatize
 from cadp_fl.site.moments import told_moments
-from cadp_fl.study.launch import sites_at_once
+from cadp_fl.study.engine import check_engine, sites_at_once
 from cadp_fl.study.run import check_study
 
 __all__ = ["Estimate", "PhaseEstimate", "estimate_study"]
@@ -110,6 +110,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     """
     study = load_study(config, overrides)
     sites, methods = check_study(study)
+    check_engine(study)
     at_once = sites_at_once(study.sites)
     plans = {method.name: plan_of(method, study) for method in methods}
     classes = len(sites[0].train.schema.classes)

@@ -21,6 +21,7 @@ from cadp_fl.outputs import replaced_file
 from cadp_fl.report.page import write_report
 from cadp_fl.study.app_folder import stage_app
 from cadp_fl.study.environment import flower_environment
+from cadp_fl.study.toml import toml_string
 
 __all__ = ["Flower", "follow", "note_end", "start_run", "superlink_of"]
 
@@ -57,9 +58,9 @@ class Flower:
         Raises:
             FlowerError: Flower did not take it.
         """
-        # A file, since Flower splits what stands on its command line at spaces and quotes. JSON strings are TOML ones.
+        # A file, since Flower splits what stands on its command line at spaces and quotes.
         config = app.parent / "run.toml"
-        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in settings.items()), encoding="ascii")
         answer = self._call("run", str(app), self.connection, "-c", str(config), *options)
         if "run-id" not in answer:
             raise FlowerError(f"Flower did not take the run: {_said(answer)}")
@@ -163,6 +164,10 @@ class Flower:
         except ValueError:
             said = (finished.stderr or finished.stdout).strip().splitlines()
             raise FlowerError(f"Flower's command failed: {said[-1] if said else 'it said nothing'}") from None
+
+
+def _toml(value: str | bool) -> str:
+    return toml_string(value) if isinstance(value, str) else str(value).lower()
 
 
 def _said(answer: Mapping[str, Any]) -> str:

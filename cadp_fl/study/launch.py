@@ -5,42 +5,48 @@ dependencies, sends no telemetry and looks for no update. The server app writes 
 module follows.
 """
 
-import contextlib
 import math
 import os
 import re
-import signal
+import shutil
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import httpx
 import psutil
 import torch
 
-from cadp_fl.config import SitesConfig, StudyConfig
+from cadp_fl.config import StudyConfig
+from cadp_fl.ending import interruptible, uninterrupted
 from cadp_fl.errors import CadpError, FlowerError
 from cadp_fl.federated.recorder import Watcher
+from cadp_fl.study.engine import PREFIX, cpus, short_place, sites_at_once, temporary_place, with_cause
 from cadp_fl.study.environment import flower_environment, free_port
 from cadp_fl.study.flower import Flower, follow, note_end, start_run
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.simulation import DEVICE_VARIABLE
 
-__all__ = ["simulate", "sites_at_once"]
+__all__ = ["simulate"]
 
 START_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
 LOOK_SECONDS = 2.0
 CONNECTION = "simulation"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_ADDRESS": "local"}
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+BEGIN_SECONDS, IDLE_SECONDS, WORK_SECONDS = 600.0, 60.0, 3.0
+"""In which the first site answers, at most; and in which all processes together compute so much, at least."""
+
+
+GONE_SECONDS = 20.0
+"""After the end of the server app's process, in which Flower says what became of the run."""
 
 
 def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, resume: bool = False) -> None:
-    """Run a study in Flower's simulation engine, and return when its run folder is filled.
+    """Run a study in Flower's simulation engine, and return when its run folder is filled and no process is left.
 
     Args:
         study: what `config` holds.
@@ -51,55 +57,130 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, 
 
     Raises:
         CadpError: the run failed; Flower's log is in the run folder.
+        KeyboardInterrupt: this process was asked to end.
     """
-    log = output / "flower.log"
-    with _ending_like_ctrl_c(), tempfile.TemporaryDirectory(prefix="cadp-fl-") as temporary:
-        home = Path(temporary)
+    with interruptible():
+        engine = _Engine(study, output / "flower.log")
+        try:  # twice, since the first interrupt may come where the first clean-up begins
+            try:
+                engine.run(config, output, watch, resume=resume)
+            finally:
+                uninterrupted(engine.close)
+        finally:
+            uninterrupted(engine.close)
+
+
+class _Engine:
+    """Processes and temporary folders of one run."""
+
+    def __init__(self, study: StudyConfig, log: Path) -> None:
+        self._study, self._log = study, log
+        self._logged = log.stat().st_size if log.exists() else 0
+        self._tracker = ProcessTracker()
+        self._is_closed = False
+        self._had_server = False
+        self._server_left: float | None = None
+        self._folders: list[Path] = []
+
+    def run(self, config: Path, output: Path, watch: Watcher, *, resume: bool) -> None:
+        """Start what a run needs, and follow it to its end."""
+        home, short = self._new_folder(temporary_place()), self._new_folder(short_place())
+        self._tracker.guard(self._folders)
         progress = home / "progress.jsonl"
         progress.touch()
-        tracker = ProcessTracker()
-        environment = tracker.environment | flower_environment(home) | QUIET_RAY | _one_device(study)
+        folders = {"TMPDIR": str(home), "RAY_TMPDIR": str(short)}
+        quiet = flower_environment(home) | QUIET_RAY
+        environment = self._tracker.environment | quiet | folders | _one_device(self._study)
         flower = Flower(home, CONNECTION, environment)
+        address = _start_superlink(environment, self._log)
+        (home / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
+            "insecure = true\n",
+            encoding="ascii",
+        )
+        run_id = start_run(
+            flower,
+            {"config": str(config), "output-dir": str(output), "resume": resume, "progress": str(progress)},
+            "--federation-config",
+            _federation(self._study),
+        )
+        start = _Start()
         try:
-            address = _start_superlink(environment, log)
-            (home / "config.toml").write_text(
-                f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
-                "insecure = true\n"
-            )
-            run_id = start_run(
-                flower,
-                {"config": str(config), "output-dir": str(output), "resume": resume, "progress": str(progress)},
-                "--federation-config",
-                _federation(study),
-            )
-            try:
-                for step in follow(progress, lambda: _ended(flower, run_id, tracker), look_seconds=LOOK_SECONDS):
-                    if step["step"] == "done" and step["status"] != "complete":
-                        flower.keep_log(run_id, log)
-                    watch(step)
-            except FlowerError as error:
-                flower.keep_log(run_id, log)
-                note_end(output, str(error))
-                raise CadpError(f"{error} See '{log}'.") from error
-            except CadpError:
-                flower.keep_log(run_id, log)
-                raise
+            for step in follow(progress, lambda: self._ended(flower, run_id, start), look_seconds=LOOK_SECONDS):
+                start.is_over = start.is_over or step["step"] in ("answer", "round", "done")
+                if step["step"] == "done" and step["status"] != "complete":
+                    flower.keep_log(run_id, self._log)
+                watch(step)
+        except FlowerError as error:
+            flower.keep_log(run_id, self._log)
+            said = with_cause(str(error), self._log, self._logged)
+            note_end(output, said)
+            raise CadpError(f"{said} See '{self._log}'.") from error
+        except CadpError:
+            flower.keep_log(run_id, self._log)
+            raise
+
+    def close(self) -> None:
+        """Stop every process and remove every temporary folder, once.
+
+        Raises:
+            CadpError: a process does not end.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self._tracker.stop()
         finally:
-            tracker.stop()
+            for folder in self._folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _new_folder(self, place: Path) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
+        self._folders.append(folder)
+        return folder
+
+    def _ended(self, flower: Flower, run_id: int, start: "_Start") -> str:
+        """Return what Flower says of a run that is over, and nothing of one that goes on."""
+        processes = self._tracker.alive()  # cheaper than asking Flower, and remembers them for the end
+        start.check(processes)
+        if any("flwr-simulation" in _command(process) for process in processes):
+            self._server_left, self._had_server = None, True
+            return ""
+        status = flower.status(run_id)
+        if status.startswith("finished"):
+            return status
+        self._server_left = self._server_left or time.monotonic()
+        if self._had_server and time.monotonic() - self._server_left > GONE_SECONDS:  # Flower notices in minutes
+            raise FlowerError(
+                "The server app's process ended without a word, as one does that is killed (where memory is short) or "
+                "that meets a limit of this user (ulimit -a)."
+            )
+        return ""
 
 
-@contextlib.contextmanager
-def _ending_like_ctrl_c() -> Iterator[None]:
-    """Let a request to end (SIGTERM) and a closed terminal (SIGHUP) do what Ctrl-C does: stop every process first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread; whoever runs a study in another one handles them there
-        return
-    before = {number: signal.signal(number, signal.default_int_handler) for number in ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+class _Start:
+    """The start of a run, until its first answer of a site: it is given up when its processes no longer do anything."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self._began = self._last_work = time.monotonic()
+        self._worked = 0.0
+
+    def check(self, processes: Iterable[psutil.Process]) -> None:
+        """Look whether it goes on.
+
+        Raises:
+            FlowerError: it does not.
+        """
+        now, worked = time.monotonic(), sum(map(_cpu_seconds, processes))
+        if worked > self._worked + WORK_SECONDS or worked < self._worked:  # less, where one that worked has ended
+            self._worked, self._last_work = worked, now
+        if not self.is_over and (now - self._last_work > IDLE_SECONDS or now - self._began > BEGIN_SECONDS):
+            raise FlowerError(
+                f"Flower's simulation engine has a site answer within {BEGIN_SECONDS:.0f} s, and works until then. "
+                f"None did in {now - self._began:.0f} s, the last {now - self._last_work:.0f} s of them almost idle."
+            )
 
 
 def _one_device(study: StudyConfig) -> dict[str, str]:
@@ -123,11 +204,6 @@ def _gpu_share(study: StudyConfig) -> float:
     return min(1.0, math.floor(100 * gpus / sites_at_once(sites)) / 100)
 
 
-def sites_at_once(sites: SitesConfig) -> int:
-    """Return how many sites compute at the same time on this machine."""
-    return min(sites.count, max(1, (os.cpu_count() or 1) // sites.cpus_per_client))
-
-
 def _start_superlink(environment: dict[str, str], log: Path) -> str:
     """Start a SuperLink on a free port, and return its address once it answers."""
     port = free_port()
@@ -147,7 +223,8 @@ def _start_superlink(environment: dict[str, str], log: Path) -> str:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(f"http://127.0.0.1:{port}/health"):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise CadpError(f"Flower's SuperLink did not start within {START_SECONDS:.0f} s; see '{log}'.")
+            said = with_cause(f"Flower's SuperLink did not start within {START_SECONDS:.0f} s.", log)
+            raise CadpError(f"{said} See '{log}'.")
         time.sleep(PAUSE_SECONDS)
     return f"127.0.0.1:{port}"
 
@@ -164,17 +241,8 @@ def _federation(study: StudyConfig) -> str:
     sites = study.sites
     return (
         f"num-supernodes={sites.count} client-resources-num-cpus={sites.cpus_per_client} "
-        f"client-resources-num-gpus={_gpu_share(study)}"
+        f"client-resources-num-gpus={_gpu_share(study)} init-args-num-cpus={cpus()}"
     )
-
-
-def _ended(flower: Flower, run_id: int, tracker: ProcessTracker) -> str:
-    """Return what Flower says of a run that is over, and nothing of one that goes on."""
-    # Looking at processes is cheaper than asking Flower, and remembers them for the end.
-    if any("flwr-simulation" in _command(process) for process in tracker.alive()):
-        return ""
-    status = flower.status(run_id)
-    return status if status.startswith("finished") else ""
 
 
 def _command(process: psutil.Process) -> str:
@@ -182,3 +250,11 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        used = process.cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(used.user + used.system)

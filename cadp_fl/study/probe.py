@@ -3,7 +3,6 @@
 A SuperNode that cannot verify a certificate says only that a connection failed, and tries again for ever.
 """
 
-import socket
 import ssl
 import time
 from email.utils import parsedate_to_datetime
@@ -13,7 +12,9 @@ from typing import Literal, NamedTuple
 import certifi
 import httpx
 
+from cadp_fl.errors import InputError
 from cadp_fl.federated.certificates import describe_refusal, verifying
+from cadp_fl.study.proxies import proxy_to, shown
 
 __all__ = ["Finding", "probe", "system_authorities"]
 
@@ -53,9 +54,14 @@ def probe(address: str, authorities: Path) -> Finding:
     """
     context = verifying(authorities)
     try:
-        answer = httpx.head(f"https://{address}/v1/fleet/", verify=context, timeout=SECONDS, follow_redirects=False)
+        proxy = proxy_to(address)
+    except InputError as error:
+        return Finding("refused", str(error))
+    try:
+        with _client(context, proxy) as client:
+            answer = client.head(_url(address))
     except httpx.HTTPError as error:
-        return _explain(error, address)
+        return _explain(error, address, proxy)
     try:
         told = parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):
@@ -63,15 +69,23 @@ def probe(address: str, authorities: Path) -> Finding:
     return Finding("found", ahead=time.time() - told)
 
 
-def _explain(error: httpx.HTTPError, address: str) -> Finding:
+def _url(address: str) -> str:
+    return f"https://{address}/v1/fleet/"
+
+
+def _client(context: ssl.SSLContext, proxy: str | None) -> httpx.Client:
+    return httpx.Client(verify=context, timeout=SECONDS, proxy=proxy, trust_env=False)
+
+
+def _explain(error: httpx.HTTPError, address: str, proxy: str | None) -> Finding:
     refusal = _tls_error(error)
     host = address.rpartition(":")[0].strip("[]")
     if isinstance(refusal, ssl.SSLCertVerificationError):
         return Finding(
             "refused",
             "A coordinator proves itself by a certificate for its address, signed as its invitation says. That at "
-            f"{address} {describe_refusal(refusal, host, _certificate_at(address))}; ask the coordinator for a new "
-            "invitation, or who answers there.",
+            f"{address} {describe_refusal(refusal, host, _certificate_at(address, proxy))}; ask the coordinator for a "
+            "new invitation, or who answers there.",
         )
     if refusal is not None and (refusal.reason or "") in NO_TLS:
         return Finding(
@@ -79,11 +93,11 @@ def _explain(error: httpx.HTTPError, address: str) -> Finding:
             f"A coordinator is called over TLS. What answers at {address} does not speak it (plain HTTP, perhaps); ask "
             "the coordinator for the port.",
         )
-    clause = str(error) or type(error).__name__
+    clause, way = str(error) or type(error).__name__, "" if proxy is None else f", through the proxy {shown(proxy)},"
     return Finding(
         "unreachable",
-        f"The coordinator answers at its address. At {address} nobody does ({clause[:120]}); ask whether it runs, and "
-        "whether this machine may call out there.",
+        f"The coordinator answers at its address. At {address}{way} nobody does ({clause[:120]}); ask whether it runs, "
+        "and whether this machine may call out there.",
     )
 
 
@@ -96,15 +110,14 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
     return None
 
 
-def _certificate_at(address: str) -> bytes | None:
+def _certificate_at(address: str, proxy: str | None) -> bytes | None:
     """Return the certificate (PEM) that is shown at an address, to tell its names. It is not trusted."""
-    host, _, port = address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS) as plain:
-            with context.wrap_socket(plain, server_hostname=host.strip("[]")) as secure:
-                shown = secure.getpeercert(binary_form=True)
-    except (OSError, ValueError):
+        with _client(context, proxy) as client, client.stream("HEAD", _url(address)) as answer:
+            stream = answer.extensions["network_stream"]
+            found = stream.get_extra_info("ssl_object").getpeercert(True)
+    except httpx.HTTPError:
         return None
-    return None if shown is None else ssl.DER_cert_to_PEM_cert(shown).encode()
+    return None if found is None else ssl.DER_cert_to_PEM_cert(found).encode()

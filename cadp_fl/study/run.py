@@ -17,15 +17,17 @@ from cadp_fl.federated.methods import build_methods, check_shapes
 from cadp_fl.federated.methods.base import Method, plan_of
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.flow.cinn import check_flow_names
+from cadp_fl.outputs import check_unicode
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.policy import allowance, check_plan
 from cadp_fl.release.privatize import check_release
+from cadp_fl.study.engine import check_engine
 from cadp_fl.study.launch import simulate
 from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.simulation import OUTBOX
 
-__all__ = ["check_same_study", "check_study", "has_ended", "make_run_folder", "run_study"]
+__all__ = ["check_same_study", "check_study", "check_text", "has_ended", "make_run_folder", "run_study"]
 
 
 def run_study(
@@ -42,6 +44,7 @@ def run_study(
     """
     study = load_study(config, overrides)
     check_study(study)
+    check_engine(study)
     resolved = output.resolve() / "config.yaml"
     if resume:
         check_same_study(study, resolved)
@@ -65,6 +68,7 @@ def make_run_folder(output: Path) -> None:
     Raises:
         InputError: it is in use, or cannot be made.
     """
+    check_unicode(output.resolve(), "A run folder")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(
             f"A run folder is new or empty. '{output}' is neither; choose another --output, or go on with an "
@@ -82,6 +86,7 @@ def check_same_study(study: StudyConfig, resolved: Path) -> None:
     Raises:
         InputError: it is of another one; the message names the first key that differs.
     """
+    check_unicode(resolved, "A run folder")
     if not resolved.is_file():
         raise InputError(f"An interrupted run left its config.yaml. '{resolved.parent}' has none; start a new run.")
     ours, theirs = (each.model_dump(mode="json") for each in (study, load_study(resolved)))
@@ -123,6 +128,7 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
         InputError: something does not fit.
         PolicyError: the policy that the sites state does not allow a method.
     """
+    check_text(study)
     load_plugins(study.plugins)
     resolve_device(study.device)
     if study.sites.policy is not None and study.sites.policy.review:
@@ -156,6 +162,35 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     if study.sites.policy is not None:
         _check_policy(study, study.sites.policy, methods, min(units))
     return sites, methods
+
+
+def check_text(study: StudyConfig) -> None:
+    """Check that every text and path of a study is Unicode: its processes read it from a file in UTF-8.
+
+    Raises:
+        ConfigError: one is not.
+    """
+    for key, value in _texts(study.model_dump()):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"A study and its paths are in UTF-8, as the file is that its processes read. '{key}' is "
+                f"{value!a}, in another encoding; rename it, and the folders above it."
+            ) from error
+
+
+def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text below a value, keys too, with its dotted key."""
+    if isinstance(tree, Mapping):
+        for name, value in tree.items():
+            yield key, str(name)
+            yield from _texts(value, f"{key}.{name}".removeprefix("."))
+    elif isinstance(tree, (list, tuple)):
+        for value in tree:
+            yield from _texts(value, key)
+    elif isinstance(tree, (str, Path)):
+        yield key, str(tree)
 
 
 def _check_no_moments(methods: Iterable[Method]) -> None:

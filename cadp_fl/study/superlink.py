@@ -16,10 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cadp_fl.ending import Ending
+import psutil
+
+from cadp_fl.ending import Ending, asked_to_end
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.coordinator import CoordinatorFolder
-from cadp_fl.study.environment import asked_to_end, flower_environment, locked, printed
+from cadp_fl.study.environment import flower_environment, locked, printed
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.registration import is_up, synchronise
 
@@ -97,6 +99,7 @@ def serve(folder: CoordinatorFolder, *, announce: Callable[[str], None]) -> None
         environment = tracker.environment | flower_environment(folder.flower)
         running: list[tuple[Program, subprocess.Popen[bytes]]] = []
         try:
+            tracker.guard()
             for program, answers in zip(planned, (lambda: is_up(folder), lambda: _listens(config.port)), strict=False):
                 running.append((program, _start(program, environment, folder.flower)))
                 _wait(running, answers, asked)
@@ -153,9 +156,19 @@ def _check_free(folder: CoordinatorFolder) -> None:
     for port in {config.port, config.superlink_port}:
         if _listens(port):
             raise CadpError(
-                f"A federation has its ports to itself. Port {port} is taken on this machine; end what listens there, "
-                f"or change it in '{folder.config}' and '{folder.nginx}'."
+                f"A federation has its ports to itself. Port {port} is taken on this machine{_who_listens(port)}; end "
+                f"what listens there, or change it in '{folder.config}' and '{folder.nginx}'."
             )
+
+
+def _who_listens(port: int) -> str:
+    """Return which process listens at a port, in words; nothing where this user may not know."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+            if listens and connection.pid is not None:
+                return f", by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return ""
 
 
 def _listens(port: int) -> bool:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import IO, Literal
 
 from cadp_fl.config import NodeConfig, load_node
-from cadp_fl.ending import Ending
+from cadp_fl.ending import Ending, asked_to_end
 from cadp_fl.errors import CadpError, InputError
-from cadp_fl.outputs import replaced_file
+from cadp_fl.outputs import check_unicode, replaced_file
 from cadp_fl.site.folder import NodeFolder, SiteFolder
-from cadp_fl.study.environment import asked_to_end, flower_environment, free_port, locked, printed
+from cadp_fl.study.environment import flower_environment, free_port, locked, printed
 from cadp_fl.study.probe import Finding, probe, system_authorities
 from cadp_fl.study.processes import ProcessTracker
+from cadp_fl.study.toml import toml_string
 
 __all__ = ["Connection", "command", "connect", "print_command"]
 
@@ -69,7 +70,7 @@ class Connection:
 
 def command(folder: NodeFolder, node: NodeConfig) -> list[str]:
     """Return what runs a site's SuperNode."""
-    settings = f"agent={json.dumps(str(node.socket))} site={json.dumps(node.site)}"
+    settings = f"agent={toml_string(str(node.socket))} site={toml_string(node.site)}"
     return [
         *("flower-supernode", "--superlink", node.address, "--root-certificates", str(_authorities(folder))),
         *("--auth-supernode-private-key", str(folder.key.absolute()), "--node-config", settings),
@@ -95,6 +96,7 @@ def connect(folder: NodeFolder, *, announce: Callable[[str], None]) -> None:
         InputError: the folder lacks what a SuperNode needs, or somebody who is not to be trusted answers.
         CadpError: the SuperNode ended by itself, for the reason that is said.
     """
+    check_unicode(folder.path.absolute(), "A node's folder")
     node = load_node(folder.config)
     _check(folder, node, announce)
     refusal = f"A site has one SuperNode. '{folder.path}' has one that runs; leave that one, or end it first."
@@ -130,6 +132,7 @@ class _Supernode:
         """
         _shorten(self._log)
         tracker = ProcessTracker()
+        tracker.guard()
         process = subprocess.Popen(
             command(self._folder, self._node),
             cwd=self._folder.flower,

@@ -38,7 +38,8 @@ def test_a_site_is_admitted_listed_and_removed_while_nothing_runs(folder, tmp_pa
     said = _said("admit", folder, public)
     assert f"north: {fingerprint(public.read_bytes())}" in said
     assert "registers them at its start" in said
-    assert json.loads(_said("sites", folder, "--json"))["north"]["state"] == "not registered"
+    assert json.loads(_said("sites", folder, "--json"))["north"]["state"] == "unknown"
+    assert "The SuperLink knows which are connected, and does not run" in _said("sites", folder)
     assert "will know at its start" in _said("remove", folder, "north")
     assert _said("sites", folder) == "No site is admitted.\n"
 

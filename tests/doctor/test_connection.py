@@ -22,14 +22,14 @@ def test_a_coordinator_behind_its_door_is_well(tmp_path):
     with serving(tmp_path) as (address, authority):
         findings = list(way_to(address, authority))
     assert set(_states(findings).values()) == {"ok"}
-    assert {"coordinator", "clock", "certificate", "fleet API", "control API"} == set(_states(findings))
+    assert {"proxy", "coordinator", "clock", "certificate", "fleet API", "control API"} == set(_states(findings))
     assert "397 days" in _found(findings, "certificate").found
     assert "TLSv1" in _found(findings, "certificate").found
 
 
 def test_a_certificate_of_another_name_is_a_fault_that_says_which(tmp_path):
     with serving(tmp_path, hosts=["other.example.org"]) as (address, authority):
-        (finding,) = way_to(address, authority)
+        _, finding = way_to(address, authority)
     assert finding.state == "fault"
     assert "names other.example.org, not localhost" in finding.found
 
@@ -38,7 +38,7 @@ def test_an_unknown_authority_is_a_fault(tmp_path):
     other = tmp_path / "other.crt"
     other.write_bytes(new_authority("other").certificate)
     with serving(tmp_path) as (address, _):
-        (finding,) = way_to(address, other)
+        _, finding = way_to(address, other)
     assert finding.state == "fault"
     assert "signed by no authority that is known here" in finding.found
     assert finding.mend
@@ -47,7 +47,7 @@ def test_an_unknown_authority_is_a_fault(tmp_path):
 def test_an_ended_certificate_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(certificates, "SERVER_DAYS", 0)
     with serving(tmp_path) as (address, authority):
-        (finding,) = way_to(address, authority)
+        _, finding = way_to(address, authority)
     assert finding.state == "fault"
     assert "ended on" in finding.found
 
@@ -64,7 +64,7 @@ def test_a_certificate_tells_the_days_that_it_has_left(monkeypatch, days, state)
 
 def test_plain_http_is_a_fault_in_words(tmp_path):
     with serving(tmp_path, plain=True) as (address, authority):
-        (finding,) = way_to(address, authority)
+        _, finding = way_to(address, authority)
     assert finding.state == "fault"
     assert "plain HTTP" in finding.found
 
@@ -72,7 +72,7 @@ def test_plain_http_is_a_fault_in_words(tmp_path):
 def test_an_address_where_nobody_answers_is_a_fault(tmp_path):
     with serving(tmp_path) as (address, authority):
         pass
-    (finding,) = way_to(address, authority)
+    _, finding = way_to(address, authority)
     assert finding.state == "fault"
     assert address in finding.found
 

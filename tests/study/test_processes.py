@@ -3,7 +3,9 @@ import sys
 import time
 
 import psutil
+import pytest
 
+from cadp_fl.errors import CadpError
 from cadp_fl.study.processes import ProcessTracker
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
@@ -48,3 +50,55 @@ def test_other_processes_are_left_alone():
         mine.stop()
         assert process.poll() is None
         process.kill()
+
+
+GUARDED = f"""
+import subprocess, sys, time
+from pathlib import Path
+from cadp_fl.study.processes import ProcessTracker
+tracker = ProcessTracker()
+tracker.guard([Path(sys.argv[1])])
+subprocess.Popen([sys.executable, "-c", {STUBBORN!r}], env=tracker.environment, start_new_session=True)
+print(tracker.environment["CADP_FL_SIMULATION"], flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_was_started_ends_even_with_a_process_that_is_killed(tmp_path):
+    folder = tmp_path / "temporary"
+    (folder / "inside").mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", GUARDED, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        tracker = ProcessTracker(process.stdout.readline().strip())
+        assert process.stdout.readline() == "on\n"
+        assert len(tracker.alive()) == 1
+        process.kill()
+    deadline = time.monotonic() + 40  # of which the stubborn one takes a grace period
+    while tracker.alive() or folder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_guard_is_dismissed_when_all_is_done(tmp_path):
+    tracker = ProcessTracker()
+    tracker.guard([tmp_path])
+    guard = psutil.Process(tracker._guard.pid)
+    tracker.stop()
+    assert not guard.is_running()
+    assert tmp_path.is_dir()
+    tracker.stop()
+
+
+def test_what_does_not_end_is_named_and_nobody_waits_for_ever(monkeypatch):
+    monkeypatch.setattr("cadp_fl.study.processes.GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("cadp_fl.study.processes.STOP_SECONDS", 0.3)
+    monkeypatch.setattr(psutil.Process, "terminate", lambda process: None)
+    monkeypatch.setattr(psutil.Process, "kill", lambda process: None)
+    tracker = ProcessTracker()
+    process = start(tracker, STUBBORN)
+    try:
+        with pytest.raises(CadpError, match=rf"even when they were killed: {process.pid}; .* kill -9 them"):
+            tracker.stop()
+    finally:
+        monkeypatch.undo()
+        process.kill()
+        process.communicate()

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,9 @@ class Command:
     def end(self) -> int:
         self._process.send_signal(signal.SIGTERM)
         return self.status()
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def status(self) -> int:
         try:
@@ -218,12 +222,29 @@ def test_one_program_that_dies_ends_the_other_and_is_named(tmp_path):
     assert server.status() == 1
 
 
+def test_a_server_that_is_killed_leaves_no_process_behind(tmp_path):
+    port = free_port()
+    tree = {"federation": "chest", "host": "localhost", "port": port, "superlink_port": port, "proxy": "none"}
+    made = CoordinatorFolder.create(tmp_path / "c", parse(CoordinatorConfig, tree))
+    server = Command("coordinator", "serve", str(made.path))
+    try:
+        server.heard("is served at")
+        server.kill()
+        deadline = time.monotonic() + SECONDS
+        while superlink._listens(port):
+            assert time.monotonic() < deadline, "the SuperLink still runs"
+            time.sleep(0.2)
+    finally:
+        server.status()
+
+
 def test_a_taken_port_is_named_before_anything_starts(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         tree = {"federation": "chest", "host": "localhost", "port": port, "superlink_port": port, "proxy": "none"}
         made = CoordinatorFolder.create(tmp_path / "c", parse(CoordinatorConfig, tree))
-        with pytest.raises(CadpError, match=f"Port {port} is taken"):
+        said = rf"Port {port} is taken on this machine, by process {os.getpid()} \(\w+"
+        with pytest.raises(CadpError, match=said):
             superlink.serve(made, announce=print)
         assert not list(made.logs.iterdir())
 
