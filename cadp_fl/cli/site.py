@@ -74,7 +74,9 @@ def init(
     """Make the ledger of a population, once and for all.
 
     Its terms are those of --policy, or are given one by one. A ledger is never
-    made over another, nor where its mark tells that there was one.
+    made over another, nor where its mark tells that there was one. It is for
+    releases by hand: nobody is ever tested on, and a file's test split is left
+    alone. Of a site that is tested on too, cadp-fl site init makes the ledger.
     """
     from cadp_fl.config import load_policy
     from cadp_fl.privacy.durable import DurableLedger
@@ -104,6 +106,7 @@ def init(
     )
     if not quiet:
         typer.echo(f"Ledger: {path}, of {ledger.terms.protects}. Mark: {ledger.mark}.")
+        typer.echo(ledger.terms.sides.in_words)
         typer.echo(f"Head: {ledger.links()[-1].hash} (written down elsewhere, it tells this ledger from any other)")
 
 

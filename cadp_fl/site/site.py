@@ -24,7 +24,7 @@ from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan
-from cadp_fl.privacy.policy import open_policy
+from cadp_fl.privacy.policy import check_totals, open_policy
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.description import Description
@@ -77,6 +77,7 @@ class Site:
         PrivacyError: a real site has no policy.
         LedgerError: the ledger is another population's.
         DataError: the unit is a patient, and the records do not say whose they are; or one is trained and tested on.
+        BudgetError: a delta of a real site's policy is too large for the number of its units.
     """
 
     def __init__(
@@ -101,6 +102,8 @@ class Site:
         ledger.check_terms(policy.population, unit, m)
         _check_disjoint(data)
         of_training, of_test = Units.of(data.train, unit, m), Units.of(data.test, unit, m)
+        if not ledger.simulation:
+            check_totals(policy, units=len(of_training), test_units=len(of_test))
         spending = Spending(
             ledger,
             policy,
@@ -286,11 +289,14 @@ def _is_vector(array: np.ndarray | None, dims: int) -> bool:
 
 
 def _check_disjoint(data: SiteData) -> None:
-    """Check that no patient is trained on and tested on: what is told of test records is apart from all else.
+    """Check that no patient, and no record, is trained on and tested on: what is told of test records is apart.
 
     Raises:
         DataError: one is.
     """
-    trained, tested = data.train.patients, data.test.patients
-    if trained is not None and tested is not None and len(np.intersect1d(trained, tested)):
-        raise DataError("A patient is trained on or tested on, not both. Some are both; move each to one of the two.")
+    pairs = {"patient": (data.train.patients, data.test.patients), "record": (data.train.ids, data.test.ids)}
+    for who, (trained, tested) in pairs.items():
+        if trained is not None and tested is not None and len(np.intersect1d(trained, tested)):
+            raise DataError(
+                f"A {who} is trained on or tested on, not both. Some are both; move each to one of the two."
+            )

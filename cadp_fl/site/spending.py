@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, get_args
 
 from cadp_fl.config import PolicyConfig
-from cadp_fl.errors import BudgetError, PrivacyError, TotalBudgetError
+from cadp_fl.errors import BudgetError, EvaluationError, PrivacyError, TotalBudgetError
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
@@ -15,7 +15,7 @@ from cadp_fl.privacy.accounting import (
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, CarriedOut, Claim, claim_of, left_unprotected, plan_beside
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.plan import Plan, Split
-from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan
+from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan, check_totals
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.protocol import Request
 
@@ -72,7 +72,7 @@ class Spending:
             others = [each for each in self._test_plans() if each.key != plan.key]
             check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
         if not self._ledger.simulation:
-            check_delta(policy.delta, self._units)
+            check_totals(policy, units=self._units, test_units=self._test_units)
 
     def plan(self, request: Request, method: str, units: Split = "train") -> Plan:
         """Return what a request's run reserved for a method.
@@ -166,6 +166,10 @@ class Spending:
         return _unprotected_before(run, self._ledger.carried_out())
 
     def _check_policy(self, plan: Plan) -> None:
+        if plan.units == "test" and not self._test_units and not self._ledger.simulation:
+            raise EvaluationError(
+                "An evaluation is of test units. This site has none: everyone is trained on; ask for none here."
+            )
         if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
             check_plan(self._policy, plan, units=self._units, noise=self._noise)
 
