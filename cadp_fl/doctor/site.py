@@ -81,6 +81,7 @@ def _policy(site: Site) -> Iterator[Finding]:
     allowed = load_policy(site.place.policy)
     yield ok(f"Population '{allowed.population}', unit {allowed.unit}, epsilon {allowed.epsilon:g} in all, for good.")
     evaluation = allowed.evaluation
+    exact = evaluation is not None and evaluation.exact
     given_up = {
         "Releases leave without anybody's look.": ("review: true", not allowed.review),
         "What has no privacy at all may leave, as weights that were trained plainly.": (
@@ -93,7 +94,11 @@ def _policy(site: Site) -> Iterator[Finding]:
         ),
         "Exact results on test records may leave; each tells a little of every one.": (
             "evaluation: {exact: false}",
-            evaluation is not None and evaluation.exact,
+            exact,
+        ),
+        "Exact results tell the labels of test units, though labels are covered: that holds for training units.": (
+            "evaluation: {exact: false}",
+            exact and allowed.labels == "covered",
         ),
         "An aggregator is trusted with values that have a share of the noise alone.": (
             "aggregator: none",
