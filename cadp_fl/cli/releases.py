@@ -26,7 +26,9 @@ def privatize(
         str | None, typer.Option(help="Pseudonym in the manifest; the study's site, or 'site', by default.")
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Budget, under replace-one. No default for a file.")] = None,
-    delta: Annotated[float | None, typer.Option(help="At most 1 / (10 n). No default for a file.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="At most 1 / (10 n). No default for a file; laplace has none.")
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="C, of a latent. No default for a file.")] = None,
     latent_dims: Annotated[int | None, typer.Option(help="Latent dimensions that carry a record (all).")] = None,
     mechanism: Annotated[str | None, typer.Option(help="gaussian (the default), grid-gaussian or laplace.")] = None,

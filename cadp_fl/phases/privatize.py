@@ -21,8 +21,8 @@ from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, release_request
 from cadp_fl.federated.methods.given_flow import declared_public
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new
-from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
-from cadp_fl.privacy.accounting import GaussianHistogram
+from cadp_fl.phases.terms import ReleaseOptions, Terms, counts_are_noised, terms_of
+from cadp_fl.privacy.accounting import GaussianHistogram, has_delta
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import (
     PRIVATE_FLOW,
@@ -125,7 +125,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         attributes=len(card.dataset.attributes),
     )
     labels = budget.label_events()
-    counts = budget.count_events() if terms.policy.min_class_units and terms.policy.class_counts is None else ()
+    counts = budget.count_events() if counts_are_noised(terms.policy) else ()
     _check_counts_can_be_told(terms, counts)
     mechanism = mechanism_type(release.mechanism).calibrated(
         release.clip_norm,
@@ -140,6 +140,8 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         (declared_public(flow, card) if is_public else PRIVATE_FLOW, *counts, *labels, mechanism.event()),
         run="" if terms.ledger.simulation else secrets.token_hex(8),
     )
+    if not terms.simulation and not has_delta(plan.events):
+        plan = replace(plan, delta=0.0)
     requests = [Request("reserve", ReserveRequest(plans=(plan.to_json(),)).model_dump(mode="json"))]
     requests += [
         Request("count", CountRequest(method=plan.method, event=event).model_dump(mode="json")) for event in counts

@@ -20,20 +20,25 @@ from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.partition import SiteData, deal
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.sources import load_source
+from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import EditedPolicyError, InputError
 from cadp_fl.flow.storage import FlowCard, check_fits_records
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.ledger import Ledger, MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.privacy.policy import open_policy
+from cadp_fl.privacy.policy import check_totals, open_policy
 from cadp_fl.site.agent import check_in_force
 from cadp_fl.site.audit_log import AuditLog, describe_error
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.opening import open_ledger, read_records, records_of
 from cadp_fl.site.policy_file import read_policy
 
-__all__ = ["ReleaseOptions", "Terms", "terms_of"]
+__all__ = ["ReleaseOptions", "Terms", "counts_are_noised", "terms_of"]
+
+_FREE = ("--delta", True)
+_NO_DELTA = 1e-12
+"""Of the budget of a release whose noise has no delta, so that none is claimed: a budget has one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class ReleaseOptions:
         site: which site of a study.
         name: pseudonym of the site in the manifest.
         epsilon: of the release, under replace-one.
-        delta: at most 1 / (10 n).
+        delta: at most 1 / (10 n); Laplace noise has none.
         clip_norm: C.
         latent_dims: leading latent dimensions that carry a record.
         mechanism: name of a mechanism.
@@ -134,6 +139,11 @@ def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
             f"Records are those of a study config (.yaml), a MedMNIST file (.npz) or a site's folder. Found '{data}'."
         )
     return kinds[data.suffix](data, card, options)
+
+
+def counts_are_noised(policy: PolicyConfig) -> bool:
+    """Return whether a policy asks for noised counts of classes, which have a delta, before a release."""
+    return policy.min_class_units > 0 and policy.class_counts is None
 
 
 def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
@@ -262,18 +272,23 @@ def _terms(options: ReleaseOptions, real: _Real | None, data: SiteData, *, origi
         raise InputError(
             f"These records are one site's. Found --site {options.site}, which is for a study; pass --name for a name."
         )
+    policy = real.policy if real is not None else None
+    is_pure = options.mechanism == "laplace" and (policy is None or not counts_are_noised(policy))
     required = {"--epsilon": options.epsilon, "--delta": options.delta, "--clip-norm": options.clip_norm}
-    if missing := [option for option, value in required.items() if value is None]:
+    if missing := [option for option, value in required.items() if value is None and (option, is_pure) != _FREE]:
         raise InputError(
-            "A release without a study says its epsilon, delta and clip norm, which have no default. Found no "
-            f"{missing[0]}; pass it."
+            "A release without a study says its epsilon, delta (if its noise has one) and clip norm, which have no "
+            f"default. Found no {missing[0]}; pass it."
         )
     given = options.given("clip_norm", "latent_dims", "mechanism", "shrinkage", "labels")
     asked = options.given("epsilon", "delta", "unit", "records_per_patient")
+    asked.setdefault("delta", _NO_DELTA)
     labels = {}
-    if real is not None:
-        labels = {"labels": "public" if real.policy.labels == "public" else "randomized"}
-        asked |= {"unit": real.policy.unit, "records_per_patient": real.policy.records_per_patient}
+    if policy is not None:
+        labels = {"labels": "public" if policy.labels == "public" else "randomized"}
+        asked |= {"unit": policy.unit, "records_per_patient": policy.records_per_patient}
+        units = [len(Units.of(part, policy.unit, policy.records_per_unit)) for part in (data.train, data.test)]
+        check_totals(policy, units=units[0], test_units=units[1])
     release = parse(ReleaseConfig, {"labels": "public"} | labels | given)
     budget = parse(BudgetConfig, asked)
     return Terms(
@@ -284,7 +299,7 @@ def _terms(options: ReleaseOptions, real: _Real | None, data: SiteData, *, origi
         budget,
         _noise(options.noise or "entropy", options.seed, default_seed=None),
         resolve_device(options.device or "auto"),
-        real.policy if real is not None else open_policy(budget.unit, budget.records_per_patient, release.coverage),
+        policy or open_policy(budget.unit, budget.records_per_patient, release.coverage),
         real.ledger if real is not None else MemoryLedger(),
         simulation=False,
         public_flow=True,

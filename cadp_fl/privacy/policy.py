@@ -74,7 +74,8 @@ def allowance(policy: PolicyConfig, plan: Plan) -> Allowance | None:
 def check_totals(policy: PolicyConfig, *, units: int, test_units: int) -> None:
     """Check that a policy's totals fit the numbers of units that they are for.
 
-    Where nobody is tested on, the total of evaluations bounds nothing: none is answered.
+    Args:
+        test_units: 0 where no evaluation is answered, so that their total bounds nothing.
 
     Raises:
         BudgetError: a delta is too large, so that all plans together could disclose single records.

@@ -8,10 +8,12 @@ from cadp_fl.data.holdout import rehearsal_rule, sides, split_rule
 from cadp_fl.data.partition import SiteData, deal
 from cadp_fl.data.schema import Dataset, Source
 from cadp_fl.data.sources import SOURCES, load_source
+from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError, LedgerError
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.policy import check_totals
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.site import Site
@@ -114,9 +116,12 @@ def open_site(
         CadpError: ledger, policy and records do not fit together.
     """
     ledger = open_ledger(folder, config, policy)
+    data = records_of(ledger, config, source)
+    units = [len(Units.of(records, policy.unit, policy.records_per_unit)) for records in (data.train, data.test)]
+    check_totals(policy, units=units[0], test_units=units[1])
     return Site(
         config.site,
-        records_of(ledger, config, source),
+        data,
         ledger=ledger,
         noise=noise,
         device=resolve_device(config.device),

@@ -24,7 +24,7 @@ from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan
-from cadp_fl.privacy.policy import check_totals, open_policy
+from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.description import Description
@@ -77,7 +77,6 @@ class Site:
         PrivacyError: a real site has no policy.
         LedgerError: the ledger is another population's.
         DataError: the unit is a patient, and the records do not say whose they are; or one is trained and tested on.
-        BudgetError: a delta of a real site's policy is too large for the number of its units.
     """
 
     def __init__(
@@ -102,8 +101,6 @@ class Site:
         ledger.check_terms(policy.population, unit, m)
         _check_disjoint(data)
         of_training, of_test = Units.of(data.train, unit, m), Units.of(data.test, unit, m)
-        if not ledger.simulation:
-            check_totals(policy, units=len(of_training), test_units=len(of_test))
         spending = Spending(
             ledger,
             policy,
@@ -196,6 +193,8 @@ class Site:
             )
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
+        if any(event.stage == "release" for plan in plans for event in plan.events):
+            self._counts.check_public()
         self._held.spending.reserve(*plans)
         return Reply({"unprotected_before": self._held.spending.unprotected_before(request.run)})
 

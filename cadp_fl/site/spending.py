@@ -65,14 +65,14 @@ class Spending:
             raise BudgetError("A plan names what it pays for. Found no event in one; leave such a plan out.")
         policy, on_test = self._policy, plan.units == "test"
         is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
-        if not is_exact:
+        if not is_exact and plan.delta:
             check_delta(plan.delta, max(1, self._test_units if on_test else self._units))
         self._check_policy(plan)
         if on_test and not is_exact:
             others = [each for each in self._test_plans() if each.key != plan.key]
             check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
         if not self._ledger.simulation:
-            check_totals(policy, units=self._units, test_units=self._test_units)
+            check_totals(policy, units=self._units, test_units=self._test_units if on_test else 0)
 
     def plan(self, request: Request, method: str, units: Split = "train") -> Plan:
         """Return what a request's run reserved for a method.

@@ -118,7 +118,7 @@ def test_a_delta_that_is_too_large_for_the_units_is_refused_at_opening_and_at_a_
 
 
 def test_the_deltas_of_evaluations_are_bounded_together(tmp_path):
-    """Each of sixty plans is small enough by itself."""
+    """Each of sixty plans is small enough by itself, and nothing of them is written down."""
     data = SiteData(dataset(200, 0), dataset(50, 1))
     policy = PolicyConfig(
         population="p",
