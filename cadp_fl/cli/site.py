@@ -245,6 +245,12 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
             spent,
         )
     console.print(table)
+    if "split" not in tree:
+        console.print(
+            "The ledger does not say who was tested on (its format is 1): what was told of test units counts as told "
+            "of training units too.",
+            soft_wrap=True,
+        )
     for units, total in tree["totals"].items():
         limit = total["limit"]
         of = "" if limit is None else f", of the policy's {limit['epsilon']:g} at {limit['delta']:g}"

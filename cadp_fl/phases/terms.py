@@ -136,7 +136,8 @@ def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
         return _of_site(data, card, options)
     if data.suffix not in kinds:
         raise InputError(
-            f"Records are those of a study config (.yaml), a MedMNIST file (.npz) or a site's folder. Found '{data}'."
+            "Records are those of a study config (.yaml) or a MedMNIST file (.npz), or a site's folder. Found "
+            f"'{data}'."
         )
     return kinds[data.suffix](data, card, options)
 

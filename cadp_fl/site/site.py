@@ -194,6 +194,7 @@ class Site:
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
         if any(event.stage == "release" for plan in plans for event in plan.events):
+            self._held.spending.check(*plans)
             self._counts.check_public()
         self._held.spending.reserve(*plans)
         return Reply({"unprotected_before": self._held.spending.unprotected_before(request.run)})

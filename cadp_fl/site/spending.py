@@ -49,11 +49,15 @@ class Spending:
         Raises:
             PolicyError, BudgetError, LedgerError: one is refused; nothing was written.
         """
+        self.check(*plans)
+        for plan in plans:
+            self._ledger.reserve(plan, allowance(self._policy, plan))
+
+    def check(self, *plans: Plan) -> None:
+        """Check that plans could be set aside now; raises what `reserve` would."""
         for plan in plans:
             self._check(plan)
             self._ledger.check(plan, allowance(self._policy, plan))
-        for plan in plans:
-            self._ledger.reserve(plan, allowance(self._policy, plan))
 
     def _check(self, plan: Plan) -> None:
         """Check that the policy allows a plan.

@@ -5,7 +5,9 @@ import secrets
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from cadp_fl.cli.main import app
 from cadp_fl.config import FlowConfig, Invitation, PolicyConfig, SiteConfig, load_policy, load_site, parse
 from cadp_fl.data.schema import Schema
 from cadp_fl.doctor.finding import examine
@@ -265,6 +267,8 @@ def test_a_ledger_that_does_not_say_who_was_tested_on_opens_with_one_budget_for_
     site._held.spending.reserve(_plan("train"))
     (records,) = [check for check in SITE_CHECKS if check.name == "records"]
     assert any("its format is 1" in finding.found for finding in examine([records], Site(folder)))
+    shown = CliRunner().invoke(app, ["site", "ledger", "show", str(folder.path)])
+    assert "counts as told of training units too" in shown.output
 
 
 def test_terms_say_who_is_tested_on_in_words_and_for_good(made):
