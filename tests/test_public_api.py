@@ -62,7 +62,7 @@ PUBLIC = {
 
 CALLS = {
     "cadp_fl.data.arrays.dataset_of": "images, labels, patients, *, classes, name, levels, attributes",
-    "cadp_fl.data.schema.Dataset": "schema, images, labels, patients, attributes",
+    "cadp_fl.data.schema.Dataset": "schema, images, labels, patients, attributes, ids",
     "cadp_fl.data.schema.Source": "train, test",
     "cadp_fl.data.sources.Reader": "read, path, takes_classes, takes_label",
     "cadp_fl.federated.flower_client.agent_site": "context",

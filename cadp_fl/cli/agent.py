@@ -31,6 +31,13 @@ def init(
     dataset: Annotated[
         str | None, typer.Option(help="What the records are, in words that all sites share, such as chest-xray.")
     ] = None,
+    test_fraction: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the ids that are tested on and never trained on, where the file has no test split (0.2); 0: "
+            "nobody is, and no evaluation is answered. Fixed for good."
+        ),
+    ] = None,
     rehearsal: Annotated[
         Path | None,
         typer.Option(help="A study config in place of --data: the public records that its simulation deals this site."),
@@ -81,9 +88,10 @@ def init(
     else:
         settings["rehearsal"] = str(rehearsal.absolute()) if rehearsal else None
     settings |= {"group": group, "mark": str(mark.absolute()) if mark else None}
+    settings |= {} if test_fraction is None else {"test_fraction": test_fraction}
     config = parse(SiteConfig, settings)
     if policy is None:
-        answers: dict[str, Any] = {"population": population or _ask("population"), "unit": unit or _ask("unit")}
+        answers: dict[str, Any] = {"population": population or _ask_population(), "unit": unit or _ask("unit")}
         if answers["unit"] == "patient":
             answers["records_per_patient"] = records_per_patient or _ask("records_per_patient")
         protected = parse(PrivacyUnit, {key: answers[key] for key in answers if key != "population"}, where="policy")
@@ -103,8 +111,12 @@ def init(
         return
     public = made.folder.node.public_key(config.site)
     typer.echo(f"Site '{config.site}' of federation '{invited.federation}': {folder}")
-    typer.echo(f"Records: {made.units} training and {made.test_units} test {allowed.unit}s.")
+    typer.echo(f"Records: {made.units} training and {made.test_units} test {allowed.unit}s. {made.split.in_words}")
     typer.echo(f"Policy: {made.folder.policy}. Read it: it holds whatever a server asks.")
+    typer.echo(
+        f"Ledger: a new one of population '{allowed.population}', of which nothing is spent. If these people have one "
+        "already, under whatever name, delete this folder and go on with that one: a budget is for good."
+    )
     typer.echo(f"Ledger head: {made.ledger_head}")
     typer.echo(f"The invitation's fingerprint, to compare with the coordinator's by telephone: {invited.fingerprint}")
     typer.echo(f"Next: send {public} to the coordinator, and compare its fingerprint by telephone:")
@@ -119,6 +131,21 @@ _QUESTIONS = {
     "delta": "Delta in all: the chance that the bound fails, at most 1 / (100 n) and n^-1.5 for the n units here: {}",
     "labels": "May a record's label be known? (public: yes; covered: no)",
 }
+
+
+def _ask_population() -> str:
+    """Return the name of a population that has no ledger yet.
+
+    Raises:
+        InputError: it has one, or nobody sits at a terminal.
+    """
+    population = str(_ask("population"))
+    if typer.confirm("Do these people have a ledger already, at this hospital, under whatever name?", default=False):
+        raise InputError(
+            f"A population has one ledger, for good. Found a second one asked for, for '{population}'; go on with the "
+            "site's folder that has the first."
+        )
+    return population
 
 
 def _ask(key: str, hint: Callable[[], str] = str) -> Any:
@@ -197,10 +224,15 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
 
 
 def reload(folder: Folder, quiet: Silent = False) -> None:
-    """Put the policy that now stands in policy.yaml into force, and write that into the audit log."""
+    """Put the policy that now stands in policy.yaml into force, and write what changed into the audit log."""
     from cadp_fl.site.agent import command
     from cadp_fl.site.folder import SiteFolder
+    from cadp_fl.site.policy_file import in_words
 
     told = command(SiteFolder(folder.absolute()), "reload")
-    if not quiet:
-        typer.echo("The edited policy is in force." if told["changed"] else "The policy is the one that was in force.")
+    if quiet:
+        return
+    if told["changed"]:
+        typer.echo(f"The edited policy is in force. {in_words(told['changes'])}")
+    else:
+        typer.echo("The policy is the one that was in force.")

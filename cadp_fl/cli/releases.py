@@ -16,8 +16,8 @@ def privatize(
     data: Annotated[
         Path,
         typer.Option(
-            help="The site's records: a MedMNIST file (.npz), of which all but the test split is taken, or a study "
-            "config (.yaml) with --site."
+            help="A real site's folder, with its policy, ledger and audit log; a MedMNIST file (.npz), of which all "
+            "but the test split is taken; or a study config (.yaml) with --site."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's new folder.")],
@@ -26,7 +26,9 @@ def privatize(
         str | None, typer.Option(help="Pseudonym in the manifest; the study's site, or 'site', by default.")
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Budget, under replace-one. No default for a file.")] = None,
-    delta: Annotated[float | None, typer.Option(help="At most 1 / (10 n). No default for a file.")] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="At most 1 / (10 n). No default for a file; laplace has none.")
+    ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="C, of a latent. No default for a file.")] = None,
     latent_dims: Annotated[int | None, typer.Option(help="Latent dimensions that carry a record (all).")] = None,
     mechanism: Annotated[str | None, typer.Option(help="gaussian (the default), grid-gaussian or laplace.")] = None,
@@ -54,8 +56,10 @@ def privatize(
     they are randomized: every record leaves with its true label, and no claim
     covers it. So are the attributes of records that have some.
 
-    With --policy and --ledger, what the site does not allow is refused before
-    anything is computed, and what is spent is written down for good.
+    With a site's folder, or with --policy and --ledger, what the site does not
+    allow is refused before anything is computed, what is spent is written down
+    for good, and each step is in audit.jsonl beside the ledger. Who is tested on
+    by the ledger's rule is never released.
 
     NO LEDGER: without them this command remembers nothing. A second release of
     the same records composes with the first (epsilons and deltas add), and

@@ -75,7 +75,9 @@ def init(
     """Make the ledger of a population, once and for all.
 
     Its terms are those of --policy, or are given one by one. A ledger is never
-    made over another, nor where its mark tells that there was one.
+    made over another, nor where its mark tells that there was one. It is for
+    releases by hand: nobody is ever tested on, and a file's test split is left
+    alone. Of a site that is tested on too, cadp-fl site init makes the ledger.
     """
     from cadp_fl.config import load_policy
     from cadp_fl.mounts import network_file_system
@@ -112,6 +114,7 @@ def init(
         )
     if not quiet:
         typer.echo(f"Ledger: {path}, of {ledger.terms.protects}. Mark: {ledger.mark}.")
+        typer.echo(ledger.terms.sides.in_words)
         typer.echo(f"Head: {ledger.links()[-1].hash} (written down elsewhere, it tells this ledger from any other)")
 
 
@@ -257,6 +260,12 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
             spent,
         )
     console.print(table)
+    if "split" not in tree:
+        console.print(
+            "The ledger does not say who was tested on (its format is 1): what was told of test units counts as told "
+            "of training units too.",
+            soft_wrap=True,
+        )
     for units, total in tree["totals"].items():
         limit = total["limit"]
         of = "" if limit is None else f", of the policy's {limit['epsilon']:g} at {limit['delta']:g}"

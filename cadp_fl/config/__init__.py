@@ -14,6 +14,7 @@ from cadp_fl.config.files import (
 from cadp_fl.config.policy import EvaluationPolicy, PolicyConfig
 from cadp_fl.config.scalars import plain_value
 from cadp_fl.config.settings import PrivacyUnit, Settings, parse
+from cadp_fl.config.split import SplitRule
 from cadp_fl.config.study import (
     BudgetConfig,
     CentralTrainingConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "SiteConfig",
     "SiteName",
     "SitesConfig",
+    "SplitRule",
     "StudyConfig",
     "dump",
     "dump_study",

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cadp_fl.config.settings import Fraction, Name, Settings, Threads
+from cadp_fl.config.settings import Name, Settings, Threads
 from cadp_fl.config.study import DataConfig
 
 __all__ = ["LOOPBACK", "CoordinatorConfig", "Invitation", "NodeConfig", "SiteConfig", "SiteName"]
@@ -119,10 +119,14 @@ class SiteConfig(Settings):
         description="a study config in place of own records: those that its simulation deals to a site of this name",
     )
     dataset: Name | None = Field(
-        None, description="what the records are, in words that all sites share; by default the source's name for them"
+        None, description="what the records are, in words that all sites share; a rehearsal has its own"
     )
-    test_fraction: Fraction = Field(
-        0.2, description="share of units that are tested on and never trained on, where the source has no test split"
+    test_fraction: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="share of the ids that are tested on and never trained on, where the source has no test split; 0: "
+        "nobody is, and no evaluation is answered. Fixed once the ledger is made",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:<index>")
     threads: Threads = Field(1, description="CPU threads of the agent")

@@ -3,6 +3,7 @@
     {train,val,test}_images    uint8, (records, height, width) or (records, height, width, 3)
     {train,val,test}_labels    integers, (records,) or (records, 1); or 0 and 1, (records, attributes): multi-label
     {train,val,test}_patients  integers or text, (records,) or (records, 1): our addition, in every split or in none
+    {train,val,test}_ids       likewise, one for each record: the name that it keeps in every export
 
 The train and val splits are records to train on; val and test may be missing. Nothing in an error names a patient.
 Of a multi-label file, `data.label` says which attribute is the class to be learned; all of them are public attributes.
@@ -88,7 +89,8 @@ def _source(npz: Npz, name: str, config: DataConfig) -> Source:
         raise DataError(f"The images of all splits have one shape. Found {_listed(found)}; resize those of one.")
     height, width, *channels = found.pop()
     records = {split: shape[0] for split, shape in shapes.items()}
-    labels, patients = _all_labels(npz, records, config), _patients(npz, records)
+    labels = _all_labels(npz, records, config)
+    patients, ids = (_codes(npz, records, kind, of) for kind, of in (("patients", "patient"), ("ids", "record")))
     schema = Schema(
         name=name, shape=(3 if channels else 1, height, width), classes=labels.classes, attributes=labels.names
     )
@@ -101,6 +103,7 @@ def _source(npz: Npz, name: str, config: DataConfig) -> Source:
             np.concatenate([labels.of[split] for split in splits]),
             np.concatenate([patients[split] for split in splits]) if patients else None,
             np.concatenate([labels.attributes[split] for split in splits]) if labels.attributes else None,
+            np.concatenate([ids[split] for split in splits]) if ids else None,
         )
 
     train = dataset(*(split for split in shapes if split != "test"))
@@ -263,38 +266,39 @@ def _classes(labels: Mapping[str, np.ndarray], classes: tuple[str, ...] | None) 
     return tuple(str(label) for label in found)
 
 
-def _patients(npz: Npz, records: Mapping[str, int]) -> dict[str, np.ndarray] | None:
-    """Return the patient of every record, by split, as int64 codes; None where the file names no patients.
+def _codes(npz: Npz, records: Mapping[str, int], kind: str, of: str) -> dict[str, np.ndarray] | None:
+    """Return the patient, or the id, of every record, by split, as int64 codes; None where the file names none.
 
-    A code is a hash of the patient's name, so that it is the same in every later export of the same hospital.
+    A code is a hash of the name, so that it is the same in every later export of the same hospital.
     """
-    names = {split: f"{split}_patients" for split in records if f"{split}_patients" in npz.names}
+    names = {split: f"{split}_{kind}" for split in records if f"{split}_{kind}" in npz.names}
     if not names:
         return None
     if lacking := sorted(set(records) - set(names)):
         raise DataError(
-            f"Patients are named in every split or in none. '{lacking[0]}_patients' is missing; add it, so that a "
-            "patient in two splits is found."
+            f"{kind.capitalize()} are named in every split or in none. '{lacking[0]}_{kind}' is missing; add it, so "
+            f"that a {of} in two splits is found."
         )
     dtypes = [npz.header(name).dtype for name in names.values()]
     kinds = {"i" if dtype.kind == "u" else dtype.kind for dtype in dtypes}
     if len(kinds) > 1 or not kinds <= set("iSU") or np.result_type(*dtypes).kind == "f":
         raise DataError(
-            f"Patients are integers or text, of one type in all splits. Found {_listed(set(dtypes))}; convert them."
+            f"{kind.capitalize()} are integers or text, of one type in all splits. Found {_listed(set(dtypes))}; "
+            "convert them."
         )
     columns = [_column(npz, name, records[split]) for split, name in names.items()]
-    patients, of_record = np.unique(np.concatenate(columns), return_inverse=True)
-    codes = np.array([_code(patient) for patient in patients.tolist()], dtype=np.int64)
+    known, of_record = np.unique(np.concatenate(columns), return_inverse=True)
+    codes = np.array([_code(name) for name in known.tolist()], dtype=np.int64)
     if len(np.unique(codes)) < len(codes):
-        raise DataError("Every patient has a code of its own. Two have the same; rename one of them.")
+        raise DataError(f"Every {of} has a code of its own. Two have the same; rename one of them.")
     ends = np.cumsum([len(column) for column in columns])
     return dict(zip(names, np.split(codes[of_record.reshape(-1)], ends[:-1]), strict=True))
 
 
-def _code(patient: int | str | bytes) -> int:
-    """Return 63 bits of the SHA-256 of a patient's name."""
-    name = patient if isinstance(patient, bytes) else str(patient).encode()
-    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
+def _code(name: int | str | bytes) -> int:
+    """Return 63 bits of the SHA-256 of a name."""
+    written = name if isinstance(name, bytes) else str(name).encode()
+    return int.from_bytes(hashlib.sha256(written).digest()[:8], "big") >> 1
 
 
 def _column(npz: Npz, name: str, records: int) -> np.ndarray:

@@ -76,6 +76,7 @@ class Dataset:
         labels: int64, (records,), each below the number of classes.
         patients: int64, (records,): which patient a record is of. None: every record is of another patient.
         attributes: uint8, (records, attributes): 1 where a record has one, else 0. None if the schema has none.
+        ids: int64, (records,): which record it is, the same in every export; no two are alike. None: nothing tells.
     """
 
     schema: Schema
@@ -83,6 +84,7 @@ class Dataset:
     labels: np.ndarray
     patients: np.ndarray | None = None
     attributes: np.ndarray | None = None
+    ids: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.labels), *self.schema.shape)
@@ -96,10 +98,11 @@ class Dataset:
             raise DataError(
                 f"A label is 0 to {len(self.schema.classes) - 1}. Found {self.labels.min()} to {self.labels.max()}."
             )
-        if self.patients is not None and (self.patients.dtype != np.int64 or self.patients.shape != self.labels.shape):
-            raise DataError(
-                f"Patients are int64 of shape {self.labels.shape}. Found {self.patients.dtype} {self.patients.shape}."
-            )
+        for what, codes in (("Patients", self.patients), ("Ids", self.ids)):
+            if codes is not None and (codes.dtype != np.int64 or codes.shape != self.labels.shape):
+                raise DataError(f"{what} are int64 of shape {self.labels.shape}. Found {codes.dtype} {codes.shape}.")
+        if self.ids is not None and (repeated := len(self.ids) - len(np.unique(self.ids))):
+            raise DataError(f"Every record has an id of its own. Found {repeated} again; give each record its own.")
         self._check_attributes()
 
     def _check_attributes(self) -> None:
@@ -125,7 +128,8 @@ class Dataset:
         """Return the records at `indices`, int64 (count,), in that order."""
         patients = None if self.patients is None else self.patients[indices]
         attributes = None if self.attributes is None else self.attributes[indices]
-        return Dataset(self.schema, self.images[indices], self.labels[indices], patients, attributes)
+        ids = None if self.ids is None else self.ids[indices]
+        return Dataset(self.schema, self.images[indices], self.labels[indices], patients, attributes, ids)
 
     @property
     def condition(self) -> np.ndarray:
@@ -144,7 +148,7 @@ class Source:
     Attributes:
         train: records to train on.
         test: records that the source holds out itself, of the same schema; None where it leaves that to the reader.
-            A patient is in one of the two.
+            A patient, and a record, is in one of the two.
     """
 
     train: Dataset
@@ -157,13 +161,15 @@ class Source:
             raise DataError(
                 "The splits of a source have one schema. Training and test records differ; mend the source."
             )
-        trained, tested = self.train.patients, self.test.patients
-        if (trained is None) != (tested is None):
-            raise DataError("Patients are known in both splits or in none. Found them in one; add or remove them.")
-        if trained is not None and tested is not None and (both := len(np.intersect1d(trained, tested))):
-            raise DataError(
-                f"A patient is trained on or tested on, not both. {both} are in both splits; move each to one of them."
-            )
+        train, test = self.train, self.test
+        for who, trained, tested in (("patient", train.patients, test.patients), ("record", train.ids, test.ids)):
+            if (trained is None) != (tested is None):
+                raise DataError(f"Each {who} is known in both splits or in none. Found ids in one; add or remove them.")
+            if trained is not None and tested is not None and (both := len(np.intersect1d(trained, tested))):
+                raise DataError(
+                    f"A {who} is trained on or tested on, not both. {both} are in both splits; move each to one of "
+                    "them."
+                )
 
     @property
     def schema(self) -> Schema:

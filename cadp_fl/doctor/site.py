@@ -6,12 +6,12 @@ from pathlib import Path
 
 import cadp_fl
 from cadp_fl.config import PolicyConfig, SiteConfig, load_policy, load_site
+from cadp_fl.data.units import Units
 from cadp_fl.doctor.finding import Check, Finding, explained, fault, needed, ok, warning
 from cadp_fl.doctor.machine import device, memory, permissions_of, room
 from cadp_fl.doctor.node import SHARED_CHECKS, Node, answering
 from cadp_fl.errors import BudgetError, CohortError
 from cadp_fl.mounts import network_file_system
-from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.claims import format_epsilon
 from cadp_fl.privacy.mark import read_mark
 from cadp_fl.privacy.noise import NoiseSource
@@ -21,7 +21,8 @@ from cadp_fl.site.agent import command
 from cadp_fl.site.description import Description
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.groups import gid_of
-from cadp_fl.site.opening import open_site, read_records
+from cadp_fl.site.opening import check_name, mark_of, open_ledger, open_site, read_records, records_of
+from cadp_fl.site.permissions import open_to_others
 from cadp_fl.site.protocol import Request
 
 __all__ = ["SITE_CHECKS", "Site"]
@@ -63,18 +64,14 @@ class Site(Node):
     @property
     def mark(self) -> Path:
         """The file that remembers how far the ledger has come."""
-        return self.settings.mark or self.place.ledger.with_name(f"{self.place.ledger.name}.mark")
+        return mark_of(self.place, self.settings)
 
 
 def _settings(site: Site) -> Iterator[Finding]:
     """Look whether the site's settings can be read, and agree with its node's."""
     site.place.check()
     config = load_site(site.place.config)
-    if config.site != site.config.site:
-        yield fault(
-            f"site.yaml is of site '{config.site}', and node.yaml of '{site.config.site}'.", "Give both one name."
-        )
-        return
+    check_name(site.place, config)
     if config.rehearsal is not None:
         yield ok(f"Site '{config.site}', with a rehearsal's public records.")
     else:
@@ -86,6 +83,7 @@ def _policy(site: Site) -> Iterator[Finding]:
     allowed = load_policy(site.place.policy)
     yield ok(f"Population '{allowed.population}', unit {allowed.unit}, epsilon {allowed.epsilon:g} in all, for good.")
     evaluation = allowed.evaluation
+    exact = evaluation is not None and evaluation.exact
     given_up = {
         "Releases leave without anybody's look.": ("review: true", not allowed.review),
         "What has no privacy at all may leave, as weights that were trained plainly.": (
@@ -98,7 +96,11 @@ def _policy(site: Site) -> Iterator[Finding]:
         ),
         "Exact results on test records may leave; each tells a little of every one.": (
             "evaluation: {exact: false}",
-            evaluation is not None and evaluation.exact,
+            exact,
+        ),
+        "Exact results tell the labels of test units, though labels are covered: that holds for training units.": (
+            "evaluation: {exact: false}",
+            exact and allowed.labels == "covered",
         ),
         "An aggregator is trusted with values that have a share of the noise alone.": (
             "aggregator: none",
@@ -113,17 +115,9 @@ def _policy(site: Site) -> Iterator[Finding]:
 def _files(site: Site) -> Iterator[Finding]:
     """Look who may reach what: the agent's user all, the SuperNode's group its part, and nobody else anything."""
     place, gid = site.place, gid_of(site.settings.group)
-    ledger = [place.ledger.with_name(f"{place.ledger.name}{suffix}") for suffix in ("", "-wal", "-shm")]
-    private = [place.config, place.policy, *ledger, site.mark, place.answers, place.outbox, place.audit, place.control]
-    loose = [path for path in private if path.exists() and permissions_of(path) & 0o077]
-    entered = {place.path: 0o067, place.socket.parent: 0o027, place.node.path: 0o027, place.node.flower: 0o007}
-    group_reads = {place.socket: 0o007, place.node.key: 0o037}
-    for path, closed in (entered | group_reads).items():
-        if path.exists() and permissions_of(path) & (closed if gid is not None else 0o077):
-            loose.append(path)
+    loose, bits = open_to_others(place, site.mark, gid)
     if loose:
         named = ", ".join(f"'{path}'" for path in loose[:FEW_PATHS]) + (" and others" if len(loose) > FEW_PATHS else "")
-        bits = "o-rwx,g-w" if set(loose) <= set(entered | group_reads) and gid is not None else "go-rwx"
         yield fault(f"Others may reach {named}.", f"Run chmod {bits} on each, and find out who did.")
     else:
         yield ok("Nobody but this user reaches them" + ("." if gid is None else ", and the group its part alone."))
@@ -187,29 +181,44 @@ def _ledger(site: Site) -> Iterator[Finding]:
 
 def _records(site: Site) -> Iterator[Finding]:
     """Look whether the records can be read, and fit the policy, as the agent will find them."""
-    allowed = site.policy
-    data = read_records(site.settings)
-    # Noise that is never drawn from, and no answer that is kept: describing spends nothing.
-    opened = open_site(site.place, site.settings, allowed, data, noise=NoiseSource.from_entropy())
-    told = Description.model_validate(opened.call(Request("describe")).content)
-    yield ok(
-        f"{told.train} training and {told.test} test units ({told.unit}), {len(told.dataset.classes)} classes, labels "
-        f"{told.labels}."
+    allowed, source = site.policy, read_records(site.settings)
+    ledger = open_ledger(site.place, site.settings, allowed)
+    data = records_of(ledger, site.settings, source)
+    train, test = (
+        len(Units.of(records, allowed.unit, allowed.records_per_unit)) for records in (data.train, data.test)
     )
-    deltas = [(allowed.delta, told.train)]
-    if allowed.evaluation is not None:
-        deltas.append((allowed.evaluation.delta, told.test))
-    for delta, units in deltas:
-        try:
-            check_delta(delta, units, large=allowed.large_delta)
-        except BudgetError as error:
-            yield explained(error, "policy")
-    if told.train < allowed.min_units:
+    schema = source.schema
+    yield ok(
+        f"{train} training and {test} test units ({allowed.unit}), {len(schema.classes)} classes, labels "
+        f"{allowed.labels}. {ledger.terms.sides.in_words}"
+    )
+    if ledger.terms.one_budget:
+        yield warning(
+            "The ledger does not say who was tested on (its format is 1): nobody is from now on, and what was told of "
+            "test units counts as told of training units.",
+            "Nothing: no later version can know.",
+        )
+    if allowed.evaluation is not None and not test:
+        yield warning(
+            "The policy allows evaluations, and there are no test units: each is refused.",
+            "Remove evaluation from policy.yaml, then cadp-fl site reload.",
+            "policy",
+        )
+    opened = None
+    try:
+        # Noise that is never drawn from, and no answer that is kept: describing spends nothing.
+        opened = open_site(site.place, site.settings, allowed, source, noise=NoiseSource.from_entropy())
+    except BudgetError as error:
+        yield explained(error, "policy")
+    if train < allowed.min_units:
         yield fault(
-            f"The site has {told.train} training units, and takes part with {allowed.min_units}.",
+            f"The site has {train} training units, and takes part with {allowed.min_units}.",
             "Lower min_units in policy.yaml, if that is meant, then cadp-fl site reload.",
             "policy",
         )
+    if opened is None:
+        return
+    told = Description.model_validate(opened.call(Request("describe")).content)
     if told.class_counts is not None or allowed.class_counts is not None:  # counts that are public, by the policy
         try:
             check_class_counts(allowed, told.class_counts, told.dataset.classes)

@@ -15,6 +15,7 @@ from cadp_fl.data.arrays import dataset_of
 from cadp_fl.data.partition import SiteData
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError
+from cadp_fl.federated.flower_client import is_simulated
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.site import Site
@@ -58,13 +59,12 @@ def simulation_site(
         ConfigError: the node is not one of a simulation.
         DataError: the records have a wrong type, shape or range.
     """
-    partition = context.node_config.get("partition-id")
-    if partition is None:
+    if not is_simulated(context):
         raise ConfigError(
-            "A site in a Flower node's own process is for simulations, whose nodes have a partition-id. This node has "
-            "none; at a real site, return a client of the site's agent."
+            "A site in a Flower node's own process is for simulations, whose nodes have a partition-id and name no "
+            "agent. This node does not; at a real site, return a client of the site's agent."
         )
-    name = name or f"site-{int(partition) + 1}"
+    name = name or f"site-{int(context.node_config['partition-id']) + 1}"
     state = context.state.config_records.setdefault(STATE, ConfigRecord())
     if outbox is None:
         if OUTBOX not in state:

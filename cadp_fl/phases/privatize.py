@@ -1,11 +1,13 @@
 """A site's release without a federation: the same `Site`, asked by hand.
 
-The records are those that a simulation deals to one of its sites, or all training records of a MedMNIST file. The
-bundle is that of the federation, byte for byte, where the noise is seeded and all else is the same.
+The records are those that a simulation deals to one of its sites, or the training records of a real site or of a
+MedMNIST file. The bundle is that of the federation, byte for byte, where the noise is seeded and all else is the same.
 """
 
+import os
 import secrets
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from cadp_fl.data.units import Units
-from cadp_fl.errors import BudgetError, InputError
+from cadp_fl.errors import BudgetError, CadpError, InputError
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, release_request
 from cadp_fl.federated.methods.given_flow import declared_public
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new, folder_above
-from cadp_fl.phases.terms import ReleaseOptions, Terms, terms_of
-from cadp_fl.privacy.accounting import GaussianHistogram
+from cadp_fl.phases.terms import ReleaseOptions, Terms, counts_are_noised, terms_of
+from cadp_fl.privacy.accounting import GaussianHistogram, has_delta
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import (
     PRIVATE_FLOW,
@@ -35,8 +37,9 @@ from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
 from cadp_fl.report.statement import assumptions, caution_on_flow, not_covered, statement_of_method
+from cadp_fl.site.audit_log import describe_error
 from cadp_fl.site.class_counts import COUNT_DOUBT
-from cadp_fl.site.protocol import Request
+from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import CountRequest, ReserveRequest
 from cadp_fl.site.site import Site
 from cadp_fl.weights import get_weights
@@ -101,7 +104,8 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     With a policy and a durable ledger the plan is held against both, and what is asked again is a new plan: it adds.
 
     Args:
-        data: a study config (.yaml, .yml), of which `options.site` names a site, or a MedMNIST file (.npz).
+        data: a study config (.yaml, .yml), of which `options.site` names a site, a real site's folder, or a MedMNIST
+            file (.npz).
         output: folder of the bundle.
 
     Raises:
@@ -121,7 +125,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         attributes=len(card.dataset.attributes),
     )
     labels = budget.label_events()
-    counts = budget.count_events() if terms.policy.min_class_units and terms.policy.class_counts is None else ()
+    counts = budget.count_events() if counts_are_noised(terms.policy) else ()
     _check_counts_can_be_told(terms, counts)
     mechanism = mechanism_type(release.mechanism).calibrated(
         release.clip_norm,
@@ -136,6 +140,8 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         (declared_public(flow, card) if is_public else PRIVATE_FLOW, *counts, *labels, mechanism.event()),
         run="" if terms.ledger.simulation else secrets.token_hex(8),
     )
+    if not terms.simulation and not has_delta(plan.events):
+        plan = replace(plan, delta=0.0)
     requests = [Request("reserve", ReserveRequest(plans=(plan.to_json(),)).model_dump(mode="json"))]
     requests += [
         Request("count", CountRequest(method=plan.method, event=event).model_dump(mode="json")) for event in counts
@@ -215,11 +221,36 @@ def _release(terms: Terms, run: str, requests: Sequence[Request], output: Path) 
             simulation=terms.simulation,
             policy=terms.policy,
         )
-        for request in requests:
+        for asked in requests:
+            request = replace(asked, run=run, id=f"{run}/{asked.action}" if run else "")
             try:
-                reply = site.call(replace(request, run=run, id=f"{run}/{request.action}" if run else ""))
+                reply = _call(site, request, terms, output)
             except BudgetError as error:
                 raise InputError(str(error)) from error
         manifest = manifest_from_json(str(reply.content["manifest"]))
         (Path(outbox) / manifest.event_id).rename(output)
     return manifest
+
+
+def _call(site: Site, request: Request, terms: Terms, output: Path) -> Reply:
+    """Return a site's answer once it is in the audit log, as that of its agent would be."""
+    if terms.audit is None:
+        return site.call(request)
+    start, outcome = time.monotonic(), "answered"
+    details = {
+        "by": "hand",
+        "peer": {"pid": os.getpid(), "uid": os.getuid(), "gid": os.getgid()},
+        "action": request.action,
+        "run": request.run,
+        "id": request.id,
+        "method": request.settings.get("method", ""),
+        **({"output": str(output.absolute())} if request.action == "release" else {}),
+    }
+    try:
+        return site.call(request)
+    except Exception as error:
+        outcome = "refused" if isinstance(error, CadpError) else "failed"
+        details |= describe_error(error)
+        raise
+    finally:
+        terms.audit.write("request", outcome=outcome, **details, seconds=round(time.monotonic() - start, 3))

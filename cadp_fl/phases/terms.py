@@ -1,30 +1,44 @@
 """The terms of one site's release: whose records, which mechanism, at what budget, with which noise.
 
-They come from a study and one of its simulated sites, or from a MedMNIST file and what the caller says of it.
+They come from a study and one of its simulated sites, from a real site's folder, or from a MedMNIST file and what the
+caller says of it.
 """
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from cadp_fl.config import BudgetConfig, PolicyConfig, ReleaseConfig, load_policy, load_study, parse
+import cadp_fl
+from cadp_fl.config import BudgetConfig, PolicyConfig, ReleaseConfig, load_site, load_study, parse
+from cadp_fl.data.holdout import sides
 from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.partition import SiteData, deal
-from cadp_fl.data.schema import Dataset
+from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.sources import load_source
+from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import InputError
+from cadp_fl.errors import EditedPolicyError, InputError
 from cadp_fl.flow.storage import FlowCard, check_fits_records
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.ledger import Ledger, MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.privacy.policy import open_policy
+from cadp_fl.privacy.policy import check_totals, open_policy
+from cadp_fl.site.agent import check_in_force
+from cadp_fl.site.audit_log import AuditLog, describe_error
+from cadp_fl.site.folder import SiteFolder
+from cadp_fl.site.opening import open_ledger, read_records, records_of
+from cadp_fl.site.policy_file import read_policy
 
-__all__ = ["ReleaseOptions", "Terms", "terms_of"]
+__all__ = ["ReleaseOptions", "Terms", "counts_are_noised", "terms_of"]
+
+_FREE = ("--delta", True)
+_NO_DELTA = 1e-12
+"""Of the budget of a release whose noise has no delta, so that none is claimed: a budget has one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,7 @@ class ReleaseOptions:
         site: which site of a study.
         name: pseudonym of the site in the manifest.
         epsilon: of the release, under replace-one.
-        delta: at most 1 / (10 n).
+        delta: at most 1 / (10 n); Laplace noise has none.
         clip_norm: C.
         latent_dims: leading latent dimensions that carry a record.
         mechanism: name of a mechanism.
@@ -49,6 +63,8 @@ class ReleaseOptions:
         policy: a real site's policy.yaml; labels and unit are then its own.
         ledger: its durable ledger, which goes with a policy.
         mark: file that remembers how far the ledger has come.
+
+    A real site's folder holds its policy, ledger and mark; none is then given.
     """
 
     site: str | None = None
@@ -90,6 +106,7 @@ class Terms:
         ledger: where the release is written down.
         simulation: whether the records are a simulation's.
         public_flow: whether the study, if there is one, lets a flow count as public.
+        audit: log of what is done with a durable ledger; None without one.
     """
 
     name: str
@@ -103,18 +120,31 @@ class Terms:
     ledger: Ledger
     simulation: bool
     public_flow: bool
+    audit: AuditLog | None = None
 
 
 def terms_of(data: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
-    """Return the terms of a release of the records that a path names: a study config, or a MedMNIST file.
+    """Return the terms of a release of the records that a path names: a study config, a MedMNIST file, or a site's.
 
     Raises:
         InputError: something that was given is wrong, or does not fit the flow.
+        EditedPolicyError: a site's policy was edited, and does not hold yet.
+        LedgerError: its ledger is missing, another population's, or cannot be trusted.
     """
     kinds = {".npz": _of_file, ".yaml": _of_study, ".yml": _of_study}
+    if data.is_dir():
+        return _of_site(data, card, options)
     if data.suffix not in kinds:
-        raise InputError(f"Records are those of a study config (.yaml) or a MedMNIST file (.npz). Found '{data}'.")
+        raise InputError(
+            "Records are those of a study config (.yaml) or a MedMNIST file (.npz), or a site's folder. Found "
+            f"'{data}'."
+        )
     return kinds[data.suffix](data, card, options)
+
+
+def counts_are_noised(policy: PolicyConfig) -> bool:
+    """Return whether a policy asks for noised counts of classes, which have a delta, before a release."""
+    return policy.min_class_units > 0 and policy.class_counts is None
 
 
 def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
@@ -160,79 +190,181 @@ def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     )
 
 
+@dataclass(frozen=True)
+class _Real:
+    """What a real site has beside its records.
+
+    Attributes:
+        policy: what it allows.
+        ledger: where the release is written down.
+        audit: where every request is.
+        folder: of the site; None where policy and ledger lie apart.
+    """
+
+    policy: PolicyConfig
+    ledger: DurableLedger
+    audit: AuditLog
+    folder: SiteFolder | None
+
+
+def _of_site(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
+    """Return a release of the training records of a real site, as its agent would make it."""
+    if options.policy or options.ledger or options.mark:
+        raise InputError(
+            "A site's folder holds its policy, its ledger and where its mark is. Found one of them beside it; leave it "
+            "out."
+        )
+    folder = SiteFolder(path.absolute())
+    folder.check()
+    config = load_site(folder.config)
+    torch.set_num_threads(config.threads)
+    real = _opened(folder, options)
+    source = read_records(config)
+    check_fits_records(source.schema, card)
+    data = records_of(real.ledger, config, source)
+    named = replace(options, name=options.name or config.site, device=options.device or config.device)
+    return _terms(named, real, data, origin=source.schema.name)
+
+
 def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
-    """Return a release of all training records of a MedMNIST file, under the schema of the flow.
+    """Return a release of the training records of a MedMNIST file, under the schema of the flow.
 
     The schema is public and shared, so that releases of several sites can be pooled: a file's name and its largest
-    label are not told.
+    label are not told. Without a ledger all but the test split are training records; a ledger says who is.
     """
     torch.set_num_threads(1)  # networks of this size lose much to more where another process wants the cores
+    real = _site_of(options)
+    if not path.is_file():
+        raise InputError(f"Records are read from a file. There is none at '{path}'; check the path.")
+    _check_own_file(real, path)
+    source = read_medmnist_as(path, card.dataset)
+    check_fits_records(source.schema, card)
+    if real is not None:
+        data = sides(source, real.ledger.terms.sides)
+    else:
+        data = SiteData(source.train, source.train.select(np.arange(0)))
+    under = SiteData(_under(card.dataset, data.train), _under(card.dataset, data.test))
+    return _terms(options, real, under, origin=source.schema.name)
+
+
+def _under(schema: Schema, records: Dataset) -> Dataset:
+    return replace(records, schema=schema)
+
+
+def _check_own_file(real: _Real | None, path: Path) -> None:
+    """Check that records are the site's own, where its ledger's rule is about them and not about ids.
+
+    Raises:
+        InputError: they are another file's, which may split people in another way.
+    """
+    if real is None or real.folder is None or real.ledger.terms.sides.rule in ("hash", "none"):
+        return
+    own = load_site(real.folder.config).data
+    if own is None or own.path is None or not own.path.exists() or not own.path.samefile(path):
+        raise InputError(
+            "Who is tested on at this site stands in its own file, and another file may split people in another way. "
+            f"Found '{path}'; pass the site's folder: --data {real.folder.path}."
+        )
+
+
+def _terms(options: ReleaseOptions, real: _Real | None, data: SiteData, *, origin: str) -> Terms:
+    """Return the terms of a release of a real site's records."""
     if options.site is not None:
         raise InputError(
-            f"The records of an npz are one site's. Found --site {options.site}; pass --name for its name."
+            f"These records are one site's. Found --site {options.site}, which is for a study; pass --name for a name."
         )
+    policy = real.policy if real is not None else None
+    is_pure = options.mechanism == "laplace" and (policy is None or not counts_are_noised(policy))
     required = {"--epsilon": options.epsilon, "--delta": options.delta, "--clip-norm": options.clip_norm}
-    if missing := [option for option, value in required.items() if value is None]:
+    if missing := [option for option, value in required.items() if value is None and (option, is_pure) != _FREE]:
         raise InputError(
-            f"A release of a file says its epsilon, delta and clip norm, which have no default. Found no {missing[0]}; "
-            "pass it."
+            "A release without a study says its epsilon, delta (if its noise has one) and clip norm, which have no "
+            f"default. Found no {missing[0]}; pass it."
         )
-    policy, ledger = _site_of(options)
     given = options.given("clip_norm", "latent_dims", "mechanism", "shrinkage", "labels")
     asked = options.given("epsilon", "delta", "unit", "records_per_patient")
+    asked.setdefault("delta", _NO_DELTA)
     labels = {}
     if policy is not None:
         labels = {"labels": "public" if policy.labels == "public" else "randomized"}
         asked |= {"unit": policy.unit, "records_per_patient": policy.records_per_patient}
+        units = [len(Units.of(part, policy.unit, policy.records_per_unit)) for part in (data.train, data.test)]
+        check_totals(policy, units=units[0], test_units=units[1])
     release = parse(ReleaseConfig, {"labels": "public"} | labels | given)
     budget = parse(BudgetConfig, asked)
-    policy = policy or open_policy(budget.unit, budget.records_per_patient, release.coverage)
-    noise = _noise(options.noise or "entropy", options.seed, default_seed=None)
-    name, device = _checked_name(options.name or "site"), resolve_device(options.device or "auto")
-    if not path.is_file():
-        raise InputError(f"Records are read from a file. There is none at '{path}'; check the path.")
-    train = read_medmnist_as(path, card.dataset).train
-    check_fits_records(train.schema, card)
-    records = Dataset(card.dataset, train.images, train.labels, train.patients, train.attributes)
-    data = SiteData(records, records.select(np.arange(0)))
-    origin = train.schema.name
     return Terms(
-        name,
+        _checked_name(options.name or "site"),
         data,
         origin,
         release,
         budget,
-        noise,
-        device,
-        policy,
-        ledger,
+        _noise(options.noise or "entropy", options.seed, default_seed=None),
+        resolve_device(options.device or "auto"),
+        policy or open_policy(budget.unit, budget.records_per_patient, release.coverage),
+        real.ledger if real is not None else MemoryLedger(),
         simulation=False,
         public_flow=True,
+        audit=real.audit if real is not None else None,
     )
 
 
-def _site_of(options: ReleaseOptions) -> tuple[PolicyConfig | None, Ledger]:
-    """Return a real site's policy and its durable ledger; none and one in memory where neither was given.
+def _site_of(options: ReleaseOptions) -> _Real | None:
+    """Return a real site's policy and its durable ledger; None where neither was given.
+
+    What lies in a site's folder goes together, and holds as it does for its agent.
 
     Raises:
-        InputError: one of them was given without the other.
+        InputError: one of them was given without the other, or with another site's.
+        EditedPolicyError: a site's policy was edited, and does not hold yet.
         LedgerError: the ledger is missing, another population's, or cannot be trusted.
     """
     if options.policy is None and options.ledger is None and options.mark is None:
-        return None, MemoryLedger()
+        return None
     if options.policy is None or options.ledger is None:
         raise InputError("A policy and a ledger go together. Found one of them; pass --policy and --ledger.")
-    policy = load_policy(options.policy)
+    folders = [SiteFolder(file.resolve().parent) for file in (options.ledger, options.policy)]
+    own = next((folder for folder in folders if folder.config.is_file()), None)
+    if own is None:
+        return _opened(None, options)
+    for file, ours in ((options.policy, own.policy), (options.ledger, own.ledger)):
+        if file.resolve() != ours.resolve():
+            raise InputError(
+                f"A site's policy and ledger lie in its folder, and go together. Found '{file}' with those of "
+                f"'{own.path}'; pass the folder alone: --data {own.path}."
+            )
+    return _opened(own, options)
+
+
+def _opened(folder: SiteFolder | None, options: ReleaseOptions) -> _Real:
+    """Return a policy that holds, and its ledger; whoever asks is in the audit log before anything is spent."""
     if options.unit is not None or options.records_per_patient is not None:
         raise InputError("The unit is the policy's. Found --unit or --records-per-patient beside it; leave them out.")
-    ledger = DurableLedger.open(
-        options.ledger,
-        population=policy.population,
-        unit=policy.unit,
-        records_per_unit=policy.records_per_unit,
-        mark=options.mark,
-    )
-    return policy, ledger
+    files = options.policy, options.ledger
+    policy_file, ledger_file = (folder.policy, folder.ledger) if folder is not None else files
+    assert policy_file is not None, "it goes with the ledger"
+    assert ledger_file is not None, "it goes with the policy"
+    audit = AuditLog(SiteFolder(ledger_file.resolve().parent).audit)
+    policy, sha256 = read_policy(policy_file)
+    if folder is not None:
+        try:
+            check_in_force(folder, sha256)
+        except EditedPolicyError as error:
+            audit.write("by-hand", outcome="refused", policy=sha256, uid=os.getuid(), **describe_error(error))
+            raise
+        config = load_site(folder.config)
+        if options.mark is not None:
+            config = config.model_copy(update={"mark": options.mark})
+        ledger = open_ledger(folder, config, policy)
+    else:
+        ledger = DurableLedger.open(
+            ledger_file,
+            population=policy.population,
+            unit=policy.unit,
+            records_per_unit=policy.records_per_unit,
+            mark=options.mark,
+        )
+    audit.write("by-hand", library=cadp_fl.__version__, policy=sha256, uid=os.getuid())
+    return _Real(policy, ledger, audit, folder)
 
 
 def _noise(kind: str, seed: int | None, *, default_seed: int | None) -> NoiseSource:

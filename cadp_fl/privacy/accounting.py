@@ -70,6 +70,7 @@ __all__ = [
     "check_workable",
     "epsilon_of",
     "events_from_json",
+    "has_delta",
     "largest_cohort",
     "largest_delta",
     "noise_multiplier",
@@ -149,6 +150,11 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: 
 
 
 _PURE = (LatentLaplace, RandomizedResponse)
+
+
+def has_delta(events: Sequence[Event]) -> bool:
+    """Return whether a delta bounds anything of what events protect: not of Laplace noise and randomized response."""
+    return not all(isinstance(event, (*_PURE, DeclaredPublic, Unprotected)) for event in events)
 
 
 def _pure_epsilon(event: LatentLaplace | RandomizedResponse, relation: Relation) -> float:

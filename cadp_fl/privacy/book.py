@@ -32,11 +32,13 @@ class Book:
         entries: of the ledger, in order.
         adds_up: whether the plans were carried out one after the other, so that they add up; in a simulation each
             counts as if it were the only one.
+        one_budget: whether plans on test units count as plans on training units too: they may be the same people.
     """
 
-    def __init__(self, entries: Sequence[Entry], *, adds_up: bool) -> None:
+    def __init__(self, entries: Sequence[Entry], *, adds_up: bool, one_budget: bool = False) -> None:
         self._entries = entries
         self._adds_up = adds_up
+        self._one_budget = one_budget
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""
@@ -67,7 +69,9 @@ class Book:
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to; what is unprotected has no number."""
-        plans = [plan for plan in (each.protected() for each in self.plans() if each.units == units) if plan.events]
+        all_count = self._one_budget and units == "train"
+        counted = (each.protected() for each in self.plans() if all_count or each.units == units)
+        plans = [plan for plan in counted if plan.events]
         return Allowance(math.fsum(plan.epsilon() for plan in plans), math.fsum(plan.delta for plan in plans))
 
     def declared(self) -> tuple[Conditions, ...]:

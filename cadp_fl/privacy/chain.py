@@ -98,9 +98,13 @@ class Chain:
                     f"A ledger is made where there is none, and never over another. Found '{file}'; use the ledger "
                     "that is there, or give a new population a new path."
                 )
+        if chain.mark.parent.absolute() != path.parent.absolute() and not chain.mark.parent.is_dir():
+            raise LedgerError(
+                "A mark lies in a folder that is there, best on another volume: made where a volume is not mounted, it "
+                f"would be on the ledger's. There is none at '{chain.mark.parent}'; mount it, or make it."
+            )
         with chain._explained():
-            for folder in (path.parent, chain.mark.parent):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW, 0o600))
             try:
                 with chain._connected() as database:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cadp_fl.config import Settings, parse
+from cadp_fl.config import Settings, SplitRule, parse
 from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
 from cadp_fl.privacy.accounting import Event, events_from_json
 from cadp_fl.privacy.book import Book, Entry
@@ -33,19 +33,41 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 class LedgerTerms(Settings):
     """Whose budget a ledger keeps. They stand in its first entry, and never change."""
 
-    format: Literal[1] = Field(1, description="of the entries")
+    format: Literal[1, 2] = Field(2, description="of the entries")
     ledger: str = Field(pattern=r"^[0-9a-f]{32}$", description="random id")
     population: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="the people that the budget belongs to, by the steward's name"
     )
     unit: Unit = Field(description="what one neighbouring data set may change")
     records_per_unit: int = Field(1, ge=1, le=1000, description="m: records that one unit contributes, exactly")
+    split: SplitRule | None = Field(
+        None, description="who is tested on, and so never trained on; format 1 does not say"
+    )
+
+    @model_validator(mode="after")
+    def _says_who_is_tested_on(self) -> "LedgerTerms":
+        if (self.format == 2) != (self.split is not None):
+            raise ValueError(f"a ledger says who is tested on from format 2 on. Found format {self.format}")
+        return self
 
     @model_validator(mode="after")
     def _a_record_is_one(self) -> "LedgerTerms":
         if self.unit == "record" and self.records_per_unit != 1:
             raise ValueError(f"a record is one record. Found records_per_unit {self.records_per_unit}")
         return self
+
+    @property
+    def sides(self) -> SplitRule:
+        """Who is tested on. Nobody from now on, where the ledger does not say who was: see `one_budget`."""
+        return self.split or SplitRule(rule="none")
+
+    @property
+    def one_budget(self) -> bool:
+        """Whether what was told of test units counts as told of training units: they may be the same people.
+
+        A ledger of format 1 does not say who was held out, so nothing keeps people on the side that they were on.
+        """
+        return self.split is None
 
     @property
     def protects(self) -> str:
@@ -74,6 +96,7 @@ class DurableLedger:
         population: str,
         unit: Unit,
         records_per_unit: int = 1,
+        split: SplitRule | None = None,
         mark: Path | None = None,
         timeout: float = 30.0,
     ) -> "DurableLedger":
@@ -81,6 +104,7 @@ class DurableLedger:
 
         Args:
             path: of the database, on a local disk.
+            split: who is tested on; by default nobody ever is.
             mark: of the file that remembers how far the ledger has come, `<path>.mark` by default; better on another
                 volume, one that is not restored together with the database's.
             timeout: seconds to wait while others write.
@@ -90,8 +114,10 @@ class DurableLedger:
             LedgerError: there is a ledger or a mark: it is never reset.
         """
         named = {"population": population, "unit": unit, "records_per_unit": records_per_unit}
-        terms = parse(LedgerTerms, {**named, "ledger": secrets.token_hex(16)})
-        return cls(Chain.create(path, {"terms": terms.model_dump()}, mark=mark, timeout=timeout), terms)
+        rule = split or SplitRule(rule="none")
+        terms = parse(LedgerTerms, {**named, "ledger": secrets.token_hex(16), "split": rule})
+        first = {"terms": terms.model_dump(exclude_none=True)}
+        return cls(Chain.create(path, first, mark=mark, timeout=timeout), terms)
 
     @classmethod
     def open(
@@ -178,7 +204,7 @@ class DurableLedger:
                         "that this version knows; install the version of cadp-fl that wrote it, or find out who did."
                     ) from error
         self._checked = frozenset(link.hash for link in links)
-        return Book([link.entry for link in links[1:]], adds_up=True)
+        return Book([link.entry for link in links[1:]], adds_up=True, one_budget=self.terms.one_budget)
 
     def check(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Check that a plan could be set aside now; raises what `reserve` would."""

@@ -17,6 +17,7 @@ from cadp_fl.privacy.accounting import (
     Unprotected,
     epsilon_of,
     events_from_json,
+    has_delta,
 )
 
 __all__ = [
@@ -119,7 +120,7 @@ class Plan:
     Attributes:
         method: name of the method.
         events: every event of the method, in order.
-        delta: the delta at which epsilon is claimed, that of retries included.
+        delta: the delta at which epsilon is claimed, that of retries included; 0 only where no event has one.
         unit: what one neighbouring data set may change.
         labels: whether a record's label is public by declaration, or covered by the claim.
         units: whose records the events are computed from: training units, or test units, which are others.
@@ -186,14 +187,16 @@ class Plan:
         delta, retry = _number(tree["delta"]), Allowance(_number(aside["epsilon"]), _number(aside["delta"]))
         if not re.fullmatch(METHOD_NAME, str(tree["method"])):
             raise ValueError(f"a method's name is up to 40 letters, digits and hyphens. Found {tree['method']!r:.60}.")
-        if not 0 < delta < 1:
+        if not 0 <= delta < 1:
             raise ValueError(f"delta is between 0 and 1. Found {delta}.")
-        if not (0 <= retry.delta < delta and 0 <= retry.epsilon < math.inf):
+        if not (0 <= retry.delta < (delta or math.ulp(0.0)) and 0 <= retry.epsilon < math.inf):
             raise ValueError(f"a retry reserve is a part of the plan. Found {retry}.")
         unit, labels, units = tree.get("unit", "record"), tree.get("labels", "public"), tree.get("units", "train")
         if unit not in ("record", "patient") or labels not in ("public", "covered") or units not in ("train", "test"):
             raise ValueError(f"a plan says what it protects. Found {unit!r}, {labels!r}, {units!r}.")
         events = events_from_json(tree["events"])
+        if delta == 0 and has_delta(events):
+            raise ValueError("Gaussian noise has a delta. Found 0.")
         conditions = Conditions.from_json(tree["conditions"]) if "conditions" in tree else Conditions("unrecorded")
         return cls(str(tree["method"]), events, delta, unit, labels, units, retry, str(tree.get("run", "")), conditions)
 

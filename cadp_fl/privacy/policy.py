@@ -25,13 +25,22 @@ from cadp_fl.privacy.accounting import (
     RandomizedResponse,
     ReleaseEvent,
     Unprotected,
+    check_delta,
     noise_multiplier,
 )
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, names_flow
 from cadp_fl.privacy.mechanisms import MECHANISMS
 from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
 
-__all__ = ["allowance", "check_class_counts", "check_exact_evaluation", "check_number", "check_plan", "open_policy"]
+__all__ = [
+    "allowance",
+    "check_class_counts",
+    "check_exact_evaluation",
+    "check_number",
+    "check_plan",
+    "check_totals",
+    "open_policy",
+]
 
 
 def open_policy(
@@ -67,6 +76,20 @@ def allowance(policy: PolicyConfig, plan: Plan) -> Allowance | None:
     is_exact = not plan.protected().events
     rules = policy.evaluation
     return None if rules is None or is_exact else Allowance(rules.epsilon, rules.delta)
+
+
+def check_totals(policy: PolicyConfig, *, units: int, test_units: int) -> None:
+    """Check that a policy's totals fit the numbers of units that they are for.
+
+    Args:
+        test_units: 0 where no evaluation is answered, so that their total bounds nothing.
+
+    Raises:
+        BudgetError: a delta is too large, so that all plans together could disclose single records.
+    """
+    check_delta(policy.delta, units, large=policy.large_delta)
+    if policy.evaluation is not None and test_units:
+        check_delta(policy.evaluation.delta, test_units, large=policy.large_delta)
 
 
 def check_plan(policy: PolicyConfig, plan: Plan, *, units: int, noise: str) -> None:

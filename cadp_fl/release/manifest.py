@@ -98,7 +98,7 @@ class ReleaseClaim(_Model):
     relation: _Line
     epsilon: _Epsilon
     epsilon_if_flow_were_fixed: _Epsilon
-    delta: float = Field(gt=0, lt=1)
+    delta: float = Field(ge=0, lt=1, description="0 where the noise has none, as Laplace noise")
     declared: tuple[_Line, ...] = Field((), description="what the claim takes to be public")
     against: Literal["server", "recipients"] = Field(
         "server", description="recipients: of sums over sites, and not the aggregator that adds them up"

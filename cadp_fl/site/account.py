@@ -34,7 +34,7 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
     plans = [_plan_tree(plan, book) for plan in book.plans()]
     limits = {"train": policy, "test": policy.evaluation if policy is not None else None}
     return {
-        **ledger.terms.model_dump(),
+        **ledger.terms.model_dump(exclude_none=True),
         "entries": len(links),
         "head": links[-1].hash,
         "plans": plans,

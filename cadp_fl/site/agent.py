@@ -7,7 +7,6 @@ second socket, which the agent's user alone may open.
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import socket
@@ -19,19 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import cadp_fl
-from cadp_fl.config import PolicyConfig, SiteConfig, load_policy, load_site
+from cadp_fl.config import SiteConfig, load_site
 from cadp_fl.ending import Ending
-from cadp_fl.errors import AgentError, CadpError, EditedPolicyError, ExchangeError, InputError, SeededNoiseError
+from cadp_fl.errors import AgentError, CadpError, EditedPolicyError, ExchangeError, SeededNoiseError
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.audit_log import AuditLog, describe_error
 from cadp_fl.site.client import MAX_REPLY_BYTES, ask
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.groups import gid_of
-from cadp_fl.site.opening import open_site, read_records
+from cadp_fl.site.opening import check_name, mark_of, open_site, read_records
+from cadp_fl.site.permissions import check_closed
+from cadp_fl.site.policy_file import changed_totals, changes_of, in_words, read_policy, sha256_of, totals_of
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.wire import WireError, pack, receive, send, unpack
 
-__all__ = ["Agent", "command"]
+__all__ = ["Agent", "check_in_force", "command"]
 
 MOST_CONNECTIONS = 4
 """At each socket; others wait. Each may hold one request in memory."""
@@ -41,6 +42,7 @@ READ_SECONDS = 120.0
 
 SEND_SECONDS = 600.0
 COMMAND_SECONDS = 600.0
+STATUS_SECONDS = 5.0
 
 _ACTION = re.compile(r"[a-z_]{1,40}")
 _NAME = re.compile(r"[A-Za-z0-9._/-]{0,200}")
@@ -65,8 +67,11 @@ class Agent:
         self._folder, self._tell = folder, tell
         self._config: SiteConfig = load_site(folder.config)
         self._lock_file = _locked(folder.path / "agent.lock")
+        check_name(folder, self._config)
+        check_closed(folder, mark_of(folder, self._config), gid_of(self._config.group))
         self._log = AuditLog(folder.audit)
-        policy, self._policy_sha256 = _read_policy(folder.policy)
+        policy, self._policy_sha256 = read_policy(folder.policy)
+        self._policy = policy
         if seeded_noise is not None and not policy.seeded_noise:
             raise SeededNoiseError(
                 "Noise comes from the operating system's entropy (policy: seeded_noise). Found a seed; leave out "
@@ -74,8 +79,8 @@ class Agent:
             )
         root = NoiseSource.from_entropy() if seeded_noise is None else NoiseSource.from_seed(seeded_noise)
         self._noise = root.child("site", self._config.site)
-        self._data = read_records(self._config)
-        self._site = open_site(folder, self._config, policy, self._data, noise=self._noise)
+        self._source = read_records(self._config)
+        self._site = open_site(folder, self._config, policy, self._source, noise=self._noise)
         self._one_at_a_time = threading.Lock()
         self._busy_with: tuple[str, float] | None = None
         self._answered, self._since = 0, time.time()
@@ -99,9 +104,7 @@ class Agent:
                 run.chmod(0o750)
             requests = stack.enter_context(_listening(folder.socket, group))
             commands = stack.enter_context(_listening(folder.control, None))
-            self._log.write(
-                "start", site=self.name, library=cadp_fl.__version__, policy=self._policy_sha256, uid=os.getuid()
-            )
+            self._log_start()
             self._tell(f"Site '{self.name}' is ready at {folder.socket}.")
             threads = [
                 threading.Thread(target=self._accept, args=(commands, self._obey), daemon=True),
@@ -112,6 +115,22 @@ class Agent:
             self._ends.wait()
             with self._one_at_a_time:  # what was begun is answered, or kept to be asked for again
                 self._log.write("stop", site=self.name)
+
+    def _log_start(self) -> None:
+        """Write down which policy holds from now on, and say so where it is another one than an agent's before."""
+        before, totals = self._log.last("start", "reload"), totals_of(self._policy)
+        self._log.write(
+            "start",
+            site=self.name,
+            library=cadp_fl.__version__,
+            policy=self._policy_sha256,
+            totals=totals,
+            uid=os.getuid(),
+        )
+        if before.get("policy", self._policy_sha256) != self._policy_sha256:
+            raised = changed_totals(before.get("totals", {}), totals)
+            named = in_words({"keys": sorted(raised), "totals": raised}) if raised else "No total of it changed."
+            self._tell(f"policy.yaml was edited since an agent last read it, and holds from now on. {named}")
 
     @property
     def is_stopping(self) -> bool:
@@ -186,7 +205,7 @@ class Agent:
             raise AgentError("A site's agent answers while it runs. It is about to stop; ask again.")
         self._busy_with = (request.action, time.time())
         try:
-            if _sha256_of(self._folder.policy) != self._policy_sha256:
+            if sha256_of(self._folder.policy) != self._policy_sha256:
                 raise EditedPolicyError(
                     "A policy holds from the steward's cadp-fl site reload on. Found policy.yaml edited since; reload "
                     "it, or put it back."
@@ -226,24 +245,53 @@ class Agent:
             "answered": self._answered,
             "busy_with": None if busy is None else {"action": busy[0], "since": busy[1]},
             "policy": self._policy_sha256,
-            "policy_in_force": _sha256_of(self._folder.policy) == self._policy_sha256,
+            "policy_in_force": sha256_of(self._folder.policy) == self._policy_sha256,
         }
 
     def _reload(self, peer: Mapping[str, int]) -> dict[str, Any]:
         """Put the policy that stands in the file into force, once the request at hand is answered."""
-        policy, sha256 = _read_policy(self._folder.policy)
+        policy, sha256 = read_policy(self._folder.policy)
         if self._noise.kind == "seeded" and not policy.seeded_noise:
             raise SeededNoiseError(
                 "The new policy allows no seeded noise, and this agent draws such noise; start it again without "
                 "--seeded-noise."
             )
         with self._one_at_a_time:
-            site = open_site(self._folder, self._config, policy, self._data, noise=self._noise)
-            before = self._policy_sha256
-            self._log.write("reload", peer=peer, outcome="done", before=before, policy=sha256)
-            self._site, self._policy_sha256 = site, sha256
-        self._tell("The policy was read again, and is in force.")
-        return {"before": before, "policy": sha256, "changed": before != sha256}
+            site = open_site(self._folder, self._config, policy, self._source, noise=self._noise)
+            before, changes = self._policy_sha256, changes_of(self._policy, policy)
+            self._log.write(
+                "reload",
+                peer=peer,
+                outcome="done",
+                before=before,
+                policy=sha256,
+                totals=totals_of(policy),
+                changes=changes,
+            )
+            self._site, self._policy, self._policy_sha256 = site, policy, sha256
+        said = in_words(changes) if before != sha256 else "Nothing was edited."
+        self._tell(f"The policy was read again, and is in force. {said}")
+        return {"before": before, "policy": sha256, "changed": before != sha256, "changes": changes}
+
+
+def check_in_force(folder: SiteFolder, sha256: str) -> None:
+    """Check that a site's policy is the one that holds: that of its agent, or else the last that an agent read.
+
+    Args:
+        sha256: of policy.yaml.
+
+    Raises:
+        EditedPolicyError: it was edited since.
+    """
+    try:
+        holds = command(folder, "status", timeout=STATUS_SECONDS)["policy"]
+    except AgentError:
+        holds = AuditLog(folder.audit).last("start", "reload").get("policy")
+    if holds not in (None, sha256):
+        raise EditedPolicyError(
+            "A policy holds from the steward's cadp-fl site reload on. Found policy.yaml edited since; reload it, "
+            "start the agent if none runs, or put it back."
+        )
 
 
 def command(folder: SiteFolder, name: str, *, timeout: float = COMMAND_SECONDS) -> Mapping[str, Any]:
@@ -280,24 +328,6 @@ def _request_in(data: bytes | bytearray) -> Request:
 
 def _short(value: object) -> str:
     return value[:40] if isinstance(value, str) else ""
-
-
-def _read_policy(path: Path) -> tuple[PolicyConfig, str]:
-    """Return the policy in a file, and the file's sha256."""
-    sha256 = _sha256_of(path)
-    policy = load_policy(path)
-    if _sha256_of(path) != sha256:
-        raise InputError("A policy is read while nobody writes it. It changed meanwhile; try again.")
-    return policy, sha256
-
-
-def _sha256_of(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise EditedPolicyError(
-            f"A site has a policy. '{path}' cannot be read ({error.strerror or type(error).__name__}); bring it back."
-        ) from error
 
 
 def _locked(path: Path) -> int:

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class AuditLog:
         """Append a line, and return when it is on the disk.
 
         Args:
-            what: happened: request, decision, reload, start or stop.
+            what: happened: request, decision, reload, start or stop; by-hand, before a release without a federation.
             details: JSON values.
 
         Raises:
@@ -55,6 +56,28 @@ class AuditLog:
                 f"What a site does is in its audit log first. '{self._path}' cannot be written to "
                 f"({error.strerror or type(error).__name__}); mend that."
             ) from error
+
+    def last(self, *whats: str) -> dict[str, Any]:
+        """Return the last line on something that happened; an empty one where there is none.
+
+        Raises:
+            CadpError: the log cannot be read.
+        """
+        found: dict[str, Any] = {}
+        try:
+            with self._path.open("rb") as file:
+                for text in file:
+                    with suppress(ValueError):  # a line that a crash cut off
+                        line = json.loads(text)
+                        found = line if line.get("what") in whats else found
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise CadpError(
+                f"A site's audit log says which policy holds. '{self._path}' cannot be read "
+                f"({error.strerror or type(error).__name__}); mend that."
+            ) from error
+        return found
 
 
 def describe_error(error: Exception) -> dict[str, Any]:

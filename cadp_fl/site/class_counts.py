@@ -10,6 +10,7 @@ import numpy as np
 from cadp_fl.config import PolicyConfig
 from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import replaced_file
+from cadp_fl.privacy.policy import check_class_counts
 from cadp_fl.site.holdings import Holdings
 from cadp_fl.site.protocol import Request
 
@@ -38,6 +39,16 @@ class ClassCounts:
         train = self._held.data.train
         counts = zip(train.schema.classes, self._held.units.class_counts(train), strict=True)
         return {name: int(count) for name, count in counts if count}
+
+    def check_public(self) -> None:
+        """Check that a release has enough units of every class, as far as counts are public or declared public.
+
+        Raises:
+            CohortError: it has not, whatever would be spent on it.
+        """
+        public = self.public()
+        if public is not None or self._policy.class_counts is not None:
+            check_class_counts(self._policy, public, self._held.data.train.schema.classes)
 
     def remember(self, request: Request, method: str, noised: np.ndarray, noise_std: float) -> None:
         """Write down how many contributed records each class almost surely has at least.

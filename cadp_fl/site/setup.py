@@ -5,16 +5,17 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, PrivacyUnit, SiteConfig, dump, dump_tree
+from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, PrivacyUnit, SiteConfig, SplitRule, dump, dump_tree
+from cadp_fl.data.holdout import sides
 from cadp_fl.data.units import Units
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import check_unicode, new_folder
-from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.policy import check_totals
 from cadp_fl.site.folder import SiteFolder, check_socket
 from cadp_fl.site.groups import gid_of
 from cadp_fl.site.keys import fingerprint, new_key_pair
-from cadp_fl.site.opening import read_records
+from cadp_fl.site.opening import new_split_rule, read_records
 
 __all__ = ["MadeSite", "count_units", "make_site"]
 
@@ -27,6 +28,7 @@ class MadeSite:
         folder: of the site.
         units: number of training units.
         test_units: number of test units.
+        split: says who is tested on.
         fingerprint: of the public key of its SuperNode.
         ledger_head: hash of the ledger's first entry.
     """
@@ -34,6 +36,7 @@ class MadeSite:
     folder: SiteFolder
     units: int
     test_units: int
+    split: SplitRule
     fingerprint: str
     ledger_head: str
 
@@ -57,10 +60,13 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         if named is not None:
             check_unicode(named, "A file that site.yaml names")
     check_socket(final.socket)
-    units, tested = _counted(config, policy)
-    check_delta(policy.delta, units, large=policy.large_delta)
-    if policy.evaluation is not None:
-        check_delta(policy.evaluation.delta, tested, large=policy.large_delta)
+    source = read_records(config)
+    split = new_split_rule(config, source)
+    data = sides(source, split)
+    units, tested = (
+        len(Units.of(records, policy.unit, policy.records_per_unit)) for records in (data.train, data.test)
+    )
+    check_totals(policy, units=units, test_units=tested)
     group = gid_of(config.group)
     private, public = new_key_pair(config.site)
     with new_folder(path, "A site's folder", mode=0o700 if group is None else 0o710) as temporary:
@@ -85,25 +91,19 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
             population=policy.population,
             unit=policy.unit,
             records_per_unit=policy.records_per_unit,
+            split=split,
         )
         head = ledger.links()[-1].hash
-    return MadeSite(final, units, tested, fingerprint(public), head)
+    return MadeSite(final, units, tested, split, fingerprint(public), head)
 
 
 def count_units(config: SiteConfig, unit: PrivacyUnit) -> int:
-    """Return how many training units the site has.
+    """Return how many training units the site has at most: before its ledger is made, some may yet be held out.
 
     Raises:
         InputError: its records cannot be read, or do not say whose they are.
     """
-    return _counted(config, unit)[0]
-
-
-def _counted(config: SiteConfig, unit: PrivacyUnit) -> tuple[int, int]:
-    """Return how many training units and test units there are."""
-    data = read_records(config)
-    train, test = (Units.of(records, unit.unit, unit.records_per_unit) for records in (data.train, data.test))
-    return len(train), len(test)
+    return len(Units.of(read_records(config).train, unit.unit, unit.records_per_unit))
 
 
 def _node_config(config: SiteConfig, invitation: Invitation, folder: SiteFolder) -> NodeConfig:

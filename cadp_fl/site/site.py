@@ -198,6 +198,9 @@ class Site:
             check_workable(plan.events)
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
+        if any(event.stage == "release" for plan in plans for event in plan.events):
+            self._held.spending.check(*plans)
+            self._counts.check_public()
         self._held.spending.reserve(*plans)
         return Reply({"unprotected_before": self._held.spending.unprotected_before(request.run)})
 
@@ -286,11 +289,14 @@ def _is_vector(array: np.ndarray | None, dims: int) -> bool:
 
 
 def _check_disjoint(data: SiteData) -> None:
-    """Check that no patient is trained on and tested on: what is told of test records is apart from all else.
+    """Check that no patient, and no record, is trained on and tested on: what is told of test records is apart.
 
     Raises:
         DataError: one is.
     """
-    trained, tested = data.train.patients, data.test.patients
-    if trained is not None and tested is not None and len(np.intersect1d(trained, tested)):
-        raise DataError("A patient is trained on or tested on, not both. Some are both; move each to one of the two.")
+    pairs = {"patient": (data.train.patients, data.test.patients), "record": (data.train.ids, data.test.ids)}
+    for who, (trained, tested) in pairs.items():
+        if trained is not None and tested is not None and len(np.intersect1d(trained, tested)):
+            raise DataError(
+                f"A {who} is trained on or tested on, not both. Some are both; move each to one of the two."
+            )

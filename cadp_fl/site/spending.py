@@ -5,7 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from cadp_fl.config import PolicyConfig
-from cadp_fl.errors import BudgetError, ConditionsError, FlowOriginError, PrivacyError, TotalBudgetError
+from cadp_fl.errors import (
+    BudgetError,
+    ConditionsError,
+    EvaluationError,
+    FlowOriginError,
+    PrivacyError,
+    TotalBudgetError,
+)
 from cadp_fl.privacy.accounting import (
     DeclaredPublic,
     Event,
@@ -24,7 +31,7 @@ from cadp_fl.privacy.claims import (
 )
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.plan import Conditions, Plan, Split, kept_by
-from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan
+from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan, check_totals
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.protocol import Request
 
@@ -65,13 +72,22 @@ class Spending:
         Raises:
             PolicyError, BudgetError, LedgerError: one is refused; nothing was written.
         """
+        plans = self.check(*asked)
+        for plan in plans:
+            self._ledger.reserve(plan, allowance(self._policy, plan))
+
+    def check(self, *asked: Plan) -> list[Plan]:
+        """Check that plans could be set aside now, and return them with the conditions of now.
+
+        Raises:
+            PolicyError, BudgetError, LedgerError: what `reserve` would.
+        """
         plans = [replace(plan, conditions=self.conditions) for plan in asked]
         self._check_room(plans)
         for plan in plans:
             self._check(plan)
             self._ledger.check(plan, allowance(self._policy, plan))
-        for plan in plans:
-            self._ledger.reserve(plan, allowance(self._policy, plan))
+        return plans
 
     def _check(self, plan: Plan) -> None:
         """Check that the policy allows a plan.
@@ -83,7 +99,7 @@ class Spending:
             raise BudgetError("A plan names what it pays for. Found no event in one; leave such a plan out.")
         policy, on_test = self._policy, plan.units == "test"
         is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
-        if not is_exact:
+        if not is_exact and plan.delta:
             units = self._test_units if on_test else self._units
             check_delta(plan.delta, units, large=policy.large_delta)
         self._check_policy(plan)
@@ -91,7 +107,7 @@ class Spending:
             others = [each for each in self._test_plans() if each.key != plan.key]
             check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
         if not self._ledger.simulation:
-            check_delta(policy.delta, self._units, large=policy.large_delta)
+            check_totals(policy, units=self._units, test_units=self._test_units if on_test else 0)
 
     def plan(self, request: Request, method: str, units: Split = "train") -> Plan:
         """Return what a request's run reserved for a method.
@@ -251,6 +267,10 @@ class Spending:
                 )
 
     def _check_policy(self, plan: Plan) -> None:
+        if plan.units == "test" and not self._test_units and not self._ledger.simulation:
+            raise EvaluationError(
+                "An evaluation is of test units. This site has none: everyone is trained on; ask for none here."
+            )
         if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
             check_plan(self._policy, plan, units=self._units, noise=self.conditions.noise)
 

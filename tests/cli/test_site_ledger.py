@@ -47,6 +47,7 @@ def test_a_ledger_is_made_once_by_its_policy_or_by_its_terms(command, tmp_path, 
     assert DurableLedger.as_found(tmp_path / "one.db").links()[0].hash in out
     terms = ("--population", "heart", "--unit", "patient", "--records-per-patient", 3)
     mark = tmp_path / "elsewhere" / "mark"
+    mark.parent.mkdir()
     assert command("init", tmp_path / "two.db", *terms, "--mark", mark, "--quiet") == (0, "", "")
     assert DurableLedger.as_found(tmp_path / "two.db", mark=mark).terms.records_per_unit == 3
     code, _, err = command("init", tmp_path / "one.db", "--policy", policy)

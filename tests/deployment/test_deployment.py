@@ -129,14 +129,18 @@ def test_with_the_same_seeds_it_gives_the_simulations_metrics(first, running, tm
 def _forget(folder: SiteFolder) -> None:
     """Give a site a ledger of which nothing is spent, as no steward could: its noise counts from there."""
     owner = folder.ledger.stat()
-    policy = load_policy(folder.policy)
+    policy, split = load_policy(folder.policy), DurableLedger.as_found(folder.ledger).terms.split
     for path in (folder.ledger, folder.ledger.with_name("ledger.db.mark")):
         path.unlink()
     for path in (folder.answers, folder.outbox):
         for child in path.iterdir():
             shutil.rmtree(child) if child.is_dir() else child.unlink()
     DurableLedger.create(
-        folder.ledger, population=policy.population, unit=policy.unit, records_per_unit=policy.records_per_unit
+        folder.ledger,
+        population=policy.population,
+        unit=policy.unit,
+        records_per_unit=policy.records_per_unit,
+        split=split,
     )
     for path in folder.path.glob("ledger.db*"):
         shutil.chown(path, owner.st_uid, owner.st_gid)

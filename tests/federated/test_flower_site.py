@@ -61,6 +61,11 @@ def test_the_outbox_is_private_and_found_again_by_the_next_message(tmp_path):
     assert list(tmp_path.iterdir()) == folders
 
 
-def test_a_node_that_is_not_simulated_gets_no_such_site():
-    with pytest.raises(ConfigError, match="is for simulations, whose nodes have a partition-id"):
-        site_of(context(site="hospital-a"))
+@pytest.mark.parametrize(
+    "node_config",
+    [{"site": "hospital-a"}, {"agent": "/srv/agent.sock"}, {"partition-id": 0, "agent": "/srv/agent.sock"}],
+    ids=["of nobody", "of an agent", "of an agent, with a number"],
+)
+def test_a_node_that_is_not_simulated_gets_no_such_site(node_config):
+    with pytest.raises(ConfigError, match="is for simulations, whose nodes have a partition-id and name no agent"):
+        site_of(context(**node_config))

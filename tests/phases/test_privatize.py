@@ -88,6 +88,18 @@ def test_an_option_overrides_the_study(federation, tmp_path):
     assert (manifest.claim.epsilon_if_flow_were_fixed, manifest.claim.delta) == (pytest.approx(1.0), 1e-6)
 
 
+def test_laplace_noise_asks_for_no_delta_and_claims_none(scans, flow_file, tmp_path):
+    flow = flow_file("public")
+    for name, delta in (("none", None), ("given", 1e-4)):
+        options = ReleaseOptions(epsilon=3.0, delta=delta, clip_norm=4.0, mechanism="laplace", labels="randomized")
+        made = make_release(flow, scans, tmp_path / name, options)
+        assert (made.manifest.claim.epsilon, made.manifest.claim.delta) == (pytest.approx(3.0, abs=1e-3), 0.0)
+        assert "(3.00, 0)-differentially private" in made.statement
+    for mechanism in ("gaussian", "grid-gaussian"):
+        with pytest.raises(InputError, match="Found no --delta"):
+            make_release(flow, scans, tmp_path / "x", ReleaseOptions(epsilon=3.0, clip_norm=4.0, mechanism=mechanism))
+
+
 @pytest.mark.parametrize(("trained_on", "guarantee"), [("public", "end-to-end"), ("private", "given-flow")])
 def test_a_files_records_are_all_but_its_test_split_and_the_claim_follows_the_flow(
     scans, flow_file, tmp_path, trained_on, guarantee

@@ -78,6 +78,16 @@ def test_what_the_policy_does_not_allow_is_refused_and_spends_nothing(
     assert not (tmp_path / "a").exists()
 
 
+def test_laplace_noise_spends_no_delta_of_the_ledger(scans, flow_file, tmp_path, at_site):
+    options = at_site("labels: public\nmin_class_units: 0\n", delta=None, mechanism="laplace")
+    made = make_release(flow_file("public"), scans, tmp_path / "a", options)
+    assert (made.manifest.claim.epsilon, made.manifest.claim.delta) == (pytest.approx(1.4), 0.0)
+    (plan,) = opened(tmp_path).plans()
+    assert (plan.delta, plan.epsilon()) == (0.0, pytest.approx(1.4))
+    with pytest.raises(InputError, match="Found no --delta"):  # noised counts come first, which have one
+        make_release(flow_file("public"), scans, tmp_path / "b", at_site(delta=None, mechanism="laplace"))
+
+
 def test_covered_labels_are_the_policys_choice(scans, flow_file, tmp_path, at_site):
     made = make_release(flow_file("public"), scans, tmp_path / "a", at_site("min_class_units: 0\n"))
     assert made.manifest.claim.relation == "replace one record"

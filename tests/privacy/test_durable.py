@@ -213,6 +213,10 @@ def test_a_ledger_is_never_made_over_another_nor_beside_the_mark_of_one(ledger, 
 
 def test_a_mark_may_lie_elsewhere_but_not_in_the_ledger(tmp_path):
     mark = tmp_path / "witness" / "mark"
+    with pytest.raises(LedgerError, match="lies in a folder that is there"):
+        DurableLedger.create(tmp_path / "ledger.db", mark=mark, **TERMS)
+    assert list(tmp_path.iterdir()) == []
+    mark.parent.mkdir()
     DurableLedger.create(tmp_path / "ledger.db", mark=mark, **TERMS).reserve(TWO, LIMIT)
     assert reopened(tmp_path, mark=mark).plans() == (TWO,)
     assert json.loads(mark.read_text())["number"] == 1

@@ -224,7 +224,7 @@ def test_all_evaluations_together_stay_within_the_policys_total():
 
 
 def test_a_site_is_evaluated_as_often_as_its_policy_says():
-    made = site(EvaluationPolicy(exact=True, epsilon=50.0, delta=0.1, count=3))
+    made = site(EvaluationPolicy(exact=True, epsilon=50.0, delta=3 * DELTA, count=3))
     reserve(made, plan(method="a"))
     reserve(made, plan(method="a"))
     reserve(made, plan(EXACT_TEST_RESULTS, method="b"))
@@ -274,11 +274,19 @@ def test_a_noised_test_of_a_sites_own_classifier_pays_for_both_kinds_of_units():
 
 
 def test_delta_is_held_against_the_number_of_test_units():
-    rules = EvaluationPolicy(epsilon=2.5, delta=0.1)
     for large, bound in ((True, 1 / (10 * TESTED)), (False, 1 / (100 * TESTED))):
+        rules = EvaluationPolicy(epsilon=2.5, delta=bound)
         reserve(site(rules, large_delta=large, delta=1e-4), plan(delta=bound))
         with pytest.raises(BudgetError, match=rf"at most 1 / \({10 if large else 100} n\)"):
             reserve(site(rules, large_delta=large, delta=1e-4), plan(delta=1.01 * bound))
+
+
+def test_the_total_delta_of_evaluations_is_held_against_the_number_of_test_units():
+    """Sixty plans of a small delta each would else have a large one together."""
+    made = site(EvaluationPolicy(epsilon=100.0, delta=0.12, count=100))
+    for number in range(60):
+        with pytest.raises(BudgetError, match=r"Found 0\.12 for n = 30"):
+            reserve(made, plan(delta=2e-3), run=f"r{number}")
 
 
 def test_a_test_patient_contributes_its_first_records_alone():
@@ -305,9 +313,10 @@ def test_a_test_patient_contributes_its_first_records_alone():
         assert np.array_equal(np.round(arrays[name]), counts)
 
 
-def test_a_site_without_test_records_tells_noise():
+def test_a_site_without_test_units_is_not_evaluated():
     made = site(test=replace(dataset(TESTED, 1), patients=None).select(np.arange(0)))
-    assert np.isfinite(reserve(made, plan()).call(evaluate()).arrays["confusion"]).all()
+    with pytest.raises(EvaluationError, match="This site has none"):
+        reserve(made, plan())
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])

@@ -414,12 +414,21 @@ def test_a_release_before_the_counts_of_moments_is_refused_and_after_them_made()
         made.call(release())
     arrays = made.call(asked(CLEAR)).arrays
     assert "manifest" in made.call(release(arrays)).content
-    made = reserve(site(min_class_units=40, labels="public"), CLEAR, RELEASE)
+    made = site(min_class_units=40, labels="public")
     made._counts.public = lambda: None
+    reserve(made, CLEAR, RELEASE)
     made.call(asked(CLEAR))
     with pytest.raises(CohortError, match="may have fewer"):
         made.call(release())
     assert [event["stage"] for event in spent(made)] == ["moments"]
+
+
+def test_a_release_of_too_few_units_of_a_class_is_refused_when_it_is_reserved():
+    """Where counts are public, nothing has to be spent to know."""
+    made = site(min_class_units=40, labels="public")
+    with pytest.raises(CohortError, match="may have fewer"):
+        reserve(made, CLEAR, RELEASE)
+    assert spent(made) == []
 
 
 def flow_of(config=FLOW, seed=0):

@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives import serialization
 from typer.testing import CliRunner
 
 from cadp_fl.cli.main import app
-from cadp_fl.config import load_node, load_policy, load_site
-from cadp_fl.errors import DataError, InputError
+from cadp_fl.config import SplitRule, load_node, load_policy, load_site
+from cadp_fl.errors import DataError, InputError, LedgerError
 from cadp_fl.federated.certificates import new_authority
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.site.folder import SiteFolder, check_socket
 from cadp_fl.site.keys import check_public_key, fingerprint, new_key_pair
-from cadp_fl.site.opening import read_records
+from cadp_fl.site.opening import read_records, records_of
 from tests.site.agents import STUDY, make
 
 CERTIFICATE = new_authority("lungs").certificate.decode()
@@ -58,33 +58,68 @@ def test_on_a_terminal_what_is_not_given_is_asked(here, monkeypatch):
     with pytest.raises(DataError, match="do not; add patients"):  # digits have none
         _init(
             *("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml"),
-            input="lungs\npatient\n2\n3\n1e-5\ncovered\n",
+            input="lungs\nn\npatient\n2\n3\n1e-5\ncovered\n",
         )
     assert not (here / "north").exists()
     result = _init(
         *("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", "--epsilon", "3"),
-        input="lungs\nrecord\n1e-5\ncovered\n",
+        input="lungs\nn\nrecord\n1e-5\ncovered\n",
     )
     assert "at most 1 / (100 n) and n^-1.5 for the n units here: 2.0e-5" in result.output
     policy = load_policy(here / "north" / "policy.yaml")
     assert (policy.population, policy.unit, policy.delta, policy.labels) == ("lungs", "record", 1e-5, "covered")
 
 
-def test_own_records_are_named_by_the_federation_and_not_by_their_file(here):
+def test_a_population_has_one_ledger(here, monkeypatch):
+    monkeypatch.setattr("cadp_fl.cli.agent.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    with pytest.raises(InputError, match="one ledger, for good"):
+        _init("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", input="lungs\ny\n")
+    assert not (here / "north").exists()
+    result = _init("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+    assert "a new one of population 'lungs'" in result.output
+
+
+def _scans(path, **more):
     rng = np.random.default_rng(0)
-    np.savez(
-        here / "mrs-smith.npz",
-        train_images=rng.integers(0, 256, (300, 8, 8), dtype=np.uint8),
-        train_labels=rng.integers(0, 2, 300),
-    )
-    _init(
-        *("north", "--invitation", "invitation.yaml", "--data", "mrs-smith.npz", "--dataset", "chest-xray"),
-        *("--classes", "normal, pneumonia", *ANSWERS),
-    )
-    data = read_records(load_site(here / "north" / "site.yaml"))
+    images = rng.integers(0, 256, (300, 8, 8), dtype=np.uint8)
+    np.savez(path, train_images=images, train_labels=rng.integers(0, 2, 300), **more)
+
+
+OWN = ("--invitation", "invitation.yaml", "--data", "mrs-smith.npz", "--dataset", "chest-xray", "--classes", "no, yes")
+
+
+def test_own_records_are_named_by_the_federation_and_not_by_their_file(here):
+    _scans(here / "mrs-smith.npz", train_ids=np.arange(300))
+    result = _init("north", *OWN, *ANSWERS)
+    folder = SiteFolder(here / "north")
+    config = load_site(folder.config)
+    data = records_of(DurableLedger.as_found(folder.ledger), config, read_records(config))
     assert data.train.schema.name == data.test.schema.name == "chest-xray"
-    assert data.train.schema.classes == ("normal", "pneumonia")
+    assert data.train.schema.classes == ("no", "yes")
     assert len(data.train) + len(data.test) == 300
+    assert "Tested on are 0.2 of the records, by a hash of their ids" in result.output
+
+
+def test_records_that_nothing_tells_apart_are_tested_on_only_by_nobody(here):
+    _scans(here / "mrs-smith.npz")
+    with pytest.raises(DataError, match="neither ids nor a test split"):
+        _init("north", *OWN, *ANSWERS)
+    assert not (here / "north").exists()
+    result = _init("north", *OWN, *ANSWERS, "--test-fraction", "0")
+    assert "Records: 300 training and 0 test records. Nobody is tested on" in result.output
+    assert DurableLedger.as_found(here / "north" / "ledger.db").terms.split == SplitRule(rule="none")
+
+
+def test_a_mark_lies_in_a_folder_that_is_there(here):
+    """Made where a volume is not mounted, it would lie on the ledger's own."""
+    mark = here / "witness" / "north.mark"
+    site = ("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", *ANSWERS, "--mark", str(mark))
+    with pytest.raises(LedgerError, match=r"is none at .*witness'; mount it"):
+        _init(*site)
+    assert [path.name for path in here.iterdir() if path.name not in ("invitation.yaml", "study.yaml")] == []
+    mark.parent.mkdir()
+    _init(*site)
+    assert mark.is_file()
 
 
 @pytest.mark.parametrize(
