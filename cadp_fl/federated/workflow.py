@@ -6,22 +6,20 @@ not.
 
 import contextlib
 import json
-import platform
 import re
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cadp_fl
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.config import StudyConfig, dump_study
 from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError, ExchangeError, FederationError, InputError
+from cadp_fl.federated.basis import Basis
 from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.federation import Federation, Traffic, Transport
@@ -82,7 +80,7 @@ def conduct(
     plans = {method.name: plan_of(method, study) for method in methods}
     resumes = resume and (folder / CHECKPOINT).exists()
     if resumes:
-        checkpoint = Checkpoint.resume(folder, plans, federation=federation)
+        checkpoint = Checkpoint.resume(folder, plans, Basis.of(study), federation=federation)
     else:
         checkpoint = _begin(study, folder, plans, federation)
     journal = Journal(folder / JOURNAL) if federation else None
@@ -95,7 +93,7 @@ def conduct(
     )
     sites = Federation(transport, study.sites.needed, recorder, run=checkpoint.run, journal=journal)
     results = Results(
-        study, checkpoint.started, federation=federation, resumed=checkpoint.resumed, software=_software()
+        study, checkpoint.started, federation=federation, resumed=checkpoint.resumed, software=checkpoint.versions
     )
     conductor = _Conductor(study, methods, plans, sites, folder, results, checkpoint)
     try:
@@ -128,7 +126,8 @@ def _begin(study: StudyConfig, folder: Path, plans: Mapping[str, Plan], federati
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
-    return Checkpoint.begin(folder, plans, federation=federation, run=_new_run(study.name) if federation else "")
+    run = _new_run(study.name) if federation else ""
+    return Checkpoint.begin(folder, plans, Basis.of(study), federation=federation, run=run)
 
 
 def _new_run(name: str) -> str:
@@ -202,9 +201,11 @@ class _Conductor:
     def _gather(self) -> tuple[Schema, dict[str, SiteEntry]]:
         """Freeze the roster, and return what all sites share and what each is; real ones as when the run began."""
         federation, known = self._federation, self._checkpoint.roster
-        described = gather(self._study, federation, known)
+        described, records = gather(self._study, federation, known)
         if federation.is_deployed and not known:
             self._checkpoint.hold_roster(described, [vars(gap) for gap in federation.missing])
+        if not federation.is_deployed:
+            self._checkpoint.hold_records(records)
         described = known or described
         entries = {site: SiteEntry(each.train, each.test, each.class_counts) for site, each in described.items()}
         return next(iter(described.values())).dataset, entries
@@ -419,10 +420,3 @@ def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[Split, tuple[
         raise ExchangeError(
             f"A site tells what left unprotected in earlier runs. '{site}' does not; compare the versions."
         ) from error
-
-
-def _software() -> dict[str, str]:
-    """Return the versions that a result depends on."""
-    names = ("flwr", "torch", "FrEIA", "opacus", "dp-accounting", "numpy")
-    own = {"cadp-fl": cadp_fl.__version__, "python": platform.python_version()}
-    return own | {name: version(name) for name in names}

@@ -13,6 +13,7 @@ import torch
 
 import cadp_fl
 from cadp_fl.config import PolicyConfig, parse
+from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
@@ -178,7 +179,10 @@ class Site:
             class_counts=self._counts.public(),
             noise=self._held.noise.kind,
         )
-        return Reply(description.model_dump(mode="json"))
+        content = description.model_dump(mode="json")
+        if self._held.simulation:  # a real site tells nothing of its records that is not public
+            content["simulation_only"] = {"records": Fingerprint.of(self._held.data).model_dump(mode="json")}
+        return Reply(content)
 
     def _reserve(self, request: Request) -> Reply:
         asked = parse(ReserveRequest, request.settings)

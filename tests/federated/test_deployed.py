@@ -274,7 +274,9 @@ def test_a_site_whose_records_changed_does_not_go_on_with_a_run(tmp_path):
     assert hospitals.go(resume=True) == "incomplete"
     (gap,) = told(hospitals)["missing"]
     assert gap["site"] == "east"
-    assert "is another one now; bring the records of then back" in gap["reason"]
+    assert "Of 'east' " in gap["reason"]
+    assert f"train is {len(hospitals.dealt[0].train)} now and was " in gap["reason"]
+    assert "bring the earlier records and policy back" in gap["reason"]
 
 
 def test_a_run_is_resumed_over_the_federation_that_it_began_with(tmp_path):
