@@ -181,9 +181,8 @@ class _Conductor:
             for method in self._methods:
                 if self._checkpoint.figures(method.name) is None:
                     self._reserve(method.name)
-        except FederationError:
+        finally:
             self._forget_what_was_refused()
-            raise
         self._federation.recorder.round("reserve", 1, 1)
         self.tell()
         self._leave("reserve")
@@ -299,6 +298,9 @@ class _Conductor:
         left = {site: request for site in federation.sites if not all(site in sites for sites in done)}
         if left:
             federation.ask(request if not any(done) else left, phase="reserve", check=partial(self._note, done))
+        for key, plan in plans.items():
+            for site in self._reserved[key]:
+                self._accounts(plan).setdefault(site, Account(plan))
         if federation.is_deployed:
             self._checkpoint.hold_reserved(self._reserved, self._results.unprotected_before)
 
