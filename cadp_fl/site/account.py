@@ -50,7 +50,10 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
 
 
 def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
-    """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries."""
+    """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries.
+
+    None where nothing is: a plan that protects nothing has no epsilon, and 0 would read as the best there is.
+    """
     claim, protected = claim_of(plan_among(plan, book.carried_out())), plan.protected()
     return {
         "plan": plan.key,
@@ -60,8 +63,8 @@ def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
         "labels": plan.labels,
         "guarantee": claim.guarantee,
         "against": claim.against,
-        "epsilon": protected.epsilon(),
-        "epsilon_add_remove": protected.epsilon(Relation.ADD_OR_REMOVE_ONE),
+        "epsilon": protected.epsilon() if protected.events else None,
+        "epsilon_add_remove": protected.epsilon(Relation.ADD_OR_REMOVE_ONE) if protected.events else None,
         "delta": plan.delta,
         "retry_reserve": vars(plan.retry),
         "unprotected": list(claim.unprotected),
