@@ -4,7 +4,8 @@ In a simulation every node is a site, and says its name. Real sites are known by
 registered under at the coordinator: no other node is asked anything, and none takes another's name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -12,46 +13,61 @@ import cadp_fl
 from cadp_fl.config import StudyConfig
 from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.schema import Schema
-from cadp_fl.errors import ExchangeError, FederationError
+from cadp_fl.errors import CadpError, ExchangeError, FederationError
 from cadp_fl.federated.basis import MOST_NAMED, differences
 from cadp_fl.federated.federation import Federation, Missing
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import MOST_PLANS, DescribeRequest
 
-__all__ = ["gather"]
+__all__ = ["Gathered", "gather"]
 
 NOT_CONNECTED = "no node of that name is connected"
 
 
+class Gathered(NamedTuple):
+    """What came back.
+
+    Attributes:
+        described: what each site that answered says of itself, by its name.
+        records: in a simulation, the fingerprint of each site's records.
+        refusals: of real sites, why one would refuse the study's plans.
+    """
+
+    described: dict[str, Description]
+    records: dict[str, Fingerprint]
+    refusals: dict[str, CadpError]
+
+
 def gather(
-    study: StudyConfig, federation: Federation, known: Mapping[str, Description]
-) -> tuple[dict[str, Description], dict[str, Fingerprint]]:
+    study: StudyConfig,
+    federation: Federation,
+    known: Mapping[str, Description],
+    plans: Sequence[Plan] = (),
+) -> Gathered:
     """Ask every node what it is, freeze the federation's roster, and check that the sites fit together.
 
     Args:
         study: the config.
         federation: whose roster is filled.
         known: what the sites said when the run began, if it is resumed over real sites: those alone take part.
-
-    Returns:
-        What each site that answered says of itself, by its name; and in a simulation, the fingerprint of its records.
+        plans: of the study; each real site says whether it would refuse one of them.
 
     Raises:
         FederationError: the nodes are not the study's, too few of them answer, or two sites do not fit.
     """
-    records: dict[str, Fingerprint] = {}
-    if federation.is_deployed:
-        described = _describe_named(study, federation, known)
-    else:
-        described, records = _describe_all(study, federation)
+    gathered = (
+        _describe_named(study, federation, known, plans) if federation.is_deployed else _describe_all(study, federation)
+    )
     federation.traffic = {}
     federation.recorder.round("describe", 1, 1)
-    return described, records
+    return gathered
 
 
 def _describe_named(
-    study: StudyConfig, federation: Federation, known: Mapping[str, Description]
-) -> dict[str, Description]:
+    study: StudyConfig, federation: Federation, known: Mapping[str, Description], plans: Sequence[Plan]
+) -> Gathered:
     """Ask the nodes that are registered under the study's names."""
     names = sorted(known or study.sites.site_names)
     nodes = [node for node in federation.transport.nodes(len(names), names) if node.name in names]
@@ -66,6 +82,7 @@ def _describe_named(
         if name not in federation.roster:
             federation.note_missing(name, "describe", NOT_CONNECTED)
     described: dict[str, Description] = {}
+    refusals: dict[str, CadpError] = {}
 
     def check(site: str, reply: Reply) -> None:
         description = _description(reply)
@@ -77,14 +94,17 @@ def _describe_named(
         if site in known:
             _check_unchanged(description, known[site])
         described[site] = description
+        if isinstance(code := reply.content.get("refuses"), int):
+            refusals[site] = CadpError.named(code)
 
-    replies = federation.ask(Request("describe"), phase="describe", check=check)
+    settings = DescribeRequest(plans=tuple(plan.to_json() for plan in plans[:MOST_PLANS])).model_dump(mode="json")
+    replies = federation.ask(Request("describe", settings), phase="describe", check=check)
     federation.roster = {site: federation.roster[site] for site in replies}
     _check_fit(study, list(described.values()))
-    return described
+    return Gathered(described, {}, refusals)
 
 
-def _describe_all(study: StudyConfig, federation: Federation) -> tuple[dict[str, Description], dict[str, Fingerprint]]:
+def _describe_all(study: StudyConfig, federation: Federation) -> Gathered:
     """Ask all nodes, as many as the study has sites."""
     nodes = federation.transport.nodes(study.sites.count)
     if len(nodes) != study.sites.count:
@@ -109,7 +129,7 @@ def _describe_all(study: StudyConfig, federation: Federation) -> tuple[dict[str,
     reasons = "; ".join(sorted({gap.reason for gap in federation.missing}))
     federation.missing = [Missing(site, "describe", reasons) for site in silent]
     federation.roster = {described[placeholder].site: node_of[placeholder] for placeholder in replies}
-    return {each.site: each for each in descriptions}, records
+    return Gathered({each.site: each for each in descriptions}, records, {})
 
 
 def _description(reply: Reply) -> Description:

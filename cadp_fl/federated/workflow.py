@@ -18,7 +18,7 @@ from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.config import StudyConfig, dump_study
 from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import ConfigError, ExchangeError, FederationError, InputError
+from cadp_fl.errors import CadpError, ConfigError, ExchangeError, FederationError, InputError
 from cadp_fl.federated.basis import Basis
 from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.evaluation import evaluation_plan
@@ -167,7 +167,7 @@ class _Conductor:
             FederationError: too few sites are left, or they do not fit together.
         """
         results = self._results
-        schema, sites = self._gather()
+        schema, sites, refusals = self._gather()
         self._plans |= self._plan_evaluations(schema, sites)
         results.sites, results.dataset, results.attributes = sites, schema.name, schema.attributes
         sizes = {site: entry.train for site, entry in sites.items()}
@@ -178,6 +178,7 @@ class _Conductor:
         ended_methods = {method.name: self._checkpoint.figures(method.name) for method in self._methods}
         results.figures = {name: figures for name, figures in ended_methods.items() if figures is not None}
         try:
+            self._check_refusals(refusals)
             for method in self._methods:
                 if self._checkpoint.figures(method.name) is None:
                     self._reserve(method.name)
@@ -197,17 +198,49 @@ class _Conductor:
             raise
         self._account()
 
-    def _gather(self) -> tuple[Schema, dict[str, SiteEntry]]:
-        """Freeze the roster, and return what all sites share and what each is; real ones as when the run began."""
+    def _check_refusals(self, refusals: Mapping[str, CadpError]) -> None:
+        """Check that enough sites would set all plans aside, before any is asked to: what is set aside stays so.
+
+        Raises:
+            FederationError: too many would refuse.
+        """
+        federation = self._federation
+        takes_part = [site for site in federation.sites if site not in refusals]
+        if len(takes_part) < federation.needed:
+            for site, error in refusals.items():
+                federation.note_missing(site, "reserve", str(error))
+            federation.require("reserve", len(takes_part))
+
+    def _asked_about(self) -> list[Plan]:
+        """Return the plans of methods that have not ended, with those on test units as far as they are known.
+
+        The number of classes is known for sure when the sites have described themselves. The cost does not depend on
+        it.
+        """
+        study = self._study
+        classes = max(2, len(study.data.classes or ()))
+        return [
+            plan
+            for method in self._methods
+            if self._checkpoint.figures(method.name) is None
+            for plan in (plan_of(method, study), evaluation_plan(study, method.name, classes))
+        ]
+
+    def _gather(self) -> tuple[Schema, dict[str, SiteEntry], dict[str, CadpError]]:
+        """Freeze the roster, and return what all sites share and what each is; real ones as when the run began.
+
+        The last is why a real site would refuse to set the study's plans aside.
+        """
         federation, known = self._federation, self._checkpoint.roster
-        described, records = gather(self._study, federation, known)
+        plans = self._asked_about() if federation.is_deployed else []
+        described, records, refusals = gather(self._study, federation, known, plans)
         if federation.is_deployed and not known:
             self._checkpoint.hold_roster(described, [vars(gap) for gap in federation.missing])
         if not federation.is_deployed:
             self._checkpoint.hold_records(records)
         described = known or described
         entries = {site: SiteEntry(each.train, each.test, each.class_counts) for site, each in described.items()}
-        return next(iter(described.values())).dataset, entries
+        return next(iter(described.values())).dataset, entries, refusals
 
     def tell(self) -> None:
         """Copy into the results what was lost, what crossed and what it took; also before an interruption."""

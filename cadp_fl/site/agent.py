@@ -31,7 +31,7 @@ from cadp_fl.errors import (
     SeededNoiseError,
 )
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.site.audit_log import AuditLog, Repeats, describe_error
+from cadp_fl.site.audit_log import MAX_TEXT, AuditLog, Repeats, describe_error
 from cadp_fl.site.client import MAX_REPLY_BYTES, ask
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.groups import gid_of
@@ -176,6 +176,8 @@ class Agent:
             del received
             with self._one_at_a_time:
                 reply, outcome = self._answer(request)
+                if request.action == "describe" and self._site.objection:
+                    details["would_refuse"] = self._site.objection[:MAX_TEXT]
             message = pack({"reply": dict(reply.content)}, reply.arrays, limit=MAX_REPLY_BYTES)
         except Exception as error:  # whatever it is, a number is all that leaves
             told = describe_error(error)

@@ -19,7 +19,7 @@ from typing import Any
 import cadp_fl
 from cadp_fl.errors import CadpError, ExchangeError, PrivacyError
 
-__all__ = ["AuditLog", "Repeats", "describe_error"]
+__all__ = ["MAX_TEXT", "AuditLog", "Repeats", "describe_error"]
 
 MAX_TEXT = 500
 

@@ -14,7 +14,7 @@ from cadp_fl.privacy.accounting import (
 )
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, CarriedOut, Claim, claim_of, left_unprotected, plan_beside
 from cadp_fl.privacy.ledger import Ledger
-from cadp_fl.privacy.plan import Plan, Split
+from cadp_fl.privacy.plan import NOTHING, Allowance, Plan, Split
 from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.protocol import Request
@@ -54,6 +54,24 @@ class Spending:
             self._ledger.check(plan, allowance(self._policy, plan))
         for plan in plans:
             self._ledger.reserve(plan, allowance(self._policy, plan))
+
+    def check(self, *plans: Plan) -> None:
+        """Check that plans could be set aside now, one after the other; nothing is written.
+
+        Raises:
+            PolicyError, BudgetError, LedgerError: one would be refused.
+        """
+        known = {plan.key for plan in self._ledger.plans()}
+        taken = {"train": NOTHING, "test": NOTHING}
+        for plan in plans:
+            self._check(plan)
+            limit, before = allowance(self._policy, plan), taken[plan.units]
+            if limit is not None:  # a little more than is left: what is refused here would be refused for sure
+                left = (limit.epsilon - before.epsilon, limit.delta - before.delta)
+                limit = Allowance(*(amount * (1 + 1e-9) for amount in left))
+            self._ledger.check(plan, limit)
+            if plan.key not in known and (protected := plan.protected()).events:
+                taken[plan.units] = Allowance(before.epsilon + protected.epsilon(), before.delta + plan.delta)
 
     def _check(self, plan: Plan) -> None:
         """Check that the policy allows a plan.
