@@ -330,6 +330,18 @@ def test_a_release_that_waits_is_one_line_until_something_changes(folder, monkey
     assert sum("fetch" in line for line in lines) == 6
 
 
+def test_the_steward_reads_why_plans_would_be_refused_and_the_server_a_number(folder):
+    plans = (_plan(Unprotected(stage="flow", what="weights")).to_json(),)
+    with served(folder):
+        content = AgentClient(folder.socket).call(Request("describe", {"plans": plans}, run="run-1")).content
+        AgentClient(folder.socket).call(Request("describe"))
+    assert content["refuses"] == UnprotectedModelError.code
+    first, second = (line for line in _log(folder) if line.get("action") == "describe")
+    assert "(policy: unprotected)" in first["would_refuse"]
+    assert "would_refuse" not in second
+    assert DurableLedger.as_found(folder.ledger).plans() == ()
+
+
 def test_refusals_of_other_kinds_are_a_line_each(folder):
     with served(folder):
         for _ in range(3):
