@@ -183,6 +183,9 @@ def test_a_run_is_resumed_with_the_software_that_it_began_with(run_config, monke
     else:
         assert resumed(run_config).go(resume=True) == "complete"
         assert run.json("summary.json")["software"][name] == f"{then}, then {now}"
+        reading = run.json("privacy.json")["resumed"]["reading"]
+        assert "events are the plan of the whole run" in reading
+        assert "spent is what finished phases and the last attempt spent" in reading
 
 
 PLUGIN = """

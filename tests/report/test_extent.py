@@ -71,7 +71,7 @@ def test_a_site_that_refused_is_in_no_sentence_on_what_was_tested(tmp_path, eval
     assert "Not all took part in all of it: east refused something, or did not answer." in privacy["statement"]
     assert list(privacy["methods"]["dp-sgd"]["sites"]) == ["north", "south"], "it reserved nothing, so it owes nothing"
     assert list(privacy["test_units"]["methods"]["dp-sgd"]["sites"]) == ["north", "south"]
-    assert "east: no plan was reserved, so that nothing left." in page(hospitals)
+    assert "east: no plan was reserved, so that no budget was spent." in page(hospitals)
 
 
 def test_a_site_that_drops_out_between_methods_is_in_the_figures_that_it_answered_for(tmp_path):
