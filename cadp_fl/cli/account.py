@@ -176,10 +176,32 @@ def _print_study(console: Console, told: "StudyAccount") -> None:
             f"{format_against(together.against)}; across plans, epsilons and deltas add.",
             soft_wrap=True,
         )
+    _print_test(console, told)
     console.print(
         f"Relation: {told.relation}. delta is small enough for sites of up to {told.careful_cohort} {told.unit}s, and "
         f"of up to {told.largest_cohort} whose policies allow a large delta. No record was read, and nothing was run."
         + (" Noise is SEEDED: such a run protects nothing, and no epsilon holds." if told.noise == "seeded" else ""),
+        soft_wrap=True,
+    )
+
+
+def _print_test(console: Console, told: "StudyAccount") -> None:
+    from cadp_fl.privacy.claims import format_epsilon
+
+    test = told.test
+    if test.each is None or test.together is None:
+        said = (
+            "exact test results leave (evaluation.metrics: exact), and no epsilon covers them; a real site refuses "
+            "that unless its policy allows it"
+        )
+    else:
+        each, both = (f"{format_epsilon(cost.epsilon)} at delta {cost.delta:g}" for cost in (test.each, test.together))
+        said = (
+            f"each method's classifier is evaluated once with noise, at most epsilon {each}; all methods at most "
+            f"epsilon {both}, under '{test.relation}'"
+        )
+    console.print(
+        f"Test {told.unit}s: {said}. No test {told.unit} is a training {told.unit}: this is apart from all else.",
         soft_wrap=True,
     )
 

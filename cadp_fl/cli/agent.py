@@ -71,7 +71,7 @@ def init(
     """
     from cadp_fl.config import PolicyConfig, PrivacyUnit, SiteConfig, load_invitation, load_policy, parse
     from cadp_fl.privacy.accounting import largest_delta
-    from cadp_fl.site.setup import count_units, make_site
+    from cadp_fl.site.setup import count_units, make_site, refused_by
 
     invited = load_invitation(invitation)
     if (data is None) == (rehearsal is None):
@@ -117,6 +117,10 @@ def init(
         f"Ledger: a new one of population '{allowed.population}', of which nothing is spent. If these people have one "
         "already, under whatever name, delete this folder and go on with that one: a budget is for good."
     )
+    if refused := refused_by(allowed):
+        typer.echo("It refuses this, unless you set the key that stands last before the agent starts:")
+        for what in refused:
+            typer.echo(f"  {what}")
     typer.echo(f"Ledger head: {made.ledger_head}")
     typer.echo(f"The invitation's fingerprint, to compare with the coordinator's by telephone: {invited.fingerprint}")
     typer.echo(f"Next: send {public} to the coordinator, and compare its fingerprint by telephone:")

@@ -36,6 +36,14 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
     console.print(table)
     if estimate.noise == "seeded":
         console.print("Noise is SEEDED: this run would protect nothing, and no epsilon would hold.", soft_wrap=True)
+    unused = estimate.unused_shares
+    for share in dict.fromkeys(share for shares in unused.values() for share in shares):
+        methods = ", ".join(name for name, shares in unused.items() if share in shares)
+        console.print(
+            f"budget.split.{share} has no effect on {methods}: there is no such stage beside the last one, which gets "
+            "all that is left.",
+            soft_wrap=True,
+        )
     phases = Table(title="Bytes of one site, and wall time on this machine", title_justify="left")
     for heading in ("phase", "rounds", "down", "up", "time"):
         phases.add_column(heading, justify="left" if heading == "phase" else "right")

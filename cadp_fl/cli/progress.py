@@ -21,6 +21,7 @@ from rich.table import Table
 from cadp_fl.cli.complaints import complain
 from cadp_fl.federated.recorder import Watcher, describe_step
 from cadp_fl.privacy.claims import format_against, format_delta, format_epsilon
+from cadp_fl.report.extent import methods_by_units
 from cadp_fl.report.page import format_figure
 from cadp_fl.report.share import format_share
 
@@ -133,10 +134,10 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
         for gap in summary["missing"]:
             console.print(f"  {gap['site']} in {gap['phase']}: {gap['reason']}", markup=False, soft_wrap=True)
     is_noised = any(row.get("noised", False) for row in summary["methods"].values())
-    title = f"{summary['name']}: tested on real records of {len(summary['sites'])} sites" + (
-        ", with noise (\N{PLUS-MINUS SIGN} standard error)" if is_noised else ""
-    )
-    table = Table(title=title, title_justify="left")
+    groups = methods_by_units(summary)
+    on = f"tested on {groups[0][1]}" if len(groups) == 1 else "on which sites each was tested stands below"
+    noised = ", with noise (\N{PLUS-MINUS SIGN} standard error)" if is_noised else ""
+    table = Table(title=f"{summary['name']}: {on}{noised}", title_justify="left")
     for heading in ("method", "accuracy", "balanced", "AUROC", "epsilon", "guarantee"):
         table.add_column(heading, justify="left" if heading in ("method", "guarantee") else "right")
     for name, row in summary["methods"].items():
@@ -144,6 +145,8 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
         table.add_row(name, *figures, format_epsilon(row["epsilon"]), _guarantee(row))
     if summary["methods"]:
         console.print(table)
+    for names, units in groups if len(groups) > 1 else ():
+        console.print(f"{', '.join(names)}: tested on {units}.", markup=False, soft_wrap=True)
     for name, row in summary["methods"].items():
         if release := row.get("release"):
             console.print(f"{name} released {_release(release)}.", soft_wrap=True)
@@ -156,10 +159,9 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
         bound = "no bound, since something left unprotected"
         if together["epsilon"] is not None:
             bound = f"epsilon {format_epsilon(together['epsilon'])} at delta {format_delta(together['delta'])}"
+        done = "All that was reserved is of" if "failure" in summary else "All methods were carried out on"
         console.print(
-            f"All methods were carried out on the same records: together {bound}; each site's ledger adds earlier runs "
-            "too.",
-            soft_wrap=True,
+            f"{done} the same records: together {bound}; each site's ledger adds earlier runs too.", soft_wrap=True
         )
     console.print(
         f"epsilon at delta {summary['budget']['delta']:g} under '{summary['relation']}', the largest of the sites."

@@ -242,21 +242,25 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
 
     title = f"Ledger of population '{tree['population']}', unit {tree['unit']}, {tree['entries']} entries"
     table = Table(
-        title=title, title_justify="left", caption="epsilon includes the retry reserve", caption_justify="left"
+        title=title,
+        title_justify="left",
+        caption="epsilon is of what a plan protects, with its retry reserve; - where it protects nothing",
+        caption_justify="left",
     )
     for heading in ("plan", "guarantee", "replace-one", "add-or-remove", "delta", "retry", "spent"):
         table.add_column(heading, justify="left" if heading in ("plan", "guarantee", "spent") else "right")
     for plan in tree["plans"]:
         amounts = {**dict.fromkeys(plan["planned"], 0), **plan["spent"]}
         planned = {stage: f" of {count}" for stage, count in plan["planned"].items()}
+        is_protected = plan["epsilon"] is not None
         spent = ", ".join(f"{stage} {count}{planned.get(stage, '')}" for stage, count in amounts.items())
         table.add_row(
             Text(ascii(plan["plan"])[1:-1]),
             _guarantee(plan),
             format_epsilon(plan["epsilon"]),
             format_epsilon(plan["epsilon_add_remove"]),
-            f"{plan['delta']:g}",
-            format_epsilon(plan["retry_reserve"]["epsilon"]),
+            f"{plan['delta']:g}" if is_protected else "-",
+            format_epsilon(plan["retry_reserve"]["epsilon"] if is_protected else None),
             spent,
         )
     console.print(table)
@@ -270,7 +274,8 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
         limit = total["limit"]
         of = "" if limit is None else f", of the policy's {limit['epsilon']:g} at {limit['delta']:g}"
         if limit is not None or total["delta"]:
-            bound = "all plans" if not tree["unprotected"] or units == "test" else "what is protected of all plans"
+            is_open = any(plan["guarantee"] != "end-to-end" for plan in tree["plans"] if plan["units"] == units)
+            bound = "what is protected of all plans" if is_open else "all plans"
             console.print(
                 f"On {units} units, {bound} together: epsilon {format_epsilon(total['epsilon'])} at delta "
                 f"{total['delta']:g}{of}.",

@@ -12,10 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics
+from cadp_fl.federated.basis import Basis, check_same_records
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import Event, Unprotected, events_from_json
 from cadp_fl.privacy.claims import unprotected_from_json
@@ -36,6 +38,8 @@ class _State(BaseModel):
     started: datetime
     federation: str = Field("", description="name of that of the sites; empty in a simulation")
     run: str = Field("", description="id under which real sites keep the run's plans and answers")
+    basis: Basis
+    records: dict[str, Fingerprint] = Field({}, description="of a simulation's sites, once they have described them")
     roster: dict[str, Description] = Field({}, description="what each real site said of itself when the run began")
     unprotected_before: dict[str, dict[Split, list[dict[str, Any]]]] = Field(
         {}, description="what real sites had let go unprotected before the run, by site and units"
@@ -66,38 +70,55 @@ class Checkpoint:
         self._state = state
 
     @classmethod
-    def begin(cls, folder: Path, plans: Mapping[str, Plan], *, federation: str = "", run: str = "") -> "Checkpoint":
+    def begin(
+        cls, folder: Path, plans: Mapping[str, Plan], basis: Basis, *, federation: str = "", run: str = ""
+    ) -> "Checkpoint":
         """Return the state of a new run with a plan for each method, and write it down."""
-        state = _State(started=datetime.now(UTC), federation=federation, run=run, plans=_trees(plans))
+        state = _State(started=datetime.now(UTC), federation=federation, run=run, basis=basis, plans=_trees(plans))
         checkpoint = cls(folder, state)
         checkpoint._write()
         return checkpoint
 
     @classmethod
-    def resume(cls, folder: Path, plans: Mapping[str, Plan], *, federation: str = "") -> "Checkpoint":
+    def resume(cls, folder: Path, plans: Mapping[str, Plan], basis: Basis, *, federation: str = "") -> "Checkpoint":
         """Return the state that a run left in its folder, and note that it goes on.
 
-        What is claimed of a method that ended is computed from its plan, so that the plans have to be those of then. A
-        study's config may be the same, and a stored flow that it names another one.
+        What is claimed of a method that ended is computed from its plan, so that the plans have to be those of then.
 
         Raises:
-            InputError: the folder holds no run that can be resumed, or one with other plans.
+            InputError: the folder holds no run that can be resumed, or one with another basis or other plans.
         """
-        path = folder / CHECKPOINT
-        try:
-            state = _State.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise InputError(
-                f"A run is resumed from its {CHECKPOINT}. '{folder}' has none that can be read; start a new run."
-            ) from error
+        state = _read(folder)
         if state.federation != federation:
             raise InputError(
                 f"A run is resumed over the sites that it began with. This one began "
                 f"{_where(state.federation)}, and is to go on {_where(federation)}; resume it there."
             )
+        state.basis = basis.continued(state.basis)
         _check_same(_trees(plans), state.plans)
         state.resumed.append(datetime.now(UTC))
         return cls(folder, state)
+
+    @staticmethod
+    def check(folder: Path, basis: Basis, records: Mapping[str, Fingerprint]) -> None:
+        """Check that the run in a folder has this basis and, in a simulation, these records; change nothing.
+
+        Raises:
+            InputError: it has others, or the folder holds no run that can be resumed.
+        """
+        state = _read(folder)
+        basis.continued(state.basis)
+        check_same_records(records, state.records)
+
+    def hold_records(self, records: Mapping[str, Fingerprint]) -> None:
+        """Write down which records a simulation's sites have, or check that they are those of before.
+
+        Raises:
+            InputError: the run began with others.
+        """
+        check_same_records(records, self._state.records)
+        self._state.records = {**records, **self._state.records}
+        self._write()
 
     def hold_test_plans(self, plans: Mapping[str, Plan]) -> None:
         """Write down what each method reserves of test units, or check that it is what was written down before.
@@ -140,6 +161,11 @@ class Checkpoint:
     def run(self) -> str:
         """Id of the run; empty in a simulation."""
         return self._state.run
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the software that the run was begun and resumed with, by name."""
+        return self._state.basis.versions
 
     @property
     def roster(self) -> dict[str, Description]:
@@ -231,11 +257,21 @@ class Checkpoint:
             file.write_text(self._state.model_dump_json(indent=2), encoding="utf-8")
 
 
+def _read(folder: Path) -> _State:
+    path = folder / CHECKPOINT
+    try:
+        return _State.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"A run is resumed from its {CHECKPOINT}. '{folder}' has none that can be read; start a new run."
+        ) from error
+
+
 def _check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     if changed := [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]:
         raise InputError(
             f"A run is resumed with the plans that it began with. That of '{changed[0]}' is another one now: the "
-            "stored flow, a plugin or the library changed; put it back, or start a new run."
+            "number of classes or the library changed; put it back, or start a new run."
         )
 
 

@@ -4,49 +4,70 @@ In a simulation every node is a site, and says its name. Real sites are known by
 registered under at the coordinator: no other node is asked anything, and none takes another's name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 import cadp_fl
 from cadp_fl.config import StudyConfig
+from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.schema import Schema
-from cadp_fl.errors import ExchangeError, FederationError
+from cadp_fl.errors import CadpError, ExchangeError, FederationError
+from cadp_fl.federated.basis import MOST_NAMED, differences
 from cadp_fl.federated.federation import Federation, Missing
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.description import Description
 from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import MOST_PLANS, DescribeRequest
 
-__all__ = ["gather"]
+__all__ = ["Gathered", "gather"]
 
 NOT_CONNECTED = "no node of that name is connected"
 
 
-def gather(study: StudyConfig, federation: Federation, known: Mapping[str, Description]) -> dict[str, Description]:
+class Gathered(NamedTuple):
+    """What came back.
+
+    Attributes:
+        described: what each site that answered says of itself, by its name.
+        records: in a simulation, the fingerprint of each site's records.
+        refusals: of real sites, why one would refuse the study's plans.
+    """
+
+    described: dict[str, Description]
+    records: dict[str, Fingerprint]
+    refusals: dict[str, CadpError]
+
+
+def gather(
+    study: StudyConfig,
+    federation: Federation,
+    known: Mapping[str, Description],
+    plans: Sequence[Plan] = (),
+) -> Gathered:
     """Ask every node what it is, freeze the federation's roster, and check that the sites fit together.
 
     Args:
         study: the config.
         federation: whose roster is filled.
         known: what the sites said when the run began, if it is resumed over real sites: those alone take part.
-
-    Returns:
-        What each site that answered says of itself, by its name.
+        plans: of the study; each real site says whether it would refuse one of them.
 
     Raises:
         FederationError: the nodes are not the study's, too few of them answer, or two sites do not fit.
     """
-    if federation.is_deployed:
-        described = _describe_named(study, federation, known)
-    else:
-        described = _describe_all(study, federation)
+    gathered = (
+        _describe_named(study, federation, known, plans) if federation.is_deployed else _describe_all(study, federation)
+    )
     federation.traffic = {}
     federation.recorder.round("describe", 1, 1)
-    return described
+    return gathered
 
 
 def _describe_named(
-    study: StudyConfig, federation: Federation, known: Mapping[str, Description]
-) -> dict[str, Description]:
+    study: StudyConfig, federation: Federation, known: Mapping[str, Description], plans: Sequence[Plan]
+) -> Gathered:
     """Ask the nodes that are registered under the study's names."""
     names = sorted(known or study.sites.site_names)
     nodes = [node for node in federation.transport.nodes(len(names), names) if node.name in names]
@@ -61,6 +82,7 @@ def _describe_named(
         if name not in federation.roster:
             federation.note_missing(name, "describe", NOT_CONNECTED)
     described: dict[str, Description] = {}
+    refusals: dict[str, CadpError] = {}
 
     def check(site: str, reply: Reply) -> None:
         description = _description(reply)
@@ -72,14 +94,17 @@ def _describe_named(
         if site in known:
             _check_unchanged(description, known[site])
         described[site] = description
+        if isinstance(code := reply.content.get("refuses"), int):
+            refusals[site] = CadpError.named(code)
 
-    replies = federation.ask(Request("describe"), phase="describe", check=check)
+    settings = DescribeRequest(plans=tuple(plan.to_json() for plan in plans[:MOST_PLANS])).model_dump(mode="json")
+    replies = federation.ask(Request("describe", settings), phase="describe", check=check)
     federation.roster = {site: federation.roster[site] for site in replies}
     _check_fit(study, list(described.values()))
-    return described
+    return Gathered(described, {}, refusals)
 
 
-def _describe_all(study: StudyConfig, federation: Federation) -> dict[str, Description]:
+def _describe_all(study: StudyConfig, federation: Federation) -> Gathered:
     """Ask all nodes, as many as the study has sites."""
     nodes = federation.transport.nodes(study.sites.count)
     if len(nodes) != study.sites.count:
@@ -90,9 +115,11 @@ def _describe_all(study: StudyConfig, federation: Federation) -> dict[str, Descr
     node_of = {f"node-{node.id}": node.id for node in nodes}
     federation.roster = node_of
     described: dict[str, Description] = {}
+    records: dict[str, Fingerprint] = {}
 
     def check(placeholder: str, reply: Reply) -> None:
-        described[placeholder] = _description(reply)
+        described[placeholder] = description = _description(reply)
+        records[description.site] = _fingerprint(reply)
 
     replies = federation.ask(Request("describe"), phase="describe", check=check)
     descriptions = [described[placeholder] for placeholder in replies]
@@ -102,7 +129,7 @@ def _describe_all(study: StudyConfig, federation: Federation) -> dict[str, Descr
     reasons = "; ".join(sorted({gap.reason for gap in federation.missing}))
     federation.missing = [Missing(site, "describe", reasons) for site in silent]
     federation.roster = {described[placeholder].site: node_of[placeholder] for placeholder in replies}
-    return {each.site: each for each in descriptions}
+    return Gathered({each.site: each for each in descriptions}, records, {})
 
 
 def _description(reply: Reply) -> Description:
@@ -113,18 +140,27 @@ def _description(reply: Reply) -> Description:
         raise ExchangeError(f"A site describes itself by the schema. Field '{field}' is wrong.") from error
 
 
+def _fingerprint(reply: Reply) -> Fingerprint:
+    told = reply.content.get("simulation_only")
+    try:
+        return Fingerprint.model_validate(told["records"] if isinstance(told, dict) else None)
+    except (KeyError, ValidationError) as error:
+        raise ExchangeError("A simulated site sends a fingerprint of its records. Found none.") from error
+
+
 def _check_unchanged(now: Description, then: Description) -> None:
     """Check that a site is what it was when the run began: what was asked of all sites depends on it.
 
     Raises:
         ExchangeError: it is not.
     """
-    for field in set(Description.model_fields) - {"library"}:
-        if getattr(now, field) != getattr(then, field):
-            raise ExchangeError(
-                f"A run goes on with the sites that it began with. Field '{field}' of '{now.site}' is another one now; "
-                "bring the records of then back, or start a new run."
-            )
+    after, before = (each.model_dump(mode="json", exclude={"library"}) for each in (now, then))
+    changed = [f"{key} is {value!s:.60} now and was {old!s:.60}" for key, value, old in differences(after, before)]
+    if changed:
+        raise ExchangeError(
+            f"A run goes on with the sites that it began with. Of '{now.site}' {', '.join(changed[:MOST_NAMED])}; "
+            "bring the earlier records and policy back, or start a new run."
+        )
 
 
 def _check_fit(study: StudyConfig, descriptions: list[Description]) -> None:

@@ -12,18 +12,17 @@ import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import cadp_fl
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.config import StudyConfig, dump_study
 from cadp_fl.data.schema import Schema
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import ConfigError, ExchangeError, FederationError, InputError
+from cadp_fl.errors import CadpError, ConfigError, ExchangeError, FederationError, InputError
+from cadp_fl.federated.basis import Basis
 from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.federation import Federation, Traffic, Transport
@@ -84,7 +83,7 @@ def conduct(
     plans = {method.name: plan_of(method, study) for method in methods}
     resumes = resume and (folder / CHECKPOINT).exists()
     if resumes:
-        checkpoint = Checkpoint.resume(folder, plans, federation=federation)
+        checkpoint = Checkpoint.resume(folder, plans, Basis.of(study), federation=federation)
     else:
         checkpoint = _begin(study, folder, plans, federation)
     journal = Journal(folder / JOURNAL) if federation else None
@@ -97,7 +96,11 @@ def conduct(
     )
     sites = Federation(transport, study.sites.needed, recorder, run=checkpoint.run, journal=journal)
     results = Results(
-        study, checkpoint.started, federation=federation, resumed=checkpoint.resumed, software=_software()
+        study,
+        checkpoint.started,
+        federation=federation,
+        resumed=checkpoint.resumed,
+        software=checkpoint.versions | _processor(),
     )
     conductor = _Conductor(study, methods, plans, sites, folder, results, checkpoint)
     try:
@@ -130,7 +133,8 @@ def _begin(study: StudyConfig, folder: Path, plans: Mapping[str, Plan], federati
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
-    return Checkpoint.begin(folder, plans, federation=federation, run=_new_run(study.name) if federation else "")
+    run = _new_run(study.name) if federation else ""
+    return Checkpoint.begin(folder, plans, Basis.of(study), federation=federation, run=run)
 
 
 def _new_run(name: str) -> str:
@@ -170,7 +174,7 @@ class _Conductor:
             FederationError: too few sites are left, or they do not fit together.
         """
         results = self._results
-        schema, sites = self._gather()
+        schema, sites, refusals = self._gather()
         check_shapes(self._methods, schema, [entry.train for entry in sites.values()])  # real sites told it only now
         plans = self._plans | self._plan_evaluations(schema, sites)
         conditions = Conditions(self._study.noise, schema.classes, schema.attributes)
@@ -184,12 +188,12 @@ class _Conductor:
         ended_methods = {method.name: self._checkpoint.figures(method.name) for method in self._methods}
         results.figures = {name: figures for name, figures in ended_methods.items() if figures is not None}
         try:
+            self._check_refusals(refusals)
             for method in self._methods:
                 if self._checkpoint.figures(method.name) is None:
                     self._reserve(method.name)
-        except FederationError:
+        finally:
             self._forget_what_was_refused()
-            raise
         self._federation.recorder.round("reserve", 1, 1)
         self.tell()
         self._leave("reserve")
@@ -204,15 +208,49 @@ class _Conductor:
             raise
         self._account()
 
-    def _gather(self) -> tuple[Schema, dict[str, SiteEntry]]:
-        """Freeze the roster, and return what all sites share and what each is; real ones as when the run began."""
+    def _check_refusals(self, refusals: Mapping[str, CadpError]) -> None:
+        """Check that enough sites would set all plans aside, before any is asked to: what is set aside stays so.
+
+        Raises:
+            FederationError: too many would refuse.
+        """
+        federation = self._federation
+        takes_part = [site for site in federation.sites if site not in refusals]
+        if len(takes_part) < federation.needed:
+            for site, error in refusals.items():
+                federation.note_missing(site, "reserve", str(error))
+            federation.require("reserve", len(takes_part))
+
+    def _asked_about(self) -> list[Plan]:
+        """Return the plans of methods that have not ended, with those on test units as far as they are known.
+
+        The number of classes is known for sure when the sites have described themselves. The cost does not depend on
+        it.
+        """
+        study = self._study
+        classes = max(2, len(study.data.classes or ()))
+        return [
+            plan
+            for method in self._methods
+            if self._checkpoint.figures(method.name) is None
+            for plan in (plan_of(method, study), evaluation_plan(study, method.name, classes))
+        ]
+
+    def _gather(self) -> tuple[Schema, dict[str, SiteEntry], dict[str, CadpError]]:
+        """Freeze the roster, and return what all sites share and what each is; real ones as when the run began.
+
+        The last is why a real site would refuse to set the study's plans aside.
+        """
         federation, known = self._federation, self._checkpoint.roster
-        described = gather(self._study, federation, known)
+        plans = self._asked_about() if federation.is_deployed else []
+        described, records, refusals = gather(self._study, federation, known, plans)
         if federation.is_deployed and not known:
             self._checkpoint.hold_roster(described, [vars(gap) for gap in federation.missing])
+        if not federation.is_deployed:
+            self._checkpoint.hold_records(records)
         described = known or described
         entries = {site: SiteEntry(each.train, each.test, each.class_counts) for site, each in described.items()}
-        return next(iter(described.values())).dataset, entries
+        return next(iter(described.values())).dataset, entries, refusals
 
     def tell(self) -> None:
         """Copy into the results what was lost, what crossed and what it took; also before an interruption."""
@@ -303,6 +341,9 @@ class _Conductor:
         left = {site: request for site in federation.sites if not all(site in sites for sites in done)}
         if left:
             federation.ask(request if not any(done) else left, phase="reserve", check=partial(self._note, done))
+        for key, plan in plans.items():
+            for site in self._reserved[key]:
+                self._accounts(plan).setdefault(site, Account(plan))
         if federation.is_deployed:
             self._checkpoint.hold_reserved(self._reserved, self._results.unprotected_before)
 
@@ -426,9 +467,6 @@ def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[Split, tuple[
         ) from error
 
 
-def _software() -> dict[str, str]:
-    """Return the versions, and the instructions of the server's processor, that a result depends on."""
-    names = ("flwr", "torch", "FrEIA", "opacus", "dp-accounting", "numpy")
-    own = {"cadp-fl": cadp_fl.__version__, "python": platform.python_version()}
-    processor = {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}
-    return own | {name: version(name) for name in names} | processor
+def _processor() -> dict[str, str]:
+    """Return the instructions of the server's processor, which trained weights depend on beside versions."""
+    return {"processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"}

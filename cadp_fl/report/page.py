@@ -1,5 +1,7 @@
 """One HTML file that a person can judge a run by. It needs nothing beside it, and loads nothing from elsewhere."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import format_against, format_epsilon
 from cadp_fl.release.bundle import Bundle, open_bundle
+from cadp_fl.report.extent import methods_by_units, released
 from cadp_fl.report.figures import curves, image_grid
 from cadp_fl.report.rendering import render_page
 from cadp_fl.report.share import format_share
@@ -29,14 +32,17 @@ def write_report(folder: Path) -> Path:
     """
     summary, privacy = _json(folder / "summary.json"), _json(folder / "privacy.json")
     metrics = _metrics(folder / "metrics.jsonl")
-    bundles = {site["site"]: bundle for site in summary["sites"] if (bundle := _bundle(folder, site["site"]))}
+    kept = {site["site"]: _bundles(folder, site["site"]) for site in summary["sites"]}
+    bundles = {site: own[0] for site, own in kept.items() if own}
     pictures = _pictures(folder, bundles)
     page = render_page(
         "report.html",
         {"figure": format_figure, "epsilon": format_epsilon, "against": format_against, "size": format_bytes},
         summary=summary,
         privacy=privacy,
-        sites=[_site(site, bundles.get(site["site"])) for site in summary["sites"]],
+        sites=[_site(site, kept[site["site"]], privacy["methods"].values()) for site in summary["sites"]],
+        tested=methods_by_units(summary),
+        reserved={site for method in privacy["methods"].values() for site in method["sites"]},
         pictures=pictures,
         manifest=next(iter(bundles.values())).manifest if bundles else None,
         left=_left(summary, privacy),
@@ -49,12 +55,13 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _site(entry: dict[str, Any], bundle: Bundle | None) -> dict[str, Any]:
+def _site(entry: dict[str, Any], bundles: list[Bundle], methods: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Return a site's entry with the number and bytes of its released records."""
-    manifest = bundle.manifest if bundle else None
+    manifests = [bundle.manifest for bundle in bundles]
+    records = {re.sub(r"-release-\d+$", "", each.event_id): each.records for each in manifests}
     return entry | {
-        "released": manifest.records if manifest else 0,
-        "released_bytes": manifest.bytes if manifest else 0,
+        "released": released(records, methods, entry["site"]),
+        "released_bytes": sum(each.bytes for each in manifests),
     }
 
 
@@ -146,9 +153,9 @@ def _accuracy(metrics: list[dict[str, Any]]) -> str | None:
     return curves(series, "share of the method's training (%)", "accuracy on real records")
 
 
-def _bundle(folder: Path, site: str) -> Bundle | None:
-    release = folder / "releases" / site
-    return open_bundle(release) if release.exists() else None
+def _bundles(folder: Path, site: str) -> list[Bundle]:
+    """Return a site's releases that the run folder holds: in `releases/`, and `releases-<method>/` of other methods."""
+    return [open_bundle(place / site) for place in sorted(folder.glob("releases*")) if (place / site).is_dir()]
 
 
 def _json(path: Path) -> dict[str, Any]:

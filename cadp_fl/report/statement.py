@@ -196,20 +196,36 @@ def _pair(epsilon: float | None, delta: float) -> str:
     return f"({format_epsilon(epsilon)}, {format_delta(delta)})"
 
 
-def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str, deployed: bool = False) -> str:
+def statement_on_test_units(
+    claim: Claim | None,
+    scope: Scope,
+    *,
+    noise: str,
+    deployed: bool = False,
+    told: Sequence[str] | None = None,
+    is_known: bool = True,
+) -> str:
     """Return what may be claimed for the units that classifiers are tested on; they are no training units.
 
     Args:
-        claim: on the evaluation of one method, of the site where it costs the most; None where no method ran.
+        claim: on the evaluation of one method, of the site where it costs the most; None where no method reserved one.
         scope: of the study's claims.
         noise: where it comes from.
         deployed: whether the sites are real ones.
+        told: names of the methods whose classifiers were tested; None for all of the study.
+        is_known: whether it is known that no other was tested.
     """
     apart = (
         f"No test {scope.unit} is a training {scope.unit}, so this is apart from every claim on training {scope.unit}s"
     )
-    if claim is None:
-        return f"Nothing was told of test {scope.unit}s. {apart}."
+    if claim is None or (told == [] and is_known):
+        reserved = " What was reserved for that counts as spent all the same." if claim is not None else ""
+        return f"Nothing was told of test {scope.unit}s.{reserved} {apart}."
+    more = (
+        "" if is_known else " What else was told of them is not known here; what was reserved for that counts as spent."
+    )
+    if told == []:
+        return f"Test {scope.unit}s: whether anything was told of them is not known here.{more} {apart}."
     if claim.epsilon is None:
         allowed = (
             "as their policies allow"
@@ -217,15 +233,16 @@ def statement_on_test_units(claim: Claim | None, scope: Scope, *, noise: str, de
             else "as only a simulation may let them, or a site whose policy says so"
         )
         return (
-            f"Test {scope.unit}s: {' and '.join(claim.unprotected)} left the sites, {allowed}; no epsilon covers them. "
-            f"{apart}."
+            f"Test {scope.unit}s: {' and '.join(claim.unprotected)} left the sites, {allowed}; no epsilon covers them."
+            f"{more} {apart}."
         )
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
+    classifiers = "each method's classifier" if told is None else f"the classifier of {' and '.join(told)}"
     return (
-        f"Test {scope.unit}s: of each method's classifier, when it was final, noised confusion counts and score "
+        f"Test {scope.unit}s: of {classifiers}, when it was final, noised confusion counts and score "
         f"histograms were told once. For two sets of a site's test {scope.unit}s that differ by "
         f"'{relation_of(scope.unit, 'covered')}', that {holds} {_pair(claim.epsilon, claim.delta)}-"
-        f"differentially private for each method; what all of them add up to stands in privacy.json. {apart}."
+        f"differentially private for each method; what all of them add up to stands in privacy.json.{more} {apart}."
     )
 
 
@@ -268,6 +285,8 @@ def statement_of_study(
     sampled: bool = True,
     federation: str = "",
     sites: int = 0,
+    away: Sequence[str] = (),
+    stopped: bool = False,
     together: Together | None = None,
 ) -> str:
     """Return the paragraph on a whole study, that a data protection officer can paste.
@@ -279,14 +298,20 @@ def statement_of_study(
         summed: names of the methods whose sites add a share of some noise alone.
         sampled: whether any method draws samples of records.
         federation: name of the federation of real sites; empty in a simulation.
-        sites: number of real sites that took part.
+        sites: number of real sites that described themselves.
+        away: names of sites that refused something, or did not answer in some phase.
+        stopped: whether the run ended early, or goes on.
         together: what all methods of a run over real sites compose to, at the site where that is the most.
     """
     what = (
-        f"This study was run by {sites} sites of the federation '{federation}'."
+        f"This study is one over {sites} of {study.sites.count} sites of the federation '{federation}'."
         if federation
         else f"This is a simulation of {study.sites.count} sites."
     )
+    if away:
+        what += f" Not all took part in all of it: {', '.join(away)} refused something, or did not answer."
+    if stopped:
+        what += " It did not come to its end."
     shares = (
         f" In {' and '.join(summed)} the sites add a share of some noise each, so that what holds, holds against "
         f"{_RECIPIENTS}."
@@ -312,7 +337,7 @@ def statement_of_study(
             *([retries] if reserve else []),
             *([RESUMED_AT_SITES if federation else RESUMED] if resumed else []),
             *methods.values(),
-            _on_all_methods(together),
+            _on_all_methods(together, stopped=stopped),
             *([test_units] if test_units else []),
             "Assumptions:",
             *assumptions(scope, sampled=sampled),
@@ -322,18 +347,25 @@ def statement_of_study(
     )
 
 
-def _on_all_methods(together: Together | None) -> str:
-    """Return what all methods of a study compose to, in words; of a simulation, that they were run apart."""
+def _on_all_methods(together: Together | None, *, stopped: bool) -> str:
+    """Return what all methods of a study compose to, in words; of a simulation, that they were run apart.
+
+    Args:
+        stopped: whether not all of it may have been carried out.
+    """
     if together is None:
         return (
             "Each statement holds if only that method had been run; all methods of this study together compose to what "
             "privacy.json says."
         )
     carried_out = "All methods of this run were carried out on the same records: together"
+    if stopped:
+        carried_out = "All that was reserved for this run is of the same records, and counts as spent: together"
+    left = "may have left" if stopped else "left"
     ledger = "(each site's ledger adds earlier runs too)"
     if together.epsilon is None or together.delta is None:
         return (
-            f"{carried_out} there is no bound {ledger}, since this left the sites unprotected: "
+            f"{carried_out} there is no bound {ledger}, since this {left} the sites unprotected: "
             f"{'; '.join(together.unprotected)}."
         )
     return f"{carried_out} epsilon {format_epsilon(together.epsilon)} at delta {format_delta(together.delta)} {ledger}."

@@ -8,7 +8,7 @@ from typing import Any
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.utility import Metrics
-from cadp_fl.privacy.accounting import Event, PoissonGaussian, Unprotected
+from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected
 from cadp_fl.privacy.claims import (
     Claim,
     Scope,
@@ -89,7 +89,7 @@ class MethodFigures:
 
     Attributes:
         classifier: name of the model.
-        pooled: on the test records of all sites together.
+        pooled: on the test records of all sites that answered together.
         per_site: by site.
         release: the numbers of the method's release, if it has one.
     """
@@ -239,10 +239,23 @@ def _method(results: Results, name: str, figures: MethodFigures) -> dict[str, An
         "classifier": figures.classifier,
         **({"caution": caution} if (caution := _caution(results, name)) else {}),
         **({"release": dict(figures.release)} if figures.release else {}),
+        "tested": _tested(results, figures.per_site),
         "per_site": {
-            site: metrics.to_json() | ({"epsilon": claims[site].epsilon} if site in claims else {})
+            site: metrics.to_json()
+            | {"epsilon": claims[site].epsilon if site in claims else None}
+            | ({"test": results.sites[site].test} if site in results.sites else {})
             for site, metrics in sorted(figures.per_site.items())
         },
+    }
+
+
+def _tested(results: Results, sites: Iterable[str]) -> dict[str, Any]:
+    """Return the sites whose test units a figure is from, of how many sites of the study, and the number of units."""
+    known = [site for site in sorted(sites) if site in results.sites]
+    return {
+        "sites": known,
+        "of": results.study.sites.count,
+        "units": sum(results.sites[site].test for site in known),
     }
 
 
@@ -299,7 +312,7 @@ def privacy_json(results: Results) -> dict[str, Any]:
             "guarantee": worst.guarantee,
             "relation": results.relation,
             "against": _against(accounts.values()),
-            "statement": f"{said} {caution}".strip(),
+            "statement": _as_far_as_it_came(results, name, f"{said} {caution}".strip()),
             "sites": {site: _account(account, claims[site]) for site, account in sorted(accounts.items())},
         }
     test_units = _test_units(results)
@@ -333,6 +346,8 @@ def privacy_json(results: Results) -> dict[str, Any]:
             sampled=_samples(results),
             federation=results.federation,
             sites=len(results.sites),
+            away=sorted({gap["site"] for gap in results.missing}),
+            stopped=results.failure is not None,
             together=_at_most(results) if results.federation else None,
         ),
     }
@@ -341,8 +356,8 @@ def privacy_json(results: Results) -> dict[str, Any]:
 def _meaning_of_together(results: Results) -> str:
     if results.federation:
         return (
-            "all methods of this run were carried out on the same records, and this is what they compose to, by site; "
-            "each site's ledger adds earlier runs too"
+            "all that was reserved for this run is of the same records, and this is what it composes to, by site; each "
+            "site's ledger adds earlier runs too"
         )
     return (
         "what running every method of this study on the same records composes to, by site; the methods are compared "
@@ -360,8 +375,34 @@ def _not_run(results: Results, name: str) -> dict[str, Any]:
     }
 
 
+def _as_far_as_it_came(results: Results, name: str, said: str) -> str:
+    """Return the statement on a method's plan, or what holds where the method did not come to its end."""
+    if name in results.figures:
+        return said
+    spent = [account.spent for account in results.accounts[name].values()]
+    if all(each == () for each in spent):
+        return (
+            f"{name}: was not run. Its plan was reserved, and nothing of it was spent: nothing was computed, and "
+            "nothing left."
+        )
+    known = "was not finished" if all(each is not None for each in spent) else "may not have been carried out in full"
+    return f"{said} It {known}; all that was reserved counts as spent."
+
+
+def _test_results(results: Results) -> tuple[list[str], bool]:
+    """Return the methods of which test results were told, and whether it is known that no other was tested."""
+    told, is_known = [], True
+    for name, by_site in results.test_accounts.items():
+        if name in results.figures or any(account.spent for account in by_site.values()):
+            told.append(name)
+        elif any(account.spent is None for account in by_site.values()):
+            is_known = False
+    return told, is_known
+
+
 def _test_units(results: Results) -> dict[str, Any]:
     """Return the line of the test units: what was told of them, by method and site, and what all of it adds up to."""
+    told, is_known = _test_results(results)
     accounts, metrics = results.test_accounts, results.study.evaluation.metrics
     claims = {
         name: {site: results.claim(site, account) for site, account in by_site.items()}
@@ -382,8 +423,14 @@ def _test_units(results: Results) -> dict[str, Any]:
             "meaning": "what evaluating every method of this study on the same test units composes to, by site",
             "sites": _together(results, accounts),
         },
+        "told_of": told,
         "statement": statement_on_test_units(
-            worst, results.scope, noise=results.study.noise, deployed=bool(results.federation)
+            worst,
+            results.scope,
+            noise=results.study.noise,
+            deployed=bool(results.federation),
+            told=None if len(told) == len(accounts) else told,
+            is_known=is_known,
         ),
     }
 
@@ -413,6 +460,12 @@ def _resumed(results: Results) -> dict[str, Any]:
     return {
         "at": [moment.isoformat(timespec="seconds") for moment in results.resumed],
         "meaning": RESUMED_AT_SITES if results.federation else RESUMED,
+        "reading": "events are the plan of the whole run, from which every epsilon is computed. "
+        + (
+            "spent is all that a site's ledger holds of the run, what it spent again included"
+            if results.federation
+            else "spent is what finished phases and the last attempt spent, without what an interrupted phase did"
+        ),
     }
 
 
@@ -422,6 +475,18 @@ def _account(account: Account, claimed: Claim) -> dict[str, Any]:
         "events": [event.model_dump() for event in account.plan.events],
         "stages": [vars(cost) for cost in stage_costs(account.plan)],
         "retry_reserve": vars(account.plan.retry),
+        "protected": _protected(account.plan),
         "spent": None if account.spent is None else [event.model_dump() for event in account.spent],
         **{name: value for name, value in claim.items() if name.startswith("epsilon") or name == "delta"},
+    }
+
+
+def _protected(plan: Plan) -> dict[str, float | None]:
+    """Return what all protected events of a plan cost together, with its retry reserve; None where there is none."""
+    protected = plan.protected()
+    if not protected.events:
+        return {"epsilon": None, "epsilon_add_remove": None}
+    return {
+        "epsilon": protected.epsilon(),
+        "epsilon_add_remove": protected.epsilon(Relation.ADD_OR_REMOVE_ONE),
     }

@@ -50,7 +50,10 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
 
 
 def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
-    """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries."""
+    """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries.
+
+    None where nothing is: a plan that protects nothing has no epsilon, and 0 would read as the best there is.
+    """
     claim, protected = claim_of(plan_among(plan, book.carried_out(), declared=book.declared())), plan.protected()
     protects = bool(protected.events) and plan.conditions.noise == "entropy"
     return {

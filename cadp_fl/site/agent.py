@@ -20,9 +20,9 @@ from typing import Any
 import cadp_fl
 from cadp_fl.config import SiteConfig, load_site
 from cadp_fl.ending import Ending
-from cadp_fl.errors import AgentError, CadpError, EditedPolicyError, ExchangeError, SeededNoiseError
+from cadp_fl.errors import AgentError, CadpError, EditedPolicyError, ExchangeError, ReviewError, SeededNoiseError
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.site.audit_log import AuditLog, describe_error
+from cadp_fl.site.audit_log import MAX_TEXT, AuditLog, Repeats, describe_error
 from cadp_fl.site.client import MAX_REPLY_BYTES, ask
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.groups import gid_of
@@ -69,7 +69,7 @@ class Agent:
         self._lock_file = _locked(folder.path / "agent.lock")
         check_name(folder, self._config)
         check_closed(folder, mark_of(folder, self._config), gid_of(self._config.group))
-        self._log = AuditLog(folder.audit)
+        self._log, self._repeats = AuditLog(folder.audit), Repeats()
         policy, self._policy_sha256 = read_policy(folder.policy)
         self._policy = policy
         if seeded_noise is not None and not policy.seeded_noise:
@@ -114,6 +114,8 @@ class Agent:
                 thread.start()
             self._ends.wait()
             with self._one_at_a_time:  # what was begun is answered, or kept to be asked for again
+                for event, count in self._repeats.left().items():
+                    self._log.write("repeats", event=event, repeats_before=count)
                 self._log.write("stop", site=self.name)
 
     def _log_start(self) -> None:
@@ -180,9 +182,13 @@ class Agent:
                 "id": request.id,
                 "method": _short(request.settings.get("method")),
             }
+            if request.action == "fetch":
+                details["event"] = _short(request.settings.get("event_id"))
             del received
             with self._one_at_a_time:
                 reply, outcome = self._answer(request)
+                if request.action == "describe" and self._site.objection:
+                    details["would_refuse"] = self._site.objection[:MAX_TEXT]
             message = pack({"reply": dict(reply.content)}, reply.arrays, limit=MAX_REPLY_BYTES)
         except Exception as error:  # whatever it is, a number is all that leaves
             told = describe_error(error)
@@ -190,14 +196,29 @@ class Agent:
             details |= told
             message = pack({"error": told["code"]}, {}, limit=MAX_REPLY_BYTES)
         seconds = round(time.monotonic() - start, 3)
-        self._log.write("request", outcome=outcome, **details, bytes_out=len(message), seconds=seconds)
-        self._tell(
-            f"{details.get('action', 'request')} {details.get('id', '')}: {outcome}"
-            + (f" (code {details['code']})" if "code" in details else "")
-            + f", {seconds:.1f} s"
-        )
+        repeats = self._repeats_of(details)
+        if repeats is not None:
+            if repeats:
+                details["repeats_before"] = repeats
+            self._log.write("request", outcome=outcome, **details, bytes_out=len(message), seconds=seconds)
+            self._tell(
+                f"{details.get('action', 'request')} {details.get('id', '')}: {outcome}"
+                + (f" (code {details['code']})" if "code" in details else "")
+                + f", {seconds:.1f} s"
+            )
         connection.settimeout(SEND_SECONDS)
         send(connection, message)
+
+    def _repeats_of(self, details: Mapping[str, Any]) -> int | None:
+        """Return how often what stands in the log was repeated before a request; None if the request repeats it too.
+
+        That is so of a release alone which waits for its steward, or was denied.
+        """
+        if "event" not in details:
+            return 0
+        waits = details.get("code") == ReviewError.code
+        state = (details["text"], details["run"], details["peer"].get("uid")) if waits else None
+        return self._repeats.note(details["event"], state)
 
     def _answer(self, request: Request) -> tuple[Reply, str]:
         """Return the answer to a request, and whether it was `answered` now or is `repeated`."""
@@ -327,7 +348,7 @@ def _request_in(data: bytes | bytearray) -> Request:
 
 
 def _short(value: object) -> str:
-    return value[:40] if isinstance(value, str) else ""
+    return value[:80] if isinstance(value, str) else ""
 
 
 def _locked(path: Path) -> int:

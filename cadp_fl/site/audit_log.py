@@ -1,5 +1,8 @@
 """A site's audit log: every request, decision and refusal, a JSON value a line, for its steward and for nobody else.
 
+A server asks for a release again and again until its steward has decided. That is one line, and the next line about the
+release says how often it was repeated.
+
 It holds names, numbers and times, and no secret and no value of a record. The text of an error is written down only
 where it cannot hold one: refusals by policy, budget, ledger or form. Of others it tells the type and the place.
 """
@@ -7,6 +10,7 @@ where it cannot hold one: refusals by policy, budget, ledger or form. Of others 
 import errno
 import json
 import os
+import threading
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -16,7 +20,7 @@ from typing import Any
 import cadp_fl
 from cadp_fl.errors import CadpError, ExchangeError, PrivacyError
 
-__all__ = ["AuditLog", "describe_error"]
+__all__ = ["MAX_TEXT", "AuditLog", "Repeats", "describe_error"]
 
 MAX_TEXT = 500
 
@@ -35,7 +39,8 @@ class AuditLog:
         """Append a line, and return when it is on the disk.
 
         Args:
-            what: happened: request, decision, reload, start or stop; by-hand, before a release without a federation.
+            what: happened: request, decision, reload, repeats, start or stop; by-hand, before a release without a
+                federation.
             details: JSON values.
 
         Raises:
@@ -78,6 +83,36 @@ class AuditLog:
                 f"({error.strerror or type(error).__name__}); mend that."
             ) from error
         return found
+
+
+class Repeats:
+    """Counts refusals that are the same as the one in the log, by the release that was asked for."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[object, int]] = {}  # a state, and how often it came again; one entry a release
+        self._lock = threading.Lock()
+
+    def note(self, release: str, state: object) -> int | None:
+        """Return how often the earlier state of a release was repeated; None if this is that state once more.
+
+        Args:
+            state: what was refused to whom; None where nothing was.
+        """
+        with self._lock:
+            last, count = self._last.get(release, (None, 0))
+            if state is not None and state == last:
+                self._last[release] = state, count + 1
+                return None
+            if state is None:
+                self._last.pop(release, None)
+            else:
+                self._last[release] = state, 0
+            return count
+
+    def left(self) -> dict[str, int]:
+        """Return the counts that no line has told yet."""
+        with self._lock:
+            return {release: count for release, (_, count) in self._last.items() if count}
 
 
 def describe_error(error: Exception) -> dict[str, Any]:

@@ -20,10 +20,12 @@ from cadp_fl.privacy.accounting import (
 from cadp_fl.privacy.plan import METHOD_NAME
 
 __all__ = [
+    "MOST_PLANS",
     "ClassifierRequest",
     "CountRequest",
     "DpSgdTraining",
     "EpochTraining",
+    "DescribeRequest",
     "EvaluateRequest",
     "FetchRequest",
     "FlowRequest",
@@ -38,6 +40,16 @@ __all__ = [
 
 ClassWeight = Annotated[float, Field(gt=0, le=1000)]
 MethodName = Annotated[str, Field(pattern=rf"^{METHOD_NAME}$")]
+
+
+MOST_PLANS = 64
+"""That a site is asked about at once."""
+
+
+class DescribeRequest(Settings):
+    """Say what the site is, and whether it would set some plans aside; nothing is."""
+
+    plans: tuple[dict[str, Any], ...] = Field((), max_length=MOST_PLANS, description="of a whole study, in order")
 
 
 class ReserveRequest(Settings):

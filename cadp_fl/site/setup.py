@@ -17,7 +17,7 @@ from cadp_fl.site.groups import gid_of
 from cadp_fl.site.keys import fingerprint, new_key_pair
 from cadp_fl.site.opening import new_split_rule, read_records
 
-__all__ = ["MadeSite", "count_units", "make_site"]
+__all__ = ["MadeSite", "count_units", "make_site", "refused_by"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,24 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         )
         head = ledger.links()[-1].hash
     return MadeSite(final, units, tested, split, fingerprint(public), head)
+
+
+def refused_by(policy: PolicyConfig) -> list[str]:
+    """Return what a policy refuses that a study may well ask for, each with the key that allows it."""
+    releases = (
+        "a release of the method cadp, if its flow is made of noised values of the same study (a warm start, DP-SGD)"
+    )
+    refused = {
+        f"{releases}: made_flows": not (policy.made_flows or policy.unprotected),
+        "a release with a flow that a server says is public: public_flows": not (
+            policy.public_flows or policy.unprotected
+        ),
+        "all that leaves without differential privacy, as in cadp-given-flow, fedavg and local: unprotected": (
+            not policy.unprotected
+        ),
+        "every test result, so that no method has figures from this site: evaluation": policy.evaluation is None,
+    }
+    return [what for what, is_refused in refused.items() if is_refused]
 
 
 def count_units(config: SiteConfig, unit: PrivacyUnit) -> int:

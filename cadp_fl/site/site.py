@@ -5,15 +5,17 @@ not (losses, above all) stays, except in a simulation. `training` has what is tr
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import cadp_fl
 from cadp_fl.config import PolicyConfig, parse
+from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
@@ -34,7 +36,14 @@ from cadp_fl.site.holdings import Holdings
 from cadp_fl.site.moments import check_moments, told_moments
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.releasing import Releasing
-from cadp_fl.site.requests import CountRequest, EvaluateRequest, LocalRequest, MomentsRequest, ReserveRequest
+from cadp_fl.site.requests import (
+    CountRequest,
+    DescribeRequest,
+    EvaluateRequest,
+    LocalRequest,
+    MomentsRequest,
+    ReserveRequest,
+)
 from cadp_fl.site.spending import Spending
 from cadp_fl.site.training import Training
 from cadp_fl.weights import set_weights
@@ -97,6 +106,7 @@ class Site:
         self.name = name
         self._policy = policy = policy or open_policy()
         self._ledger, self._stored = ledger, answers
+        self._objection = ""
         unit, m = policy.unit, policy.records_per_unit
         ledger.check_terms(policy.population, unit, m)
         _check_disjoint(data)
@@ -164,7 +174,16 @@ class Site:
             self._ledger.store(request.id, self._stored.store(request.id, reply))
         return reply
 
-    def _describe(self, _request: Request) -> Reply:
+    @property
+    def objection(self) -> str:
+        """Why the site would refuse the plans that it was asked about last, for its own log; empty if it would not."""
+        return self._objection
+
+    def _describe(self, request: Request) -> Reply:
+        """Answer with what is public of the site; and if plans came along, with the code of a refusal of them, if any.
+
+        A server that knows of a refusal at one site reserves nothing at the others.
+        """
         train, policy = self._held.data.train, self._policy
         counts = self._counts.public()
         if counts is not None:
@@ -181,21 +200,20 @@ class Site:
             class_counts=counts,
             noise=self._held.noise.kind,
         )
-        return Reply(description.model_dump(mode="json"))
+        content = description.model_dump(mode="json")
+        if self._held.simulation:  # a real site tells nothing of its records that is not public
+            content["simulation_only"] = {"records": Fingerprint.of(self._held.data).model_dump(mode="json")}
+        self._objection, plans = "", _plans_in(parse(DescribeRequest, request.settings).plans, request.run)
+        try:
+            if plans:
+                self._held.spending.check(*plans)
+        except PrivacyError as error:
+            self._objection = str(error)
+            content["refuses"] = error.code
+        return Reply(content)
 
     def _reserve(self, request: Request) -> Reply:
-        asked = parse(ReserveRequest, request.settings)
-        try:
-            plans = [replace(Plan.from_json(tree), run=request.run) for tree in asked.plans]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
-        for plan in plans:
-            if (length := len(json.dumps(plan.to_json()))) > MAX_PLAN_CHARACTERS:
-                raise ExchangeError(
-                    f"A plan has at most {MAX_PLAN_CHARACTERS} characters of JSON. One has {length}; sum up what is "
-                    "alike."
-                )
-            check_workable(plan.events)
+        plans = _plans_in(parse(ReserveRequest, request.settings).plans, request.run)
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
         if any(event.stage == "release" for plan in plans for event in plan.events):
@@ -282,6 +300,26 @@ class Site:
         return FlowBayes.of(asked.flow, self._held.data.train.schema, seed=asked.seed, ridge=asked.ridge).to(
             self._held.device
         )
+
+
+def _plans_in(trees: Sequence[Mapping[str, Any]], run: str) -> list[Plan]:
+    """Return the plans that a request of a run holds.
+
+    Raises:
+        ExchangeError: it holds something else, or a plan that is too long.
+        BudgetError: one takes too long to work out.
+    """
+    try:
+        plans = [replace(Plan.from_json(tree), run=run) for tree in trees]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExchangeError("A plan is a method, events and a delta. Found something else.") from error
+    for plan in plans:
+        if (length := len(json.dumps(plan.to_json()))) > MAX_PLAN_CHARACTERS:
+            raise ExchangeError(
+                f"A plan has at most {MAX_PLAN_CHARACTERS} characters of JSON. One has {length}; sum up what is alike."
+            )
+        check_workable(plan.events)
+    return plans
 
 
 def _is_vector(array: np.ndarray | None, dims: int) -> bool:

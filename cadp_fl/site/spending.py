@@ -30,7 +30,7 @@ from cadp_fl.privacy.claims import (
     plan_beside,
 )
 from cadp_fl.privacy.ledger import Ledger
-from cadp_fl.privacy.plan import Conditions, Plan, Split, kept_by
+from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan, Split, kept_by
 from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan, check_totals
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.protocol import Request
@@ -77,16 +77,26 @@ class Spending:
             self._ledger.reserve(plan, allowance(self._policy, plan))
 
     def check(self, *asked: Plan) -> list[Plan]:
-        """Check that plans could be set aside now, and return them with the conditions of now.
+        """Check that plans could be set aside now, one after the other, and return them with the conditions of now.
+
+        Nothing is written.
 
         Raises:
-            PolicyError, BudgetError, LedgerError: what `reserve` would.
+            PolicyError, BudgetError, LedgerError: one would be refused.
         """
         plans = [replace(plan, conditions=self.conditions) for plan in asked]
         self._check_room(plans)
+        known = {plan.key for plan in self._ledger.plans()}
+        taken = {"train": NOTHING, "test": NOTHING}
         for plan in plans:
             self._check(plan)
-            self._ledger.check(plan, allowance(self._policy, plan))
+            limit, before = allowance(self._policy, plan), taken[plan.units]
+            if limit is not None:  # a little more than is left: what is refused here would be refused for sure
+                left = (limit.epsilon - before.epsilon, limit.delta - before.delta)
+                limit = Allowance(*(amount * (1 + 1e-9) for amount in left))
+            self._ledger.check(plan, limit)
+            if plan.key not in known and (protected := plan.protected()).events:
+                taken[plan.units] = Allowance(before.epsilon + protected.epsilon(), before.delta + plan.delta)
         return plans
 
     def _check(self, plan: Plan) -> None:

@@ -24,7 +24,7 @@ from cadp_fl.privacy.costs import Costs, Epsilons, costs_of, epsilons_of
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.study.plugins import load_plugins
 
-__all__ = ["MethodAccount", "OneMore", "StudyAccount", "account_study"]
+__all__ = ["EvaluationAccount", "MethodAccount", "OneMore", "StudyAccount", "account_study"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,30 @@ class MethodAccount:
 
 
 @dataclass(frozen=True)
+class EvaluationAccount:
+    """What evaluating a study's classifiers costs a site's test units, at most: the number of classes is not known.
+
+    Attributes:
+        relation: what is protected, in words.
+        each: of one method's classifier; None where exact test results leave, which no epsilon covers.
+        together: of all methods.
+    """
+
+    relation: str
+    each: Allowance | None
+    together: Allowance | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        return {
+            "relation": self.relation,
+            "metrics": "exact" if self.each is None else "noised",
+            "each_method_at_most": None if self.each is None else vars(self.each),
+            "all_methods_together_at_most": None if self.together is None else vars(self.together),
+        }
+
+
+@dataclass(frozen=True)
 class StudyAccount:
     """What a study costs each site.
 
@@ -98,6 +122,7 @@ class StudyAccount:
         methods: in order.
         together: what running all methods on the same records composes to.
         protected_together: the same of the protected events alone.
+        test: what evaluations cost test units, which are no training units.
     """
 
     relation: str
@@ -108,6 +133,7 @@ class StudyAccount:
     methods: tuple[MethodAccount, ...]
     together: Together
     protected_together: Epsilons
+    test: EvaluationAccount
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
@@ -119,6 +145,7 @@ class StudyAccount:
             "noise": self.noise,
             "methods": {account.method: account.to_json() for account in self.methods},
             "all_methods_together": {**self.together.to_json(), "protected": self.protected_together.to_json()},
+            "test_units": self.test.to_json(),
         }
 
 
@@ -145,6 +172,17 @@ def account_study(config: Path, overrides: Iterable[str] = ()) -> StudyAccount:
         methods=accounts,
         together=compose_plans(plans),
         protected_together=sum((account.protected for account in accounts), Epsilons(0.0, 0.0)),
+        test=_test(study),
+    )
+
+
+def _test(study: StudyConfig) -> EvaluationAccount:
+    relation, told = relation_of(study.budget.unit, "covered"), study.evaluation
+    if told.epsilon is None or told.delta is None:
+        return EvaluationAccount(relation, None, None)
+    methods = len(study.methods)
+    return EvaluationAccount(
+        relation, Allowance(told.epsilon, told.delta), Allowance(methods * told.epsilon, methods * told.delta)
     )
 
 

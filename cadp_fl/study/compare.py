@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 
 from cadp_fl.config import StudyConfig, dump_study, dump_tree, load_study
+from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.partition import SiteData
 from cadp_fl.ending import uninterrupted
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
+from cadp_fl.federated.basis import Basis
+from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.json_text import parse_json
@@ -23,7 +26,7 @@ from cadp_fl.report.comparison import Cell, CellResult, Comparison, comparison_j
 from cadp_fl.report.comparison_page import store_comparison, write_comparison
 from cadp_fl.study.engine import check_engine
 from cadp_fl.study.estimate import START_SECONDS
-from cadp_fl.study.run import check_same_study, check_study, make_run_folder, run_study
+from cadp_fl.study.run import check_same_study, check_study, fingerprints, make_run_folder, run_study
 
 __all__ = ["RunCell", "Turn", "compare_study", "constant_metrics"]
 
@@ -87,7 +90,7 @@ def compare_study(
         tuple(sorted({float(epsilon) for epsilon in epsilons} or {study.budget.epsilon})),
         tuple(range(study.seed, study.seed + seeds) if isinstance(seeds, int) else sorted({*seeds})),
     )
-    cells, majority = grid.check()
+    cells, majority, records = grid.check()
     check_engine(study)
     if resume:
         check_same_study(study, output.resolve() / "config.yaml")
@@ -102,12 +105,17 @@ def compare_study(
         tuple(_left_by_an_earlier_attempt(cell, output) for cell in cells),
         majority,
     )
+    for result in comparison.results:
+        if (output / CELLS / result.cell.name / CHECKPOINT).exists() or result.status == "complete":
+            grid.check_basis(result.cell, output, records[result.cell.seed])
     begun = time.monotonic()
     try:
         for cell in [result.cell for result in comparison.results if result.status == "pending"]:
             store_comparison(output, comparison_json(comparison))
             with watching(_turn(cell, comparison.results, begun)) as watch:
                 ended = _run(grid, cell, output / CELLS / cell.name, watch, run_cell)
+            if ended.status == "complete":  # the records may have been replaced since they were checked
+                grid.check_basis(cell, output, records[cell.seed])
             results = tuple(ended if result.cell == cell else result for result in comparison.results)
             comparison = replace(comparison, results=results)
     finally:
@@ -125,19 +133,34 @@ class _Grid:
     epsilons: tuple[float, ...]
     seeds: tuple[int, ...]
 
-    def check(self) -> tuple[list[Cell], dict[int, Metrics]]:
-        """Check every cell, and return all in the order to run them, with the figures of a constant classifier by seed.
+    def check(self) -> tuple[list[Cell], dict[int, Metrics], dict[int, dict[str, Fingerprint]]]:
+        """Check every cell, and return all in the order to run them.
+
+        Beside them, by seed: the figures of a constant classifier, and the fingerprints of the sites' records.
 
         One seed after the other, so that an interrupted comparison has whole seeds, whose methods can be paired.
         """
         bound, free = self._check_epsilons()
-        cells, majority = [], {}
+        cells, majority, records = [], {}, {}
         for seed in self.seeds:
-            sites, _ = check_study(load_study(self.config, self._at(self.epsilons[0], seed)))
-            majority[seed] = constant_metrics(sites)
+            study = load_study(self.config, self._at(self.epsilons[0], seed))
+            sites, _ = check_study(study)
+            majority[seed], records[seed] = constant_metrics(sites), fingerprints(study, sites)
             cells += [Cell(None, seed, free)] if free else []
             cells += [Cell(epsilon, seed, bound) for epsilon in self.epsilons if bound]
-        return cells, majority
+        return cells, majority, records
+
+    def check_basis(self, cell: Cell, output: Path, records: Mapping[str, Fingerprint]) -> None:
+        """Check that the run of a cell has the records and all else that the comparison has now.
+
+        Raises:
+            InputError: it has not: its figures would stand in one table with figures that are not comparable.
+        """
+        study = load_study(self.config, self.overrides_of(cell))
+        try:
+            Checkpoint.check(output / CELLS / cell.name, Basis.of(study), records)
+        except InputError as error:
+            raise InputError(f"Cell {cell.name}: {error}") from error
 
     def _check_epsilons(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Check each epsilon, and return the methods that depend on it, and those that do not."""

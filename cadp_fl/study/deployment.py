@@ -13,7 +13,8 @@ from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import StudyConfig, dump_study, load_coordinator, load_study
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, CadpError, ConfigError, FlowerError, InputError
-from cadp_fl.federated.checkpoint import CHECKPOINT
+from cadp_fl.federated.basis import Basis
+from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.study.engine import with_cause
@@ -54,6 +55,8 @@ def run_deployed(
     resolved = output / "config.yaml"
     if resume:
         check_same_study(study, resolved)
+        if (output / CHECKPOINT).exists():
+            Checkpoint.check(output, Basis.of(study), {})
     if not (resume and has_ended(output)):
         _check_answers(flower, federation)
         if not resume:

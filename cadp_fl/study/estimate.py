@@ -18,6 +18,7 @@ import torch
 
 from cadp_fl.classifier.fixed import features_of, split_features
 from cadp_fl.classifier.models import build_classifier
+from cadp_fl.classifier.quadratic import QuadraticDiscriminant
 from cadp_fl.classifier.training import log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
 from cadp_fl.data.partition import SiteData
@@ -26,7 +27,9 @@ from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.federated.evaluation import evaluation_plan
+from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, PhaseCost, plan_of
+from cadp_fl.federated.methods.central import draw_coordinates
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.private_training import train_flow_privately
@@ -47,6 +50,9 @@ from cadp_fl.study.run import check_study
 __all__ = ["Estimate", "PhaseEstimate", "estimate_study"]
 
 PROBE_RECORDS = 256
+PROBE_FITTED = 4096
+"""Of a discriminant that is fitted in closed form: its matrices are a small part of that many records' work."""
+
 PROBE_STEPS = 8
 """Of DP-SGD: fixed features are computed once for the steps of a round, and are so a small part of each."""
 
@@ -80,6 +86,7 @@ class Estimate:
         totals: by method, what all its stages on training units compose to; None without an end-to-end guarantee.
         against: whom each holds against.
         delta: of every total.
+        unused_shares: keys of `budget.split` that change nothing about a method which spends budget, by the method.
         phases: in order.
         sites_at_once: number of sites that compute at the same time.
         memory_bytes: of all processes together.
@@ -91,6 +98,7 @@ class Estimate:
     totals: dict[str, float | None]
     against: dict[str, Against]
     delta: float
+    unused_shares: dict[str, tuple[str, ...]]
     phases: tuple[PhaseEstimate, ...]
     sites_at_once: int
     memory_bytes: int
@@ -126,6 +134,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         totals={name: claim_of(plan).epsilon for name, plan in plans.items()},
         against={name: plan.against for name, plan in plans.items()},
         delta=study.budget.delta,
+        unused_shares=_unused_shares(study, methods),
         phases=tuple(phases),
         sites_at_once=at_once,
         memory_bytes=ENGINE_BYTES + (at_once + 1) * _peak_bytes(),
@@ -134,13 +143,30 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
     )
 
 
+def _unused_shares(study: StudyConfig, methods: list[Method]) -> dict[str, tuple[str, ...]]:
+    """Return the keys of `budget.split` that change nothing about a method: it has no such stage beside its last one.
+
+    That is found out by changing each share a little. Methods that spend no budget have no use for any, and are left
+    out.
+    """
+    events = {method.name: method.events() for method in methods if plan_of(method, study).protected().events}
+    unused: dict[str, tuple[str, ...]] = dict.fromkeys(events, ())
+    for stage, share in study.budget.split.items():
+        split = study.budget.split | {stage: 0.9 * share}
+        other = study.model_copy(update={"budget": study.budget.model_copy(update={"split": split})})
+        for method in build_methods(other):
+            if events.get(method.name) == method.events():
+                unused[method.name] += (stage,)
+    return {name: stages for name, stages in unused.items() if stages}
+
+
 def _phases(study: StudyConfig, methods: list[Method], sites: list[SiteData], at_once: int) -> list[PhaseEstimate]:
     schema, sizes = sites[0].train.schema, [len(site.train) for site in sites]
     probe = _Probe(study, max((site.train for site in sites), key=len))
     turns = math.ceil(len(sites) / at_once)
     estimates = []
     for cost in (cost for method in methods for cost in method.costs(schema, sizes)):
-        seconds = probe.seconds(cost) * (1 if cost.work == "central" else turns)
+        seconds = probe.seconds(cost) * (1 if cost.work in ("central", "fit") else turns)
         estimates.append(
             PhaseEstimate(
                 cost.phase,
@@ -174,13 +200,14 @@ class _Probe:
                 "classifier": self._train_classifier,
                 "dp-sgd": self._train_dp_sgd,
                 "central": self._train_central,
+                "fit": self._fit,
             }
             config = cost.classifier or self._study.classifier
             work[cost.work](config)  # the first call also loads code and allocates
             start = time.perf_counter()
             work[cost.work](config)
-            passes = PROBE_STEPS if cost.work == "dp-sgd" else 1
-            self._known[key] = (time.perf_counter() - start) / (passes * len(self._records))
+            seconds, passes = time.perf_counter() - start, PROBE_STEPS if cost.work == "dp-sgd" else 1
+            self._known[key] = seconds / (PROBE_FITTED if cost.work == "fit" else passes * len(self._records))
         return self._known[key] * cost.records
 
     def _tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,6 +304,12 @@ class _Probe:
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
             noise=NoiseSource.from_entropy(),
         )
+
+    def _fit(self, config: ClassifierConfig) -> None:
+        model = self._classifier(config)
+        assert isinstance(model, QuadraticDiscriminant), "what is fitted is one"
+        u, labels = draw_coordinates(self._warm_flow().cpu(), PROBE_FITTED, generator=torch.Generator())
+        model.fit(u.to(self._device), labels.to(self._device), ridge=self._study.flow.moments.ridge)
 
     def _train_central(self, config: ClassifierConfig) -> None:
         once = config.central.model_copy(update={"epochs": 1})

@@ -8,11 +8,14 @@ from typing import Any
 
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import PolicyConfig, StudyConfig, dump_study, load_study
+from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.partition import SiteData, check_partition, deal
 from cadp_fl.data.sources import load_source
 from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, ConfigError, InputError
+from cadp_fl.federated.basis import Basis, differences
+from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.methods import build_methods, check_shapes
 from cadp_fl.federated.methods.base import Method, plan_of
 from cadp_fl.federated.recorder import Watcher
@@ -27,7 +30,15 @@ from cadp_fl.study.launch import simulate
 from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.simulation import OUTBOX
 
-__all__ = ["check_same_study", "check_study", "check_text", "has_ended", "make_run_folder", "run_study"]
+__all__ = [
+    "check_same_study",
+    "check_study",
+    "check_text",
+    "fingerprints",
+    "has_ended",
+    "make_run_folder",
+    "run_study",
+]
 
 
 def run_study(
@@ -43,11 +54,13 @@ def run_study(
         CadpError: the run failed.
     """
     study = load_study(config, overrides)
-    check_study(study)
+    sites, _ = check_study(study)
     check_engine(study)
     resolved = output.resolve() / "config.yaml"
     if resume:
         check_same_study(study, resolved)
+        if (output / CHECKPOINT).exists():
+            Checkpoint.check(output, Basis.of(study), fingerprints(study, sites))
     else:
         make_run_folder(output)
         resolved.write_text(dump_study(study), encoding="utf-8")
@@ -90,21 +103,16 @@ def check_same_study(study: StudyConfig, resolved: Path) -> None:
     if not resolved.is_file():
         raise InputError(f"An interrupted run left its config.yaml. '{resolved.parent}' has none; start a new run.")
     ours, theirs = (each.model_dump(mode="json") for each in (study, load_study(resolved)))
-    for key, now, then in _differences(ours, theirs):
+    for key, now, then in differences(ours, theirs):
         raise InputError(
             f"A run is resumed with the study that it began with. '{key}' is {now!s:.200} now and was {then!s:.200}; "
             "give the same config and every --set again, or start a new run in another --output."
         )
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the dotted key of every value that differs, with both values."""
-    for key in {**ours, **theirs}:
-        now, then = ours.get(key), theirs.get(key)
-        if isinstance(now, Mapping) and isinstance(then, Mapping):
-            yield from _differences(now, then, f"{above}{key}.")
-        elif now != then:
-            yield f"{above}{key}", now, then
+def fingerprints(study: StudyConfig, sites: Iterable[SiteData]) -> dict[str, Fingerprint]:
+    """Return the fingerprint of every site's records, by the site's name."""
+    return {name: Fingerprint.of(data) for name, data in zip(study.sites.site_names, sites, strict=True)}
 
 
 def has_ended(output: Path) -> bool:

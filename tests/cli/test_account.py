@@ -7,6 +7,7 @@ from rich.console import Console
 
 from cadp_fl.cli import main as cli
 from cadp_fl.config import load_study
+from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.privacy.accounting import LatentGaussianGrid, PoissonGaussian, Relation, epsilon_of
 from cadp_fl.privacy.budget import Budget
@@ -130,6 +131,21 @@ def test_a_study_is_accounted_from_its_config_alone(call, quickstart, monkeypatc
     assert answer["all_methods_together"]["epsilon"] is None
     assert 5.9 < answer["all_methods_together"]["protected"]["epsilon"] <= 6.0
     assert answer["largest_cohort"] == 10_000
+
+
+def test_a_study_is_accounted_on_test_units_too(call, quickstart):
+    noised = "evaluation={metrics: noised, epsilon: 2.0, delta: 1.0e-4}"
+    test = told(call, "plan", quickstart, "--set", THREE, "--set", noised)["test_units"]
+    assert test["each_method_at_most"] == {"epsilon": 2.0, "delta": 1e-4}
+    assert test["all_methods_together_at_most"] == pytest.approx({"epsilon": 6.0, "delta": 3e-4})
+    study = load_study(quickstart, [THREE, noised, "budget.retry_reserve=0.2"])
+    for classes in (2, 10, 100):
+        assert 1.9 < evaluation_plan(study, "dp-sgd", classes).epsilon() <= 2.0
+    assert told(call, "plan", quickstart, "--set", THREE)["test_units"]["each_method_at_most"] is None
+    _, out, _ = call("plan", quickstart, "--set", THREE, "--set", noised)
+    assert "at most epsilon 2.00 at delta 0.0001; all methods at most epsilon 6.00 at delta 0.0003" in out
+    _, out, _ = call("plan", quickstart, "--set", THREE)
+    assert "Test records: exact test results leave (evaluation.metrics: exact), and no epsilon covers them" in out
 
 
 def test_one_more_round_or_release_is_a_new_plan_that_adds(call, quickstart):

@@ -10,6 +10,7 @@ import cadp_fl
 from cadp_fl.cli import main as cli
 from cadp_fl.cli.progress import progress_to, results_table
 from cadp_fl.errors import CadpError, FederationError
+from tests.checkpoints import leave_checkpoint
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -136,6 +137,26 @@ def test_another_study_is_not_resumed(monkeypatch, capsys, tmp_path, quickstart,
     code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "none", "--resume")
     assert code == 2
     assert "has none; start a new run" in err
+
+
+def test_a_run_is_not_resumed_with_other_records(monkeypatch, capsys, tmp_path, quickstart, no_flower, tiny_overrides):
+    from cadp_fl.config import dump_study, load_study
+    from cadp_fl.data import sources
+    from cadp_fl.data.schema import Dataset, Source
+
+    study = load_study(quickstart, tiny_overrides)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump_study(study))
+    leave_checkpoint(study, tmp_path / "run")
+    left = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    source = sources._read_digits(None).train
+    other = Source(Dataset(source.schema, source.images, (source.labels + 1) % 10))
+    monkeypatch.setitem(sources.SOURCES, "digits", sources.Reader(lambda config: other))
+    sets = [part for override in tiny_overrides for part in ("--set", override)]
+    code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run", "--resume", *sets)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "with the records that it began with. These are others now: of 'north' training" in err
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == left
 
 
 def test_a_failed_run_exits_with_one(monkeypatch, capsys, tmp_path, quickstart):

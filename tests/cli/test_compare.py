@@ -6,6 +6,7 @@ import pytest
 
 from cadp_fl.config import load_study
 from cadp_fl.errors import FederationError
+from tests.checkpoints import leave_checkpoint
 from tests.cli.test_cli import call
 from tests.report.test_comparison import row, summary
 
@@ -22,6 +23,7 @@ def simulated(monkeypatch):
     ends = {}
 
     def simulate(study, config, output, *, watch, resume):
+        leave_checkpoint(study, output)
         if error := ends.get(output.name):
             raise error
         rows = {name: row(0.8, epsilon=study.budget.epsilon) for name in load_study(config).methods}

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cadp_fl.errors import LedgerError
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.site.account import account_of
@@ -104,6 +105,33 @@ def test_the_account_adds_up_with_retry_reserves(command, path, policy):
     assert tree["totals"]["train"]["epsilon"] == pytest.approx(cadp["epsilon"] + dp_sgd["epsilon"])
     assert tree["totals"]["train"]["limit"] == {"epsilon": 3.0, "delta": 1e-5}
     assert tree["totals"]["test"] == {"epsilon": 0.0, "delta": 0.0, "limit": None}
+
+
+def test_a_plan_that_protects_nothing_shows_no_epsilon(command, path, policy):
+    """0.00 would read as the best guarantee there is."""
+    ledger = DurableLedger.open(path, population="chest", unit="record")
+    ledger.reserve(Plan("fedavg", (WEIGHTS,), 1e-6, run="r"), Allowance(10.0, 1e-4))
+    ledger.reserve(Plan("fedavg", (EXACT_TEST_RESULTS,), 1e-6, run="r", units="test"), None)
+    code, out, _ = command("show", path)
+    assert code == 0
+    for name in ("r/fedavg ", "r/fedavg:test"):
+        (line,) = [line for line in out.splitlines() if name in line]
+        cells = [cell.strip() for cell in line.split("│")][2:7]
+        assert cells == ["NOT protected", "-", "-", "-", "-"]
+    assert "NO bound in all, since this is not protected: exact test results" in out
+    code, out, _ = command("show", path, "--json")
+    plans = {plan["plan"]: plan for plan in json.loads(out)["plans"]}
+    for name in ("r/fedavg", "r/fedavg:test"):
+        assert plans[name]["epsilon"] is plans[name]["epsilon_add_remove"] is None
+
+
+def test_the_total_of_test_units_is_of_what_is_protected_where_something_is_not(command, path, tmp_path):
+    ledger = DurableLedger.open(path, population="chest", unit="record")
+    ledger.reserve(Plan("a", (EXACT_TEST_RESULTS,), 1e-6, run="r", units="test"), None)
+    ledger.reserve(Plan("b", (LAPLACE,), 1e-6, run="r", units="test"), Allowance(10.0, 1e-4))
+    code, out, _ = command("show", path)
+    assert code == 0
+    assert "On test units, what is protected of all plans together: epsilon 0.50" in out
 
 
 def test_another_populations_policy_does_not_fit(path, tmp_path, command):

@@ -291,7 +291,9 @@ def test_a_site_whose_records_changed_does_not_go_on_with_a_run(tmp_path):
     assert hospitals.go(resume=True) == "incomplete"
     (gap,) = told(hospitals)["missing"]
     assert gap["site"] == "east"
-    assert "is another one now; bring the records of then back" in gap["reason"]
+    assert "Of 'east' " in gap["reason"]
+    assert f"train is {len(hospitals.dealt[0].train)} now and was " in gap["reason"]
+    assert "bring the earlier records and policy back" in gap["reason"]
 
 
 def test_a_run_is_resumed_over_the_federation_that_it_began_with(tmp_path):
@@ -434,3 +436,66 @@ def test_a_site_that_tells_no_account_is_taken_to_have_done_all_that_it_reserved
 def test_a_site_remembers_that_records_of_a_release_left(complete):
     for site in SITES:
         assert [each.left for each in complete.review(site).staged()] == [True]
+
+
+def _stricter(hospitals, name, **policy):
+    """Give one site a stricter policy than the others."""
+    others = hospitals.policy
+    hospitals.policy = others.model_copy(update=policy)
+    hospitals.site(name)
+    hospitals.policy = others
+
+
+@pytest.mark.parametrize(
+    ("policy", "code"),
+    [
+        ({"epsilon": 2.0}, 311),
+        ({"epsilon": 5.0}, 311),
+        ({"delta": 1.5e-5}, 311),
+        ({"evaluation": None}, 317),
+        ({"min_units": 10_000}, 315),
+    ],
+    ids=["one method", "both together", "delta of both", "evaluations", "cohort"],
+)
+def test_a_refusal_that_stops_a_run_leaves_nothing_reserved_at_the_others(tmp_path, policy, code):
+    hospitals = Hospitals(tmp_path, "sites.quorum=3")
+    _stricter(hospitals, "east", **policy)
+    with pytest.raises(FederationError, match=rf"Phase 'reserve' needs 3 sites .*east: .*\(code {code}\)"):
+        hospitals.go()
+    assert all(hospitals.entries(site) == [] for site in SITES)
+    assert {sent.metadata.message_type for sent in hospitals.grid.sent} == {ACTIONS["describe"]}
+    summary, privacy = told(hospitals), told(hospitals, "privacy.json")
+    assert [gap["site"] for gap in summary["missing"]] == ["east"]
+    assert all(method["sites"] == {} for method in privacy["methods"].values())
+    assert "left the sites" not in privacy["statement"]
+
+
+def test_a_refusal_above_the_quorum_stops_no_run(tmp_path):
+    hospitals = Hospitals(tmp_path, DP_SGD)
+    _stricter(hospitals, "east", epsilon=2.0)
+    assert hospitals.go() == "incomplete"
+    assert hospitals.entries("east") == []
+    assert all(hospitals.entries(site) for site in ("north", "south"))
+
+
+def test_what_is_just_enough_for_all_methods_is_not_refused_before(tmp_path, complete):
+    """The check adds the plans up as the ledger will, to the last bit or a little more."""
+    both = complete.ledger("east").committed("train")
+    hospitals = Hospitals(tmp_path, "sites.quorum=3")
+    _stricter(hospitals, "east", epsilon=both.epsilon, delta=both.delta)
+    assert hospitals.go() == "complete"
+
+
+def test_asking_what_would_be_refused_writes_nothing_and_says_a_number_alone(tmp_path):
+    hospitals = Hospitals(tmp_path, "sites.quorum=3")
+    _stricter(hospitals, "east", epsilon=2.0)
+    with pytest.raises(FederationError):
+        hospitals.go()
+    (crossed,) = [
+        json.loads(reply.content.config_records["cadp-json"]["json"])
+        for reply in hospitals.grid.replies
+        if '"refuses"' in reply.content.config_records["cadp-json"]["json"]
+    ]
+    assert crossed["refuses"] == 311
+    assert "policy" not in json.dumps(crossed)
+    assert "stay within the policy's epsilon 2" in hospitals.site("east").objection

@@ -23,6 +23,7 @@ from cadp_fl.errors import (
     CadpError,
     EditedPolicyError,
     ExchangeError,
+    ReviewError,
     SeededNoiseError,
     TotalBudgetError,
     UnprotectedModelError,
@@ -276,6 +277,77 @@ def test_the_log_tells_who_asked_for_what_and_holds_no_key(folder):
     assert {"time", "action", "run", "id", "outcome", "bytes_in", "bytes_out", "seconds"} <= set(line)
     assert "PRIVATE" not in folder.audit.read_text()
     assert stat.S_IMODE(folder.audit.stat().st_mode) == 0o600
+
+
+def _fetch(folder, run="r", event="cadp-release-1"):
+    settings = {"event_id": event, "shard": "shards/00000.npz"}
+    with contextlib.suppress(ReviewError):
+        AgentClient(folder.socket).call(Request("fetch", settings, run=run, id=f"{run}/fetch/1"))
+
+
+def test_a_release_that_waits_is_one_line_until_something_changes(folder, monkeypatch):
+    from cadp_fl.site.protocol import Reply
+    from cadp_fl.site.site import Site
+
+    state = {"cadp-release-1": "waits", "cadp-release-2": "waits"}
+
+    def answer(site, request):
+        event = request.settings["event_id"]
+        if state[event] != "approved":
+            raise ReviewError(f"Records leave when the steward has approved. '{event}' {state[event]}; ask.")
+        return Reply({})
+
+    monkeypatch.setattr(Site, "answer", answer)
+    lines = []
+    with served(folder, tell=lines.append):
+        for _ in range(5):
+            _fetch(folder)
+        _fetch(folder, event="cadp-release-2")
+        for _ in range(3):
+            _fetch(folder, event="cadp-release-2")
+        _fetch(folder)
+        state["cadp-release-1"] = "was denied"
+        _fetch(folder)
+        _fetch(folder)
+        _fetch(folder, run="other")
+        state["cadp-release-1"] = "approved"
+        _fetch(folder)
+        _fetch(folder)
+    told = [
+        (each["event"], each.get("outcome"), each.get("repeats_before"))
+        for each in _log(folder)
+        if each["what"] in ("request", "repeats")
+    ]
+    assert told == [
+        ("cadp-release-1", "refused", None),
+        ("cadp-release-2", "refused", None),
+        ("cadp-release-1", "refused", 5),
+        ("cadp-release-1", "refused", 1),
+        ("cadp-release-1", "answered", None),
+        ("cadp-release-1", "answered", None),
+        ("cadp-release-2", None, 3),
+    ], "the first wait, each change with what was repeated before, and at the end what no line has told"
+    assert sum("fetch" in line for line in lines) == 6
+
+
+def test_the_steward_reads_why_plans_would_be_refused_and_the_server_a_number(folder):
+    plans = (_plan(Unprotected(stage="flow", what="weights")).to_json(),)
+    with served(folder):
+        content = AgentClient(folder.socket).call(Request("describe", {"plans": plans}, run="run-1")).content
+        AgentClient(folder.socket).call(Request("describe"))
+    assert content["refuses"] == UnprotectedModelError.code
+    first, second = (line for line in _log(folder) if line.get("action") == "describe")
+    assert "(policy: unprotected)" in first["would_refuse"]
+    assert "would_refuse" not in second
+    assert DurableLedger.as_found(folder.ledger).plans() == ()
+
+
+def test_refusals_of_other_kinds_are_a_line_each(folder):
+    with served(folder):
+        for _ in range(3):
+            with pytest.raises(CadpError):
+                AgentClient(folder.socket).call(Request("fetch", {"event_id": "x-release-1", "shard": "00000.npz"}))
+    assert sum(each.get("action") == "fetch" for each in _log(folder)) == 3
 
 
 def test_one_request_at_a_time_and_the_others_wait(folder, monkeypatch):

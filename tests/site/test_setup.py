@@ -52,6 +52,21 @@ def test_a_site_is_made_from_flags(here):
     assert fingerprint(folder.node.public_key("north").read_bytes()) in result.output
 
 
+def test_what_a_careful_policy_refuses_is_said_with_its_key(here):
+    result = _init("north", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", *ANSWERS)
+    text = " ".join(result.output.split())
+    for what in ("a release of the method cadp", "fedavg and local: unprotected", "every test result"):
+        assert what in text
+    for key in (": made_flows", ": public_flows", ": unprotected", ": evaluation"):
+        assert key in text
+    (here / "policy.yaml").write_text(
+        "population: lungs\nunit: record\nepsilon: 3\ndelta: 1.0e-4\nlabels: public\nunprotected: true\n"
+        "evaluation: {epsilon: 1, delta: 1.0e-4}\n"
+    )
+    open_one = _init("east", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", "--policy", "policy.yaml")
+    assert "It refuses this" not in open_one.output
+
+
 def test_on_a_terminal_what_is_not_given_is_asked(here, monkeypatch):
     terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("cadp_fl.cli.agent.sys", terminal)

@@ -1,5 +1,6 @@
 """What runs, what goes on after an interruption, and what is refused. A fake runs the cells, but in the last tests."""
 
+import contextlib
 import json
 import math
 import subprocess
@@ -11,10 +12,14 @@ import numpy as np
 import pytest
 
 from cadp_fl.config import dump_study, load_study
+from cadp_fl.data import sources
 from cadp_fl.data.partition import deal
+from cadp_fl.data.schema import Dataset, Source
 from cadp_fl.data.sources import load_source
 from cadp_fl.errors import FederationError, InputError, PolicyError
+from cadp_fl.federated import basis
 from cadp_fl.study.compare import compare_study, constant_metrics
+from tests.checkpoints import leave_checkpoint
 from tests.conftest import ROOT
 from tests.report.test_comparison import row, summary
 
@@ -37,6 +42,8 @@ class Runs:
             self.resumed.append(output.name)
         output.mkdir(parents=True, exist_ok=True)
         (output / "config.yaml").write_text(dump_study(study))
+        if not resume:
+            leave_checkpoint(study, output)
         watch({"step": "start"})
         end = self.ends.get(output.name)
         if isinstance(end, BaseException):
@@ -173,6 +180,57 @@ def test_another_study_is_not_resumed(compare, tiny_overrides):
     with pytest.raises(InputError, match=r"'flow.training.rounds' is 3 now and was 2"):
         compare(runs := Runs(), overrides=[*tiny_overrides, "flow.training.rounds=3"], resume=True)
     assert not runs.asked
+
+
+def _swap_two_labels(monkeypatch):
+    """Let the export be another one from now on: of the same name and size, with two records' labels swapped."""
+    source = sources._read_digits(None).train
+    labels = source.labels.copy()
+    labels[[0, 1]] = labels[[1, 0]]
+    other = Source(Dataset(source.schema, source.images, labels))
+    monkeypatch.setitem(sources.SOURCES, "digits", sources.Reader(lambda config: other))
+
+
+@pytest.mark.parametrize("ended", [{}, {"eps-1-seed-7": KeyboardInterrupt()}])
+def test_cells_of_other_records_never_stand_in_one_table(compare, monkeypatch, tmp_path, ended):
+    with contextlib.suppress(KeyboardInterrupt):
+        compare(Runs(ended))
+    before = (tmp_path / "c" / "comparison.json").read_bytes()
+    _swap_two_labels(monkeypatch)
+    with pytest.raises(InputError, match=r"Cell seed-7: .* of '\w+' .* with other values\)"):
+        compare(runs := Runs(), resume=True)
+    assert not runs.asked
+    assert (tmp_path / "c" / "comparison.json").read_bytes() == before
+
+
+def test_records_that_are_replaced_while_a_comparison_runs_stop_it(compare, monkeypatch, tmp_path):
+    class Replaced(Runs):
+        def __call__(self, config, output, *rest, **named):
+            if output.name == "seed-8":
+                _swap_two_labels(monkeypatch)
+            return super().__call__(config, output, *rest, **named)
+
+    with pytest.raises(InputError, match="Cell seed-8: "):
+        compare(runs := Replaced())
+    assert list(runs.asked) == CELLS[:4]
+    left = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert [each["status"] for each in left["cells"]] == ["complete"] * 3 + ["pending"] * 3
+
+
+def test_cells_of_other_software_never_stand_in_one_table(compare, monkeypatch):
+    compare(seeds=[7])
+    versions = basis._versions()
+    monkeypatch.setattr(basis, "_versions", lambda: versions | {"torch": "1.0.0", "numpy": "1.1.0"})
+    with pytest.raises(InputError, match=r"Cell seed-7: .* torch is 1\.0\.0 now and was .*, numpy is 1\.1\.0 now"):
+        compare(runs := Runs(), seeds=[7, 8], resume=True)
+    assert not runs.asked
+
+
+def test_a_finished_cell_that_cannot_say_what_it_rests_on_is_not_taken(compare, tmp_path):
+    compare()
+    (tmp_path / "c" / "cells" / "seed-8" / "checkpoint.json").unlink()
+    with pytest.raises(InputError, match=r"Cell seed-8: A run is resumed from its checkpoint\.json"):
+        compare(Runs(), resume=True)
 
 
 def test_a_folder_that_holds_no_comparison_is_not_resumed(compare, tiny, tmp_path):

@@ -10,6 +10,9 @@ import yaml
 
 from cadp_fl.config import load_study
 from cadp_fl.errors import CadpError, ConfigError, InputError
+from cadp_fl.federated import basis
+from cadp_fl.federated.basis import Basis
+from cadp_fl.federated.checkpoint import Checkpoint
 from cadp_fl.study import deployment, flower
 from cadp_fl.study.deployment import run_deployed
 from cadp_fl.study.started import run_status, stop_run
@@ -145,6 +148,17 @@ def test_a_run_that_goes_on_is_not_started_again(federation, resume):
     federation.says(ls=runs("running"))
     with pytest.raises(InputError, match="A folder has one run at a time"):
         federation.run(resume=resume)
+
+
+def test_a_run_is_not_resumed_with_other_software_and_no_site_is_asked(federation, monkeypatch):
+    federation.says(ls={"success": True, "runs": []}, steps=[DONE], summary=SUMMARY | {"failure": "x"})
+    federation.run()
+    Checkpoint.begin(federation.output, {}, Basis.of(load_study(federation.output / "config.yaml")), federation="lungs")
+    versions = basis._versions()
+    monkeypatch.setattr(basis, "_versions", lambda: versions | {"torch": "1.0.0"})
+    with pytest.raises(InputError, match=r"torch is 1\.0\.0 now and was .*pip install"):
+        federation.run(resume=True)
+    assert federation.called().count("run") == 1
 
 
 def test_a_server_app_that_died_is_named_in_what_it_left(federation):

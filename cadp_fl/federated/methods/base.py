@@ -135,16 +135,16 @@ class PhaseCost:
         down: bytes of tensors to one site in one round.
         up: bytes of tensors from one site in one round, at most.
         work: what is computed: `flow`, `dp-flow`, `moments`, `bayes`, `release`, `classifier` or `dp-sgd` at a site, or
-            `central` at the server.
+            at the server `central`, steps of training, or `fit`, a quadratic discriminant in closed form.
         records: number of records that the largest site (or the server) computes in one round.
-        classifier: of the last three kinds of work.
+        classifier: of the last four kinds of work.
     """
 
     phase: str
     rounds: int
     down: int
     up: int
-    work: Literal["flow", "dp-flow", "moments", "bayes", "release", "classifier", "dp-sgd", "central"]
+    work: Literal["flow", "dp-flow", "moments", "bayes", "release", "classifier", "dp-sgd", "central", "fit"]
     records: int
     classifier: ClassifierConfig | None = None
 

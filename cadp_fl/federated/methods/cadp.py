@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
-from cadp_fl.classifier.models import QUADRATIC, build_classifier, check_classifier
+from cadp_fl.classifier.models import QUADRATIC, check_classifier
 from cadp_fl.config import ClassifierConfig, ReleaseConfig, Settings, StudyConfig, parse
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
@@ -30,6 +30,7 @@ from cadp_fl.federated.methods.base import (
 from cadp_fl.federated.methods.central import (
     CHECKPOINTS,
     central_classifier,
+    central_cost,
     coordinates_of,
     draw_coordinates,
     fit_to_coordinates,
@@ -89,6 +90,10 @@ class _Releasing(ABC):
     def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
         """Return the central classifier, and its figures."""
 
+    def _central_cost(self, schema: Schema, released: int) -> PhaseCost:
+        """Return what the central phase will take on as many released records."""
+        return central_cost(self._study, self._classifier, schema, method=self.name, records=released, fits=False)
+
     def phases(self) -> dict[str, int]:
         """Return the number of rounds of every phase, in order."""
         own = {f"{self.name}/release": 1, f"{self.name}/fetch": 1, f"{self.name}/central": CHECKPOINTS}
@@ -100,18 +105,15 @@ class _Releasing(ABC):
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
-        study, largest, dims, release = self._study, max(sizes), math.prod(schema.shape), self._study.release
-        central, config = self._classifier.central, self._classifier
+        largest, dims, release = max(sizes), math.prod(schema.shape), self._study.release
         made = self._flow.card(schema).build()
         check_release(release.mechanism, release.shrinkage, self._release_settings(made).latent_dims, made.dims)
         flow = bytes_of(made)
-        model = bytes_of(build_classifier(config, schema.shape, len(schema.classes), seed=study.seed))
-        steps = central.epochs * math.ceil(sum(sizes) / central.batch_size) * central.batch_size
         return [
             *self._flow.costs(schema, sizes),
             PhaseCost(f"{self.name}/release", 1, flow, 0, "release", largest),
             PhaseCost(f"{self.name}/fetch", 1, 0, largest * (dims + 8 + len(schema.attributes)), "release", 0),
-            PhaseCost(f"{self.name}/central", CHECKPOINTS, model, 0, "central", steps // CHECKPOINTS, config),
+            self._central_cost(schema, sum(sizes)),
         ]
 
     def run(self, run: StudyRun) -> Trained:
@@ -211,6 +213,12 @@ class Cadp(_Releasing):
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
         self._settings = parse(_CadpSettings, settings, where=f"methods.{self.name}")
         super().__init__(study, PrivateFlow(self.name, study), central_classifier(study, self._settings.model))
+
+    def _central_cost(self, schema: Schema, released: int) -> PhaseCost:
+        """Return what the central phase will take on as many released records, and on what the flow draws."""
+        fits = self._classifier.model == QUADRATIC
+        records = released + (self._settings.drawn if fits else 0)
+        return central_cost(self._study, self._classifier, schema, method=self.name, records=records, fits=fits)
 
     def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
         """Return the central classifier, trained on privatized records, and on more that the flow draws."""

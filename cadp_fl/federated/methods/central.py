@@ -3,16 +3,18 @@
 Both are post-processing of what was told already, however many records are drawn and however long it takes.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 
-from cadp_fl.classifier.models import QUADRATIC
+from cadp_fl.classifier.models import QUADRATIC, build_classifier
 from cadp_fl.classifier.quadratic import QuadraticDiscriminant
 from cadp_fl.classifier.training import train_class_balanced
 from cadp_fl.config import ClassifierConfig, StudyConfig
 from cadp_fl.data.schema import Schema
-from cadp_fl.federated.methods.base import StudyRun, Trained, evaluate_at_sites
+from cadp_fl.errors import ConfigError
+from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained, bytes_of, evaluate_at_sites
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize, quantize
@@ -21,6 +23,7 @@ from cadp_fl.weights import get_weights, set_weights
 __all__ = [
     "CHECKPOINTS",
     "central_classifier",
+    "central_cost",
     "coordinates_of",
     "draw_coordinates",
     "draw_records",
@@ -40,9 +43,35 @@ def central_classifier(study: StudyConfig, model: str | None) -> ClassifierConfi
     Args:
         model: as the method's settings name it; by default the quadratic discriminant on the flow's own coordinates,
             or the study's classifier if the flow has none.
+
+    Raises:
+        ConfigError: it is the discriminant, and the flow has no coordinates.
     """
     name = model or (QUADRATIC if study.flow.is_warm else study.classifier.model)
+    if name == QUADRATIC and not study.flow.is_warm:
+        raise ConfigError(
+            f"The classifier {QUADRATIC} is fitted to the coordinates of a warm start. This study has none; give "
+            "flow.warm_start: moments, or another classifier."
+        )
     return study.classifier.model_copy(update={"model": name, "front_end": study.flow.front_end})
+
+
+def central_cost(
+    study: StudyConfig, config: ClassifierConfig, schema: Schema, *, method: str, records: int, fits: bool
+) -> PhaseCost:
+    """Return what the central phase of a method will take.
+
+    Args:
+        config: of the classifier.
+        records: number that it is trained on.
+        fits: whether it is fitted in closed form to coordinates of the flow.
+    """
+    model = bytes_of(build_classifier(config, schema.shape, len(schema.classes), seed=study.seed))
+    if fits:
+        return PhaseCost(f"{method}/central", 1, model, 0, "fit", records, config)
+    central = config.central
+    seen = central.epochs * math.ceil(records / central.batch_size) * central.batch_size
+    return PhaseCost(f"{method}/central", CHECKPOINTS, model, 0, "central", seen // CHECKPOINTS, config)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ What the flow knows of the sites' records is all that leaves. Records that it dr
 and its own Bayes rule is a classifier that no drawn record stands between.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import Field
 
-from cadp_fl.classifier.models import QUADRATIC, build_classifier, check_classifier
+from cadp_fl.classifier.models import QUADRATIC, check_classifier
 from cadp_fl.config import Settings, StudyConfig, parse
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
@@ -20,6 +19,7 @@ from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained, bytes_o
 from cadp_fl.federated.methods.central import (
     CHECKPOINTS,
     central_classifier,
+    central_cost,
     draw_coordinates,
     draw_records,
     fit_to_coordinates,
@@ -88,10 +88,9 @@ class FlowSamples(_OfFlow):
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
-        central, config = self._classifier.central, self._classifier
-        model = bytes_of(build_classifier(config, schema.shape, len(schema.classes), seed=self._study.seed))
-        steps = central.epochs * math.ceil(self._count(sum(sizes)) / central.batch_size) * central.batch_size
-        training = PhaseCost(f"{self.name}/central", CHECKPOINTS, model, 0, "central", steps // CHECKPOINTS, config)
+        records = self._count(sum(sizes))
+        fits = self._classifier.model == QUADRATIC
+        training = central_cost(self._study, self._classifier, schema, method=self.name, records=records, fits=fits)
         return [*self._flow.costs(schema, sizes), training]
 
     def _count(self, records: int) -> int:

@@ -1,0 +1,69 @@
+"""What tells a simulated site's records from any others, so that a run is resumed with those that it began with."""
+
+import hashlib
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from cadp_fl.data.partition import SiteData
+from cadp_fl.data.schema import Dataset, Schema
+
+__all__ = ["Fingerprint"]
+
+
+class Fingerprint(BaseModel):
+    """The schema, the sizes and the hashes of a simulated site's records.
+
+    It stays in the run folder, and no message shows its hashes: whoever knows all records but one could confirm a guess
+    of that one. A real site never makes one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    dataset: Schema
+    parts: dict[str, tuple[int, str]] = Field(
+        description="number of values and SHA-256 of the images, labels, patients and attributes of each split"
+    )
+
+    @classmethod
+    def of(cls, data: SiteData) -> "Fingerprint":
+        """Return the fingerprint of a site's records, in their order."""
+        splits = {"training": data.train, "test": data.test}
+        parts = {
+            f"{split} {name}": (len(array), _sha256(array))
+            for split, dataset in splits.items()
+            for name, array in _arrays(dataset).items()
+        }
+        return cls(dataset=data.train.schema, parts=parts)
+
+    def differences(self, then: "Fingerprint") -> list[str]:
+        """Return what differs from an earlier fingerprint, one clause each: what it is now, and what it was then."""
+        fields = [
+            f"{name} ({getattr(self.dataset, name)!s:.60} now, {getattr(then.dataset, name)!s:.60} then)"
+            for name in Schema.model_fields
+            if getattr(self.dataset, name) != getattr(then.dataset, name)
+        ]
+        parts = []
+        for part in {**self.parts, **then.parts}:
+            (now, digest), (before, earlier) = (each.parts.get(part, (0, "")) for each in (self, then))
+            if now != before:
+                parts.append(f"{part} ({now} now, {before} then)")
+            elif digest != earlier:
+                parts.append(f"{part} ({now} now and then, with other values)")
+        return [*fields, *parts]
+
+
+def _arrays(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return all that a data set holds of its records, by name."""
+    arrays = {
+        "images": dataset.images,
+        "labels": dataset.labels,
+        "patients": dataset.patients,
+        "attributes": dataset.attributes,
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _sha256(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
