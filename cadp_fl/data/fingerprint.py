@@ -1,6 +1,7 @@
 """What tells a simulated site's records from any others, so that a run is resumed with those that it began with."""
 
 import hashlib
+from typing import Annotated
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,8 +21,8 @@ class Fingerprint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     dataset: Schema
-    parts: dict[str, tuple[int, str]] = Field(
-        description="number of values and SHA-256 of the images, labels, patients and attributes of each split"
+    parts: dict[str, tuple[Annotated[int, Field(ge=0, le=2**40)], str]] = Field(
+        description="number of values and SHA-256 of the images, labels, patients, ids and attributes of each split"
     )
 
     @classmethod
@@ -58,6 +59,7 @@ def _arrays(dataset: Dataset) -> dict[str, np.ndarray]:
         "images": dataset.images,
         "labels": dataset.labels,
         "patients": dataset.patients,
+        "ids": dataset.ids,
         "attributes": dataset.attributes,
     }
     return {name: array for name, array in arrays.items() if array is not None}

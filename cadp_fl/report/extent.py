@@ -11,7 +11,7 @@ def named_sites(sites: Sequence[str], of: int) -> str:
     return f"all {of} sites" if len(sites) == of else f"{len(sites)} of {of} sites ({', '.join(sites) or 'none'})"
 
 
-def units_of(row: Mapping[str, Any], unit: str) -> str:
+def _units_of(row: Mapping[str, Any], unit: str) -> str:
     """Return the test units that the figures of a method are from, as its row of a summary has them."""
     if "tested" not in row:  # a summary of an earlier version
         return f"held-out real {unit}s"
@@ -23,7 +23,7 @@ def methods_by_units(summary: Mapping[str, Any]) -> list[tuple[list[str], str]]:
     """Return the methods of a summary, those that were tested on the same units together, and what those are."""
     groups: dict[str, list[str]] = {}
     for name, row in summary["methods"].items():
-        groups.setdefault(units_of(row, summary.get("unit", "record")), []).append(name)
+        groups.setdefault(_units_of(row, summary.get("unit", "record")), []).append(name)
     return [(names, on) for on, names in groups.items()]
 
 
