@@ -5,13 +5,14 @@ from pathlib import Path
 import torch
 from flwr.clientapp import ClientApp
 
-from cadp_fl.config import PolicyConfig, StudyConfig, load_study
+from cadp_fl.config import EvaluationPolicy, PolicyConfig, StudyConfig, load_study
 from cadp_fl.data.partition import deal
 from cadp_fl.data.sources import load_source
 from cadp_fl.federated.flower_client import register
 from cadp_fl.federated.flower_server import Workflow
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.review import Review
@@ -45,7 +46,13 @@ class Hospitals:
         self.root, self.folder = folder, folder / "run"
         self.names = names or self.study.sites.site_names
         self.policy: PolicyConfig = open_policy().model_copy(
-            update={"population": "patients", "delta": 1e-4, "made_flows": True, **policy}
+            update={
+                "population": "patients",
+                "delta": 1e-4,
+                "made_flows": True,
+                "evaluation": EvaluationPolicy(exact=True, epsilon=100.0, delta=5e-4, count=1_000_000),
+                **policy,
+            }
         )
         self.dealt = deal(
             load_source(self.study.data),
@@ -101,6 +108,10 @@ class Hospitals:
     def entries(self, name: str) -> list[dict]:
         """Return what a site's ledger holds, the run's random id left out."""
         return [link.entry for link in self.ledger(name).links()[1:]]
+
+    def reserved(self, name: str) -> tuple[Plan, ...]:
+        """Return the plans that a site set aside."""
+        return self.ledger(name).plans()
 
     def review(self, name: str) -> Review:
         return Review(self.root / "sites" / name / "outbox")

@@ -17,6 +17,7 @@ import cadp_fl
 from cadp_fl.config import StudyConfig
 from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.errors import InputError
+from cadp_fl.flow.storage import flow_sha256, load_flow
 
 __all__ = ["MOST_NAMED", "Basis", "check_same_records", "differences"]
 
@@ -33,7 +34,7 @@ class Basis(BaseModel):
     model_config = ConfigDict(extra="forbid")
     study: dict[str, Any] = Field(description="the resolved config, but for the device")
     plugins: dict[str, str] = Field({}, description="SHA-256 of each plugin's code, by its name")
-    flow: str = Field("", description="SHA-256 of the pretrained flow's file; empty without one")
+    flow: str = Field("", description="SHA-256 of the pretrained flow; empty without one")
     software: dict[str, tuple[str, ...]] = Field(
         description="versions by name, in the order in which the run was resumed with them"
     )
@@ -50,7 +51,7 @@ class Basis(BaseModel):
             # In a simulation the device may be another name of the same GPU; see cadp_fl.study.simulation.
             study=study.model_dump(mode="json", exclude={"device"}),
             plugins={plugin: _sha256(*_code_of(plugin)) for plugin in study.plugins},
-            flow=_sha256(start.path) if start is not None else "",
+            flow=flow_sha256(load_flow(start.path)[0]) if start is not None else "",
             software={name: (now,) for name, now in _versions().items()},
         )
 

@@ -119,7 +119,8 @@ def _describe_all(study: StudyConfig, federation: Federation) -> Gathered:
 
     def check(placeholder: str, reply: Reply) -> None:
         described[placeholder] = description = _description(reply)
-        records[description.site] = _fingerprint(reply)
+        if (fingerprint := _fingerprint(reply)) is not None:
+            records[description.site] = fingerprint
 
     replies = federation.ask(Request("describe"), phase="describe", check=check)
     descriptions = [described[placeholder] for placeholder in replies]
@@ -140,12 +141,17 @@ def _description(reply: Reply) -> Description:
         raise ExchangeError(f"A site describes itself by the schema. Field '{field}' is wrong.") from error
 
 
-def _fingerprint(reply: Reply) -> Fingerprint:
-    told = reply.content.get("simulation_only")
+def _fingerprint(reply: Reply) -> Fingerprint | None:
+    """Return the fingerprint of a simulated site's records; None of a real site's, which makes none."""
+    shown = reply.content.get("simulation_only")
+    if shown is None:
+        return None
     try:
-        return Fingerprint.model_validate(told["records"] if isinstance(told, dict) else None)
-    except (KeyError, ValidationError) as error:
-        raise ExchangeError("A simulated site sends a fingerprint of its records. Found none.") from error
+        return Fingerprint.model_validate(shown["records"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ExchangeError(
+            "A simulated site sends a fingerprint of its records. Found something else; compare the versions."
+        ) from error
 
 
 def _check_unchanged(now: Description, then: Description) -> None:

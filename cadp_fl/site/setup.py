@@ -105,7 +105,7 @@ def refused_by(policy: PolicyConfig) -> list[str]:
     refused = {
         f"{releases}: made_flows": not (policy.made_flows or policy.unprotected),
         "a release with a flow that a server says is public: public_flows": not (
-            policy.public_flows or policy.unprotected
+            policy.public_flows or policy.declared_flows
         ),
         "all that leaves without differential privacy, as in cadp-given-flow, fedavg and local: unprotected": (
             not policy.unprotected

@@ -462,7 +462,7 @@ def test_a_refusal_that_stops_a_run_leaves_nothing_reserved_at_the_others(tmp_pa
     _stricter(hospitals, "east", **policy)
     with pytest.raises(FederationError, match=rf"Phase 'reserve' needs 3 sites .*east: .*\(code {code}\)"):
         hospitals.go()
-    assert all(hospitals.entries(site) == [] for site in SITES)
+    assert all(hospitals.reserved(site) == () for site in SITES)
     assert {sent.metadata.message_type for sent in hospitals.grid.sent} == {ACTIONS["describe"]}
     summary, privacy = told(hospitals), told(hospitals, "privacy.json")
     assert [gap["site"] for gap in summary["missing"]] == ["east"]
@@ -474,8 +474,8 @@ def test_a_refusal_above_the_quorum_stops_no_run(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD)
     _stricter(hospitals, "east", epsilon=2.0)
     assert hospitals.go() == "incomplete"
-    assert hospitals.entries("east") == []
-    assert all(hospitals.entries(site) for site in ("north", "south"))
+    assert hospitals.reserved("east") == ()
+    assert all(hospitals.reserved(site) for site in ("north", "south"))
 
 
 def test_what_is_just_enough_for_all_methods_is_not_refused_before(tmp_path, complete):

@@ -202,7 +202,7 @@ def test_a_retry_reserve_is_a_share_of_the_evaluations_budget_too(tiny):
 
 
 POLICY = {
-    "population": "people", "unit": "record", "epsilon": 10.0, "delta": 1.6e-4, "labels": "public",
+    "population": "people", "unit": "record", "epsilon": 10.0, "delta": 1.6e-4, "large_delta": True, "labels": "public",
     "min_class_units": 0,
 }  # fmt: skip
 

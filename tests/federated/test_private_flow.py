@@ -174,7 +174,7 @@ def test_covered_labels_cost_and_counts_come_with_the_moments(covered):
     for method, account in accounts(covered):
         kinds = [event["kind"] for event in account["events"]]
         assert kinds[:2] == ["gaussian-sum", "gaussian-moments"]
-        assert kinds[2:] == ([] if method in OF_FLOW else ["randomized-response", "latent-gaussian"])
+        assert kinds[2:] == ([] if method in OF_FLOW else ["randomized-response", "latent-gaussian-grid"])
     for site in SITES:
         manifest = open_bundle(covered.folder / "releases" / site).manifest
         assert manifest.claim.guarantee == "end-to-end"
@@ -188,7 +188,7 @@ def test_public_labels_leave_all_of_the_budget_to_moments_and_release(public):
     assert public.json("summary.json")["relation"] == "replace one record, keep its label"
     for method, account in accounts(public):
         kinds = [event["kind"] for event in account["events"]]
-        assert kinds == ["gaussian-sum", "gaussian-moments"] + ["latent-gaussian"] * (method == "cadp")
+        assert kinds == ["gaussian-sum", "gaussian-moments"] + ["latent-gaussian-grid"] * (method == "cadp")
 
 
 def test_a_method_that_spends_on_its_flow_alone_has_less_noise_than_one_that_releases_too(covered):
@@ -315,7 +315,7 @@ def test_a_study_that_could_not_end_is_refused_before_any_site_is_asked(plain, o
 def test_a_default_split_leaves_something_to_training_and_to_the_release(plain):
     (method,) = build_methods(Run(plain, WARM, "flow.privacy=dp-sgd", "methods=[cadp]").study)
     kinds = [event.kind for event in method.events()]
-    assert kinds == ["gaussian-sum", "gaussian-moments", "poisson-gaussian", "latent-gaussian"]
+    assert kinds == ["gaussian-sum", "gaussian-moments", "poisson-gaussian", "latent-gaussian-grid"]
     assert 0.98 * 3.0 <= epsilon_of(method.events(), 1e-5) <= 3.0
 
 
@@ -383,7 +383,7 @@ def test_a_site_that_had_no_part_in_training_a_public_flow_still_releases_with_w
     assert {(gap["site"], gap["phase"]) for gap in run.json("summary.json")["missing"]} == {("east", "cadp/flow")}
     assert open_bundle(run.folder / "releases" / "east").manifest.claim.guarantee == "end-to-end"
     spent = run.json("privacy.json")["methods"]["cadp"]["sites"]["east"]["spent"]
-    assert [event["kind"] for event in spent] == ["latent-gaussian"]
+    assert [event["kind"] for event in spent] == ["latent-gaussian-grid"]
 
 
 @pytest.mark.parametrize("how", ["silent", "crash"])

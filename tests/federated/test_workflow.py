@@ -292,7 +292,7 @@ def test_a_run_that_lost_a_site_goes_on_and_names_it(run_config, how, kind):
         ),
         (
             "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly. 42'>",
-            "as it does when memory runs out",
+            "as it does when memory or the disk",
         ),
         ("<class 'ValueError'>:<'42'>", "Flower error 2"),
     ],
@@ -472,7 +472,7 @@ def test_a_flow_that_is_public_and_fixed_makes_cadp_end_to_end(run_config, tmp_p
         (run.folder / "report.html").read_text(),
     ):
         assert "CAUTION: the flow says that it was trained on" in text, "these are the same digits"
-    assert {event["kind"] for event in privacy["methods"]["cadp"]["sites"]["east"]["spent"]} == {"latent-gaussian"}
+    assert {event["kind"] for event in privacy["methods"]["cadp"]["sites"]["east"]["spent"]} == {"latent-gaussian-grid"}
     assert (run.folder / "releases-cadp-given-flow" / "east" / "manifest.json").is_file()
 
 

@@ -195,7 +195,7 @@ def test_a_summary_of_an_earlier_version_has_no_sites_to_name():
 
 
 def test_the_budget_of_a_method_has_a_total(tmp_path):
-    hospitals = Hospitals(tmp_path, DP_SGD)
+    hospitals = Hospitals(tmp_path, DP_SGD, "noise=entropy")
     assert hospitals.go() == "complete"
     account = told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]["north"]
     assert account["protected"]["epsilon"] == account["epsilon"]

@@ -19,8 +19,8 @@ from cadp_fl.flow.storage import FlowCard, flow_sha256, save_flow
 from cadp_fl.phases.privatize import make_release
 from cadp_fl.phases.terms import ReleaseOptions
 from cadp_fl.privacy.durable import DurableLedger
-from cadp_fl.privacy.ledger import Plan
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.plan import Conditions, Plan
 from cadp_fl.site.agent import Agent, command
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.opening import open_site, read_records
@@ -130,7 +130,7 @@ def test_the_deltas_of_evaluations_are_bounded_together(tmp_path):
     )
     ledger = DurableLedger.create(tmp_path / "ledger.db", population="p", unit="record")
     spending = Spending(
-        ledger, policy, units=len(data.train), test_units=len(data.test), noise="entropy", simulation=False
+        ledger, policy, units=len(data.train), test_units=len(data.test), conditions=Conditions(), simulation=False
     )
     event = evaluation_event(1.0, 1e-6, 3)
     for number in range(60):

@@ -60,8 +60,8 @@ def test_what_a_careful_policy_refuses_is_said_with_its_key(here):
     for key in (": made_flows", ": public_flows", ": unprotected", ": evaluation"):
         assert key in text
     (here / "policy.yaml").write_text(
-        "population: lungs\nunit: record\nepsilon: 3\ndelta: 1.0e-4\nlabels: public\nunprotected: true\n"
-        "evaluation: {epsilon: 1, delta: 1.0e-4}\n"
+        "population: lungs\nunit: record\nepsilon: 3\ndelta: 1.0e-5\nlabels: public\nunprotected: true\n"
+        "declared_flows: true\nevaluation: {epsilon: 1, delta: 5.0e-5}\n"
     )
     open_one = _init("east", "--invitation", "invitation.yaml", "--rehearsal", "study.yaml", "--policy", "policy.yaml")
     assert "It refuses this" not in open_one.output

@@ -1,6 +1,7 @@
 """Who is tested on at a real site: every command reads the same people on the same side, for good."""
 
 import secrets
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from cadp_fl.privacy.accounting import GaussianSum
 from cadp_fl.privacy.chain import Chain
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.privacy.plan import Allowance, Plan
+from cadp_fl.privacy.plan import Allowance, Conditions, Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.agent import Agent
 from cadp_fl.site.opening import open_site, read_records
@@ -252,7 +253,7 @@ def test_a_ledger_that_does_not_say_who_was_tested_on_opens_with_one_budget_for_
     """What was told of test units may be of people that a release by hand took for training units."""
     folder = made()
     ledger = _of_format_1(folder)
-    tested = _plan("test", evaluation_event(2.5, 1e-6, 2))
+    tested = replace(_plan("test", evaluation_event(2.5, 1e-6, 2)), conditions=Conditions("entropy", ("a", "b")))
     ledger.reserve(tested, Allowance(3.0, 1e-5))
     assert ledger.committed("train") == ledger.committed("test")
     site = _opened(folder)

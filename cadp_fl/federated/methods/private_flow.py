@@ -230,7 +230,8 @@ class PrivateFlow:
 
 
 def _moments_file(run: StudyRun) -> Path:
-    return run.flow_file().with_suffix(".moments.safetensors")
+    path = run.flow_file()
+    return path.with_name(path.name.replace("flow", "moments", 1))
 
 
 def _shares(study: StudyConfig) -> int:
