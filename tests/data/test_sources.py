@@ -196,10 +196,10 @@ def several(label="1", changes=None, **config):
 @pytest.mark.parametrize(
     ("label", "names", "classes"),
     [
-        (1, None, ("not 1", "1")),
+        ("01", None, ("not 1", "1")),
         ("1", None, ("not 1", "1")),
         ("smiling", ("hat", "smiling", "young"), ("not smiling", "smiling")),
-        (1, ("hat", "smiling", "young"), ("not smiling", "smiling")),
+        ("1", ("hat", "smiling", "young"), ("not smiling", "smiling")),
         ("2", ("0", "2", "1"), ("not 2", "2")),
     ],
 )
