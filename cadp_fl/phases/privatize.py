@@ -178,8 +178,9 @@ def _composition(terms: Terms) -> str:
     """Return what this release and all before it cost together, or that nothing counts that."""
     if terms.ledger.simulation:
         return NO_LEDGER
-    plans = [plan for plan in terms.ledger.plans() if plan.units == "train"]
-    together, policy = compose_plans(plans), terms.policy
+    ledger, policy = terms.ledger, terms.policy
+    counted = [plan for plan in ledger.plans() if plan.units == "train" or ledger.one_budget]
+    together = compose_plans([plan_beside(plan, ledger) for plan in counted])
     if together.epsilon is None or together.delta is None:
         unprotected = "; ".join(together.unprotected)
         return f"All plans of the ledger together have no bound, since this left unprotected: {unprotected}."

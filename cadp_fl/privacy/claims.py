@@ -215,7 +215,7 @@ def plan_beside(plan: Plan, ledger: Ledger) -> Plan:
 
     Of real records that is a part of every claim: what left cannot be taken back. A release leaves its flow with it.
     """
-    return plan_among(plan, ledger.carried_out(), declared=ledger.declared())
+    return plan_among(plan, ledger.carried_out(), declared=ledger.declared(), one_budget=ledger.one_budget)
 
 
 CarriedOut = tuple[Plan, tuple[Event, ...]]
@@ -223,7 +223,12 @@ CarriedOut = tuple[Plan, tuple[Event, ...]]
 
 
 def left_unprotected(
-    plans: Iterable[CarriedOut], units: Split, keeps: frozenset[str], declared: Iterable[Conditions] = ()
+    plans: Iterable[CarriedOut],
+    units: Split,
+    keeps: frozenset[str],
+    declared: Iterable[Conditions] = (),
+    *,
+    one_budget: bool = False,
 ) -> tuple[Unprotected, ...]:
     """Return what has left unprotected of some units under plans, each once.
 
@@ -235,10 +240,11 @@ def left_unprotected(
         units: training units, or test units.
         keeps: what the claim does not cover, as of `Plan.keeps`.
         declared: conditions under which exact class counts were given out.
+        one_budget: whether test units may be training units too, by a ledger that does not say who is which.
     """
     left: list[Event] = []
     for plan, spent in plans:
-        if plan.units == units and spent:
+        if spent and (plan.units == units or (one_budget and units == "train")):
             left += spent
             if any(event.stage == "release" for event in spent):
                 left += _said_and_unsaid(plan)
@@ -283,6 +289,7 @@ def plan_among(
     *,
     before: Iterable[Unprotected] = (),
     declared: Iterable[Conditions] = (),
+    one_budget: bool = False,
 ) -> Plan:
     """Return a plan of real records together with all that has left unprotected of the same units.
 
@@ -291,8 +298,9 @@ def plan_among(
         others: every plan of the records, with what was spent of each.
         before: what else left unprotected.
         declared: conditions under which exact class counts were given out.
+        one_budget: whether test units may be training units too.
     """
-    left = left_unprotected(others, plan.units, plan.keeps, declared)
+    left = left_unprotected(others, plan.units, plan.keeps, declared, one_budget=one_budget)
     return replace(plan, events=(*plan.events, *dict.fromkeys([*_weak_noise(plan, plan.events), *left, *before])))
 
 

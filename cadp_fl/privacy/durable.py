@@ -173,6 +173,11 @@ class DurableLedger:
             )
 
     @property
+    def one_budget(self) -> bool:
+        """Whether plans on test units count as plans on training units too: they may be the same people."""
+        return self.terms.one_budget
+
+    @property
     def mark(self) -> Path:
         """The file that remembers how far the ledger has come."""
         return self._chain.mark

@@ -20,6 +20,11 @@ class Ledger(Protocol):
 
     simulation: bool
 
+    @property
+    def one_budget(self) -> bool:
+        """Whether plans on test units count as plans on training units too: they may be the same people."""
+        ...
+
     def check_terms(self, population: str, unit: Unit, records_per_unit: int) -> None:
         """Check that this is the ledger of a policy's population, with its unit.
 
@@ -109,6 +114,7 @@ class MemoryLedger:
     """
 
     simulation = True
+    one_budget = False
 
     def __init__(self, store: MutableMapping[str, Any] | None = None) -> None:
         self._store = store if store is not None else {}

@@ -108,9 +108,8 @@ def kept_by(labels: Labels, conditions: Conditions) -> frozenset[str]:
     """
     if labels == "covered":
         return frozenset()
-    return frozenset(
-        {f"labels ({', '.join(conditions.classes)})", *(f"attribute '{name}'" for name in conditions.attributes)}
-    )
+    classes = ", ".join(name.replace(",", r"\,") for name in conditions.classes)
+    return frozenset({f"labels ({classes})", *(f"attribute '{name}'" for name in conditions.attributes)})
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
         )
     links = ledger.links()
     book = ledger.book(links)
-    plans = [_plan_tree(plan, book) for plan in book.plans()]
+    plans = [_plan_tree(plan, book, one_budget=ledger.one_budget) for plan in book.plans()]
     limits = {"train": policy, "test": policy.evaluation if policy is not None else None}
     return {
         **ledger.terms.model_dump(exclude_none=True),
@@ -49,12 +49,13 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
     }
 
 
-def _plan_tree(plan: Plan, book: Book) -> dict[str, Any]:
+def _plan_tree(plan: Plan, book: Book, *, one_budget: bool) -> dict[str, Any]:
     """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries.
 
     None where nothing is: a plan that protects nothing has no epsilon, and 0 would read as the best there is.
     """
-    claim, protected = claim_of(plan_among(plan, book.carried_out(), declared=book.declared())), plan.protected()
+    among = plan_among(plan, book.carried_out(), declared=book.declared(), one_budget=one_budget)
+    claim, protected = claim_of(among), plan.protected()
     protects = bool(protected.events) and plan.conditions.noise == "entropy"
     return {
         "plan": plan.key,

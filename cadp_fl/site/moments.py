@@ -1,18 +1,26 @@
 """What a site tells of its training records' features: their noised sum, and their noised moments around a centre."""
 
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from cadp_fl.config import FrontEndConfig
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
-from cadp_fl.errors import ConfigError, ExchangeError
+from cadp_fl.errors import ConfigError, ExchangeError, FlowOriginError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.training import dequantize
+from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum
 from cadp_fl.privacy.moments import clipped_sum, joint_moments
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.weights import weights_sha256
 
-__all__ = ["check_moments", "features_of", "told_moments"]
+__all__ = ["GivenMoments", "check_moments", "features_of", "told_moments"]
 
 MAX_NUMBERS = 1 << 25
 """Of one site's moments, 256 MiB."""
@@ -35,6 +43,69 @@ def check_moments(front: FrontEnd, schema_classes: int, event: GaussianSum | Gau
             f"A site's moments are at most {MAX_NUMBERS} numbers. {front.dims} features of {schema_classes} classes "
             f"make {numbers}; lower flow.front_end.size."
         )
+
+
+class GivenMoments:
+    """What moments a site gave out, by hashes, so that a flow which is said to be made of them can be held against it.
+
+    Args:
+        folder: where that is remembered.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def remember(
+        self, plan: str, front_end: FrontEndConfig, centre: np.ndarray, moments: Mapping[str, np.ndarray]
+    ) -> None:
+        """Write down what is given out under a plan."""
+        path, given = self._file(plan), [*self._given(plan), _given(front_end, centre, moments)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path) as file:
+            file.write_text(json.dumps(given), encoding="utf-8")
+
+    def check(
+        self,
+        plan: str,
+        front_end: FrontEndConfig,
+        centre: np.ndarray,
+        moments: Mapping[str, np.ndarray],
+        *,
+        is_alone: bool,
+    ) -> None:
+        """Check that moments are around a centre and of a front end that the site's own were, under the same plan.
+
+        Args:
+            is_alone: whether they are of this site alone, so that they are its own.
+
+        Raises:
+            FlowOriginError: they are not.
+        """
+        found = _given(front_end, centre, moments)
+        kept = [each for each in self._given(plan) if (each[0], each[1]) == (found[0], found[1])]
+        if not kept:
+            raise FlowOriginError(
+                "A flow is made of moments around the centre, and of the front end, that its sites were asked for. "
+                "Those that came are of others; send what was asked for."
+            )
+        if is_alone and found not in kept:
+            raise FlowOriginError(
+                "A flow that is made of one site's moments is made of what that site gave out. Other numbers came; "
+                "send those."
+            )
+
+    def _given(self, plan: str) -> list[list[str]]:
+        path = self._file(plan)
+        given: list[list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        return given
+
+    def _file(self, plan: str) -> Path:
+        return self._folder / f"moments-{hashlib.sha256(plan.encode()).hexdigest()[:16]}.json"
+
+
+def _given(front_end: FrontEndConfig, centre: np.ndarray, moments: Mapping[str, np.ndarray]) -> list[str]:
+    """Return what tells moments from all others: their front end, and hashes of their centre and of their numbers."""
+    return [front_end.model_dump_json(), weights_sha256({"centre": centre}), weights_sha256(moments)]
 
 
 def features_of(front: FrontEnd, records: Dataset) -> np.ndarray:

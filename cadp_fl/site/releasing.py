@@ -20,6 +20,7 @@ from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
 from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.holdings import Holdings
+from cadp_fl.site.moments import GivenMoments
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import MOMENTS, FetchRequest, ReleaseRequest
 from cadp_fl.site.review import Review
@@ -33,15 +34,23 @@ class Releasing:
     Args:
         held: by the site.
         counts: what is known of its classes.
+        given: what moments it gave out.
         policy: what it allows.
         outbox: folder of releases that are ready to be fetched.
         begins_again: whether a release of an interrupted run may lie there, whose ledger is gone with it.
     """
 
     def __init__(
-        self, held: Holdings, counts: ClassCounts, policy: PolicyConfig, outbox: Path, *, begins_again: bool
+        self,
+        held: Holdings,
+        counts: ClassCounts,
+        given: GivenMoments,
+        policy: PolicyConfig,
+        outbox: Path,
+        *,
+        begins_again: bool,
     ) -> None:
-        self._held, self._counts, self._policy, self._outbox = held, counts, policy, outbox
+        self._held, self._counts, self._given, self._policy, self._outbox = held, counts, given, policy, outbox
         self._begins_again = begins_again
 
     def release(self, request: Request) -> Reply:
@@ -129,6 +138,14 @@ class Releasing:
             records=asked.made_of.records,
             sites=asked.made_of.sites,
         )
+        if not self._held.simulation:  # whose record of what was given out does not outlive an interruption
+            self._given.check(
+                plan.key,
+                asked.flow.front_end,
+                told.centre,
+                told.moments.arrays(),
+                is_alone=asked.made_of.sites == 1,
+            )
         trained = any(event.stage == "flow" and isinstance(event, PoissonGaussian) for event in plan.events)
         check_is_made_of(flow.cpu(), new, told, trained=trained)
         flow.to(self._held.device)

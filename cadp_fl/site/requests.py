@@ -3,9 +3,9 @@
 The server builds these models; a site parses what arrives against them again, since all of it is untrusted.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, FrontEndConfig, Settings
 from cadp_fl.config.settings import Count, Passes, Positive, Seed
@@ -42,7 +42,9 @@ ClassWeight = Annotated[float, Field(gt=0, le=1000)]
 MethodName = Annotated[str, Field(pattern=rf"^{METHOD_NAME}$")]
 
 
-MOST_PLANS = 64
+_Event = TypeVar("_Event", PoissonGaussian, GaussianHistogram)
+
+MOST_PLANS = 32
 """That a site is asked about at once."""
 
 
@@ -50,6 +52,17 @@ class DescribeRequest(Settings):
     """Say what the site is, and whether it would set some plans aside; nothing is."""
 
     plans: tuple[dict[str, Any], ...] = Field((), max_length=MOST_PLANS, description="of a whole study, in order")
+
+
+def _spends_in(stage: str) -> AfterValidator:
+    """Return the check that an event is of the stage that a request is about: none pays for another thing."""
+
+    def check(event: _Event) -> _Event:
+        if event.stage != stage:
+            raise ValueError(f"this is spent in stage '{stage}'. Found '{event.stage}'; send an event of that stage")
+        return event
+
+    return AfterValidator(check)
 
 
 class ReserveRequest(Settings):
@@ -87,7 +100,7 @@ class PrivateFlowRequest(Settings):
     freeze: tuple[str, ...] = Field((), description="parts of the flow that stay as they are")
     round: Passes = Field(description="from 1")
     rounds: Passes = Field(description="of the whole training")
-    event: PoissonGaussian = Field(description="what the round costs")
+    event: Annotated[PoissonGaussian, _spends_in("flow")] = Field(description="what the round costs")
     copies: int = Field(ge=1, le=64, description="noisy copies of a record whose gradients are averaged")
     learning_rate: Positive
 
@@ -96,7 +109,7 @@ class CountRequest(Settings):
     """Tell the noised number of training records of every class."""
 
     method: MethodName
-    event: GaussianHistogram
+    event: Annotated[GaussianHistogram, _spends_in("counts")]
 
 
 MOMENTS = "moments."
@@ -146,7 +159,7 @@ class DpSgdTraining(Settings):
     """Local DP-SGD; `event` is what one round of it costs."""
 
     kind: Literal["dp-sgd"] = "dp-sgd"
-    event: PoissonGaussian
+    event: Annotated[PoissonGaussian, _spends_in("classifier")]
     learning_rate: Positive
     momentum: float = Field(ge=0, lt=1)
     class_weights: tuple[ClassWeight, ...] | None = Field(

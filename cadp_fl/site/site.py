@@ -33,7 +33,7 @@ from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.description import Description
 from cadp_fl.site.evaluation import exact_counts, told_with_noise
 from cadp_fl.site.holdings import Holdings
-from cadp_fl.site.moments import check_moments, told_moments
+from cadp_fl.site.moments import GivenMoments, check_moments, told_moments
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.releasing import Releasing
 from cadp_fl.site.requests import (
@@ -122,7 +122,10 @@ class Site:
         self._held = held = Holdings(name, data, of_training, of_test, spending, noise, device, simulation)
         self._counts = ClassCounts(held, policy, outbox)
         self._training = training = Training(held)
-        self._releasing = releasing = Releasing(held, self._counts, policy, outbox, begins_again=ledger.simulation)
+        self._given = GivenMoments(outbox)
+        self._releasing = releasing = Releasing(
+            held, self._counts, self._given, policy, outbox, begins_again=ledger.simulation
+        )
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,
@@ -256,6 +259,8 @@ class Site:
         told = told_moments(front, self._held.data.train, self._held.units, event, centre, noise=noise)
         if isinstance(event, GaussianMoments) and "counts" in told:
             self._counts.remember(request, asked.method, told["counts"], event.part_stds["counts"])
+        if centre is not None and not self._held.simulation:
+            self._given.remember(self._held.spending.plan(request, asked.method).key, asked.front_end, centre, told)
         return Reply({}, told)
 
     def _evaluate(self, request: Request) -> Reply:

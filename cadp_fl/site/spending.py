@@ -238,7 +238,11 @@ class Spending:
         others = [(plan, spent) for plan, spent in carried_out if plan.run != run]
         own = [plan.keeps for plan, _ in carried_out if plan.run == run and plan.units == "train"]
         keeps = frozenset.intersection(kept_by(self._policy.labels, self.conditions), *own)
-        left = {"train": left_unprotected(others, "train", keeps, self._ledger.declared())}
+        left = {
+            "train": left_unprotected(
+                others, "train", keeps, self._ledger.declared(), one_budget=self._ledger.one_budget
+            )
+        }
         left["test"] = left_unprotected(others, "test", frozenset())
         return {units: [each.model_dump() for each in events] for units, events in left.items()}
 

@@ -10,7 +10,7 @@ import torch
 from cadp_fl.config import EvaluationPolicy, FlowConfig, PolicyConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.errors import ConditionsError, FlowOriginError, SeededNoiseError
+from cadp_fl.errors import ConditionsError, ConfigError, FlowOriginError, SeededNoiseError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.moments import ToldMoments, fit_affine
 from cadp_fl.flow.storage import flow_sha256
@@ -23,6 +23,7 @@ from cadp_fl.privacy.accounting import (
     RandomizedResponse,
 )
 from cadp_fl.privacy.claims import (
+    EXACT_TEST_RESULTS,
     FLOW_WEIGHTS,
     SEEDED_NOISE,
     UNRECORDED_NOISE,
@@ -372,6 +373,64 @@ def test_a_claim_on_shared_noise_says_on_how_many_sites_it_rests_and_what_the_ag
     said = statement_of_method("m", claim, noise="entropy", relation="replace one record")
     assert "It rests on 9 sites" in said
     assert f"alone has epsilon {format_epsilon(claim.epsilon_of_own_message)}" in said
+
+
+def test_a_flow_of_one_sites_moments_is_made_of_what_that_site_gave_out(hospital):
+    site = hospital.site()
+    reserve(site, "r", CENTRE, JOINT, EVENT)
+    _, told = given_out(site, "r")
+    for changed in ({"counts": told.moments.counts + 1.0}, {"centre": told.centre + 0.1}):
+        other = ToldMoments.of(told.arrays() | changed, JOINT, classes=3, dims=4, records=200, sites=1)
+        made = flow(WARM)
+        fit_affine(made, other)
+        with pytest.raises(FlowOriginError, match=r"what that site gave out|were asked for"):
+            site.call(warm_release("r", made, other))
+
+
+def test_the_other_sites_part_of_a_sum_is_the_servers_word(hospital):
+    """As docs/privacy.md says; the centre and the front end are those that the site was asked for all the same."""
+    site = hospital.site()
+    reserve(site, "r", CENTRE, JOINT, EVENT)
+    _, told = given_out(site, "r")
+    requests = {}
+    for name, centre in (("asked", told.centre), ("another", told.centre + 0.1)):
+        arrays = told.arrays() | {"counts": told.moments.counts + 300.0, "centre": centre}
+        both = ToldMoments.of(arrays, JOINT, classes=3, dims=4, records=500, sites=2)
+        made = flow(WARM)
+        fit_affine(made, both)
+        requests[name] = warm_release("r", made, both)
+    with pytest.raises(FlowOriginError, match="were asked for"):
+        site.call(requests["another"])
+    assert "manifest" in site.call(requests["asked"]).content
+
+
+def test_a_step_of_dp_sgd_for_a_flow_pays_for_no_classifier(hospital):
+    """Else a release could claim a flow of which the site gave out nothing."""
+    steps = PoissonGaussian(stage="flow", clip_norm=1.0, noise_std=40.0, sampling_rate=0.5, steps=4)
+    site = hospital.site()
+    reserve(site, "r", steps, EVENT)
+    training = {"kind": "dp-sgd", "event": steps.model_dump(), "learning_rate": 0.1, "momentum": 0.0}
+    settings = {"method": "m", "classifier": {"model": "linear"}, "seed": 0, "round": 1, "training": training}
+    weights = {"1.weight": np.zeros((3, 16), np.float32), "1.bias": np.zeros(3, np.float32)}
+    with pytest.raises(ConfigError, match="spent in stage 'classifier'"):
+        site.call(Request("train_classifier", settings, weights, run="r", id="r/c"))
+    assert hospital.ledger.spent("r/m") == ()
+    with pytest.raises(FlowOriginError):
+        release(site, "r")
+
+
+def test_names_of_classes_that_hold_a_comma_are_not_taken_for_others():
+    first, second = (Plan("m", (EVENT,), 1e-6, conditions=Conditions("entropy", names)).keeps
+                     for names in (("a, b", "c"), ("a", "b, c")))  # fmt: skip
+    assert first != second
+
+
+def test_a_ledger_that_does_not_say_who_was_tested_on_counts_what_was_told_of_test_units_against_all():
+    exact = Plan("t", (EXACT_TEST_RESULTS,), 1e-6, units="test", run="old")
+    later = Plan("m", (public(), EVENT), 1e-6, run="new", conditions=Conditions("entropy", SCHEMA.classes))
+    for one_budget, guarantee in ((False, "end-to-end"), (True, "none")):
+        among = plan_among(later, [(exact, (EXACT_TEST_RESULTS,))], one_budget=one_budget)
+        assert claim_of(among).guarantee == guarantee
 
 
 def test_a_flow_of_dp_sgd_is_released_with_after_a_step_at_least(hospital):
