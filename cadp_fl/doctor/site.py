@@ -95,11 +95,11 @@ def _policy(site: Site) -> Iterator[Finding]:
             allowed.seeded_noise,
         ),
         "Exact results on test records may leave; each tells a little of every one.": (
-            "evaluation: {exact: false}",
+            "exact: false, below evaluation,",
             exact,
         ),
         "Exact results tell the labels of test units, though labels are covered: that holds for training units.": (
-            "evaluation: {exact: false}",
+            "exact: false, below evaluation,",
             exact and allowed.labels == "covered",
         ),
         "An aggregator is trusted with values that have a share of the noise alone.": (

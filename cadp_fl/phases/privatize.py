@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cadp_fl.data.units import Units
-from cadp_fl.errors import BudgetError, CadpError, InputError
+from cadp_fl.errors import BudgetError, CadpError, InputError, UnprotectedModelError
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, release_request
 from cadp_fl.federated.methods.given_flow import declared_public
 from cadp_fl.flow.storage import load_flow
@@ -135,6 +135,12 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         beside=(*counts, *labels),
     )
     is_public = card.trained_on == "public" and terms.public_flow
+    if not (is_public or terms.policy.unprotected):
+        raise UnprotectedModelError(
+            "A release by hand takes a flow that no record of this site had a part in: this ledger has no event that "
+            "another one was made of. Found one whose file says that it was trained on private records, with privacy "
+            "or without; take a public one, or release within the study that made it."
+        )
     plan = budget.plan(
         Cadp.name if is_public else CadpGivenFlow.name,
         (declared_public(flow, card) if is_public else PRIVATE_FLOW, *counts, *labels, mechanism.event()),

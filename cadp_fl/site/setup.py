@@ -141,13 +141,22 @@ def _give(group: int, *paths: Path) -> None:
         ) from error
 
 
+_EXAMPLES = {
+    "evaluation": (
+        "# For example, noised test results alone, ten in all:",
+        "# evaluation: {exact: false, epsilon: 3.0, delta: 1.0e-5, count: 10}",
+        "# exact: true lets exact ones leave; epsilon and delta are then still the totals of noised ones.",
+    )
+}
+
+
 def _explained(policy: PolicyConfig) -> str:
     """Return a policy as YAML that a steward can read: every key, defaults too, below what it means."""
     lines = ["# What this site allows, whatever a server asks. An edit holds from cadp-fl site reload on."]
     values = policy.model_dump(mode="json")
     for name, field in PolicyConfig.model_fields.items():
         comment = textwrap.wrap(field.description or name, 100, initial_indent="# ", subsequent_indent="# ")
-        lines += ["", *comment, dump_tree({name: values[name]}).rstrip()]
+        lines += ["", *comment, *_EXAMPLES.get(name, ()), dump_tree({name: values[name]}).rstrip()]
     return "\n".join(lines) + "\n"
 
 
