@@ -162,6 +162,8 @@ class Manifest(ReleaseHead):
             raise ValueError("shards are numbered from 00000 without a gap")
         if (self.mechanism == NoMechanism.name) == self.parameters.protected:
             raise ValueError(f"the mechanism '{NoMechanism.name}', and no other, has neither clip nor noise")
+        if self.claim.delta == 0 and self.parameters.protected and self.parameters.noise_scale is None:
+            raise ValueError("claim.delta is above 0 where noise is Gaussian")
         if not self.parameters.protected and self.claim.guarantee != "none":
             raise ValueError("records released without clipping or noise carry no guarantee")
         on_grid = self.parameters.grid is not None

@@ -35,7 +35,7 @@ def _called(grid, tmp_path):
 
 
 def test_every_site_says_what_it_is_and_spends_nothing(grid, tmp_path):
-    before = [DurableLedger.as_found(folder.ledger).links() for folder in grid.folders]
+    before = [DurableLedger.as_found(folder.ledger).carried_out() for folder in grid.folders]
     with served(grid.folders[0]), served(grid.folders[1]):
         told = _called(grid, tmp_path)
     assert [(node["name"], node["site"], node["dataset"]) for node in told["nodes"]] == [
@@ -43,7 +43,7 @@ def test_every_site_says_what_it_is_and_spends_nothing(grid, tmp_path):
         ("north", "north", "digits"),
     ]
     assert told["library"] == cadp_fl.__version__
-    assert [DurableLedger.as_found(folder.ledger).links() for folder in grid.folders] == before
+    assert [DurableLedger.as_found(folder.ledger).carried_out() for folder in grid.folders] == before
     assert {message.metadata.message_type for message in grid.sent} == {"query.cadp_describe"}
     assert "class_counts" not in json.dumps(told)
     assert [finding.state for finding in attendance(told, ["east", "north"])] == ["ok", "ok"]

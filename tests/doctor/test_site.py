@@ -72,7 +72,7 @@ def test_a_site_where_all_is_well_has_no_fault_and_no_warning(tmp_path):
     with serving(tmp_path / "coordinator") as (address, authority):
         folder = _made(tmp_path / "north", address, authority.read_text())
         _connection(folder)
-        before = DurableLedger.as_found(folder.ledger).links()
+        before = DurableLedger.as_found(folder.ledger).carried_out()
         with served(folder):
             diagnosis = diagnose(folder.path)
             as_node = diagnose(folder.node.path)
@@ -80,7 +80,7 @@ def test_a_site_where_all_is_well_has_no_fault_and_no_warning(tmp_path):
     assert {finding.name for finding in diagnosis.findings if finding.state != "ok"} <= {"memory", "disk"}
     assert (diagnosis.side, as_node.side) == ("site", "node")
     assert not as_node.is_faulty
-    assert DurableLedger.as_found(folder.ledger).links() == before
+    assert DurableLedger.as_found(folder.ledger).carried_out() == before
     said = json.dumps(diagnosis.to_json())
     assert "481 training and 118 test units" in said
     assert "PRIVATE" not in said

@@ -130,11 +130,11 @@ def test_a_run_and_its_dry_run_make_the_same_checks_and_write_nothing(monkeypatc
     monkeypatch.setattr("cadp_fl.study.run.simulate", launched)
     config = str(ROOT / "configs" / "quickstart.yaml")
     more = ["--dry-run"] if dry else ["--output", str(tmp_path / "run")]
-    monkeypatch.setattr("sys.argv", ["cadp-fl", "simulate", config, "--set", "sites.cpus_per_client=4096", *more])
+    monkeypatch.setattr("sys.argv", ["cadp-fl", "simulate", config, "--set", "sites.cpus_per_client=1024", *more])
     with pytest.raises(SystemExit) as exited:
         cli.main()
     assert exited.value.code == 2
-    assert "Found sites.cpus_per_client 4096; lower it." in capsys.readouterr().err
+    assert "Found sites.cpus_per_client 1024; lower it." in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

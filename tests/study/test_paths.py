@@ -44,8 +44,8 @@ def test_records_in_a_folder_of_another_encoding_are_refused_at_once(monkeypatch
     more = [] if "--dry-run" in command else ["--output", tmp_path / "run"]
     code, _, err = call(monkeypatch, capsys, command[0], latin / "study.yaml", *command[1:], *MEDMNIST, *more)
     assert code == 2
-    assert "'data.path' is '" in err
-    assert "l\\udce4ger/records.npz', in another encoding; rename it" in err
+    assert "A path (data.path) is printable text in UTF-8." in err
+    assert "l\\udce4ger/records.npz'; rename it" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
