@@ -30,6 +30,7 @@ def test_the_help_has_an_example_and_says_what_a_result_means(run):
     assert "which is no advice on a budget" in text
 
 
+@pytest.mark.slow
 def test_without_a_claim_every_protecting_mechanism_is_audited_at_two_and_it_says_so(run):
     code, out, err = run(*FEW)
     assert (code, err) == (0, "")

@@ -146,7 +146,9 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize("more", [[], ["--json"], ["--quiet"]])
+@pytest.mark.parametrize(
+    "more", [[], *(pytest.param([each], marks=pytest.mark.slow) for each in ("--json", "--quiet"))]
+)
 @pytest.mark.parametrize("stream", ["a closed pipe", "a full disk", "none"])
 def test_a_run_goes_on_and_succeeds_where_nothing_can_be_printed(tmp_path, stream, more):
     if stream == "a full disk" and not os.path.exists("/dev/full"):

@@ -66,6 +66,7 @@ def test_an_honest_mechanism_is_not_refuted_and_its_claim_is_nearly_reached(name
 
 
 @pytest.mark.parametrize("name", aggregates.AGGREGATES)
+@pytest.mark.slow
 def test_what_leaves_beside_a_release_is_not_refuted_and_certified_above_half_its_claim(name):
     (finding,) = audit([name], [3.0], AuditSettings(DELTA, clip_norm=2.5), noise=NoiseSource.from_seed(1))
     assert finding.claim == pytest.approx(3.0, rel=1e-3)
@@ -157,6 +158,7 @@ def test_a_mechanism_that_ignores_its_record_certifies_nothing():
     assert max(attack.lower_bound for attack in of_latents) == 0.0
 
 
+@pytest.mark.slow
 def test_more_audits_share_the_false_alarms():
     settings = AuditSettings(DELTA, dims=2, draws=100_000)
     one, *_ = audit(["laplace"], [3.0], settings, noise=NoiseSource.from_seed(3))
@@ -333,6 +335,7 @@ def seeded(honest):
 
 @pytest.mark.parametrize("broken", [half_the_noise, noise_of_calls_of_a_seed])
 @pytest.mark.parametrize("name", aggregates.AGGREGATES)
+@pytest.mark.slow
 def test_broken_noise_beside_a_release_is_refuted(name, broken, monkeypatch):
     aggregate = aggregates.AGGREGATES[name](3.0, DELTA, 1.0)
     broken(monkeypatch)
@@ -349,6 +352,7 @@ def test_a_sum_that_is_not_clipped_and_moments_that_are_clipped_to_twice_as_much
         assert finding.is_refuted, name
 
 
+@pytest.mark.slow
 def test_a_step_whose_layers_are_clipped_apart_or_whose_sample_is_fixed_is_refuted(monkeypatch):
     aggregate = aggregates.AGGREGATES["dp-sgd"](3.0, DELTA, 1.0)
     settings, noise = AuditSettings(DELTA, draws=100_000), NoiseSource.from_seed(4)
