@@ -137,7 +137,7 @@ def _asked() -> dict[str, tuple[str, dict[str, Any]]]:
         "a plan": reserve("m", granted),
         "what was planned": ("moments", settings),
         "again": ("moments", settings),
-        "over budget": reserve("costly", granted.model_copy(update={"noise_std": 0.05})),
+        "over budget": reserve("costly", granted.model_copy(update={"noise_std": 0.4 * front.radius})),
         "without privacy": reserve("open", Unprotected(stage="flow", what="flow weights")),
         "unreserved": ("moments", settings | {"method": "other"}),
         "a seed": ("moments", settings | {"noise_seed": 7}),
