@@ -1,6 +1,7 @@
 """What tells a simulated site's records from any others, so that a run is resumed with those that it began with."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 
-__all__ = ["Fingerprint"]
+__all__ = ["Fingerprint", "arrays_of", "sha256_of"]
 
 
 class Fingerprint(BaseModel):
@@ -30,9 +31,9 @@ class Fingerprint(BaseModel):
         """Return the fingerprint of a site's records, in their order."""
         splits = {"training": data.train, "test": data.test}
         parts = {
-            f"{split} {name}": (len(array), _sha256(array))
+            f"{split} {name}": (len(array), sha256_of([array]))
             for split, dataset in splits.items()
-            for name, array in _arrays(dataset).items()
+            for name, array in arrays_of(dataset).items()
         }
         return cls(dataset=data.train.schema, parts=parts)
 
@@ -53,19 +54,22 @@ class Fingerprint(BaseModel):
         return [*fields, *parts]
 
 
-def _arrays(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Return all that a data set holds of its records, by name."""
+def arrays_of(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Return all that a data set holds of its records, by name, in an order that hashes of ledgers rest on."""
     arrays = {
         "images": dataset.images,
         "labels": dataset.labels,
         "patients": dataset.patients,
-        "ids": dataset.ids,
         "attributes": dataset.attributes,
+        "ids": dataset.ids,
     }
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _sha256(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape} ".encode())
-    digest.update(np.ascontiguousarray(array).data)
+def sha256_of(arrays: Iterable[np.ndarray]) -> str:
+    """Return the hash of arrays one after the other, with their types and shapes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

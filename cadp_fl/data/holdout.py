@@ -11,8 +11,9 @@ import secrets
 import numpy as np
 
 from cadp_fl.config import SplitRule
+from cadp_fl.data.fingerprint import arrays_of, sha256_of
 from cadp_fl.data.partition import SiteData
-from cadp_fl.data.schema import Dataset, Source
+from cadp_fl.data.schema import Source
 from cadp_fl.errors import DataError
 
 __all__ = ["rehearsal_rule", "sides", "split_rule"]
@@ -100,15 +101,5 @@ def _changed(rule: SplitRule, found: str) -> DataError:
 
 def _sha256(source: Source) -> str:
     """Return the hash of all records, in their order, side by side."""
-    digest = hashlib.sha256()
     assert source.test is not None, "a rehearsal deals both"
-    for records in (source.train, source.test):
-        for array in _arrays(records):
-            digest.update(f"{array.dtype.str} {array.shape} ".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _arrays(records: Dataset) -> list[np.ndarray]:
-    arrays = (records.images, records.labels, records.patients, records.attributes, records.ids)
-    return [array for array in arrays if array is not None]
+    return sha256_of(array for records in (source.train, source.test) for array in arrays_of(records).values())

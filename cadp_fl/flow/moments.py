@@ -115,9 +115,8 @@ def load_moments(path: Path, event: GaussianMoments, *, classes: int, dims: int)
     Raises:
         DataError: the file is missing or damaged, or holds other moments.
     """
-    described, triangle = read_description(path, kind="moments"), dims * (dims + 1) // 2
-    shapes = {"counts": (classes,), "sums": (classes, dims), "shared": (triangle,), "second": (classes, triangle)}
-    expected = {"centre": (dims,), **{name: shapes[name] for name in event.part_stds}}
+    described = read_description(path, kind="moments")
+    expected = {"centre": (dims,), **Moments.shapes(event, classes=classes, dims=dims)}
     arrays = load_weights(path, {name: np.empty(shape) for name, shape in expected.items()})
     try:
         records, sites = int(described["records"]), int(described["sites"])

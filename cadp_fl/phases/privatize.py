@@ -31,6 +31,7 @@ from cadp_fl.privacy.claims import (
     compose_plans,
     format_delta,
     format_epsilon,
+    plan_among,
     plan_beside,
 )
 from cadp_fl.privacy.mechanisms import mechanism_type
@@ -185,8 +186,14 @@ def _composition(terms: Terms) -> str:
     if terms.ledger.simulation:
         return NO_LEDGER
     ledger, policy = terms.ledger, terms.policy
-    counted = [plan for plan in ledger.plans() if plan.units == "train" or ledger.one_budget]
-    together = compose_plans([plan_beside(plan, ledger) for plan in counted])
+    carried_out, declared, one_budget = ledger.carried_out(), ledger.declared(), ledger.one_budget
+    together = compose_plans(
+        [
+            plan_among(plan, carried_out, declared=declared, one_budget=one_budget)
+            for plan, _ in carried_out
+            if plan.units == "train" or one_budget
+        ]
+    )
     if together.epsilon is None or together.delta is None:
         unprotected = "; ".join(together.unprotected)
         return f"All plans of the ledger together have no bound, since this left unprotected: {unprotected}."

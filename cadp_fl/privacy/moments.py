@@ -73,6 +73,13 @@ class Moments:
                   if each is not None}  # fmt: skip
         return {name: part for name, part in parts.items() if part is not None}
 
+    @staticmethod
+    def shapes(event: GaussianMoments, *, classes: int, dims: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the arrays of an event's moments, by name."""
+        triangle = dims * (dims + 1) // 2
+        shapes = {"counts": (classes,), "sums": (classes, dims), "shared": (triangle,), "second": (classes, triangle)}
+        return {name: shapes[name] for name in event.part_stds}
+
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], event: GaussianMoments, *, classes: int, dims: int) -> Self:
         """Return the moments of one site that `arrays` wrote, with the noise that the event says it adds.
@@ -80,9 +87,7 @@ class Moments:
         Raises:
             ExchangeError: a part is missing or not asked for, or has another shape or type, or is not finite.
         """
-        triangle = dims * (dims + 1) // 2
-        shapes = {"counts": (classes,), "sums": (classes, dims), "shared": (triangle,), "second": (classes, triangle)}
-        asked = {name: shapes[name] for name in event.part_stds}
+        asked = cls.shapes(event, classes=classes, dims=dims)
         if set(arrays) != set(asked):
             raise ExchangeError(
                 f"Moments have the parts that their event weighs: {', '.join(asked)}. Found {', '.join(arrays)}."

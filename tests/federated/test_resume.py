@@ -12,6 +12,7 @@ from cadp_fl.errors import InputError
 from cadp_fl.federated import basis
 from cadp_fl.site.protocol import ACTIONS
 from cadp_fl.study import simulation
+from tests.federated.test_deployed import kill
 from tests.federated.test_workflow import Killed, Run
 from tests.hospitals import Hospitals
 
@@ -225,16 +226,7 @@ def test_a_server_app_does_not_resume_another_study(run_config):
 
 def test_a_run_of_real_sites_names_each_fact_of_a_site_that_changed(tmp_path):
     hospitals = Hospitals(tmp_path, FEDAVG)
-    answer = hospitals.grid.app
-
-    def killing(message, context):
-        if message.metadata.message_type == ACTIONS["train_classifier"]:
-            raise Killed
-        return answer(message, context)
-
-    hospitals.grid.app = killing
-    with pytest.raises(Killed):
-        hospitals.go()
+    kill(hospitals, ACTIONS["train_classifier"], 1)
     train = hospitals.dealt[1].train
     hospitals.dealt[1] = type(hospitals.dealt[1])(
         train.select(np.arange(len(train) - 1)), hospitals.dealt[1].test.select(np.arange(5))

@@ -13,7 +13,7 @@ from cadp_fl.federated import flower_server, releases
 from cadp_fl.report.extent import methods_by_units, named_sites, released
 from cadp_fl.report.page import write_report
 from cadp_fl.site.protocol import ACTIONS
-from tests.federated.test_workflow import Killed
+from tests.federated.test_deployed import kill
 from tests.hospitals import Hospitals
 
 DP_SGD = "methods={dp-sgd: {model: linear, rounds: 2, local_steps: 1, sampling_rate: 0.5, learning_rate: 2.0}}"
@@ -129,16 +129,7 @@ def test_a_run_that_stopped_before_any_test_names_no_test_result(tmp_path, evalu
 
 def test_a_run_that_was_killed_says_what_it_does_not_know(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD)
-    answer = hospitals.grid.app
-
-    def killing(message, context):
-        if message.metadata.message_type == ACTIONS["train_classifier"]:
-            raise Killed
-        return answer(message, context)
-
-    hospitals.grid.app = killing
-    with pytest.raises(Killed):
-        hospitals.go()
+    kill(hospitals, ACTIONS["train_classifier"], 1)
     privacy = told(hospitals, "privacy.json")
     assert "whether anything was told of them is not known here" in privacy["test_units"]["statement"]
     assert "left the sites" not in privacy["test_units"]["statement"]
