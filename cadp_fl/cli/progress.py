@@ -74,6 +74,8 @@ class _Bars:
 
     def watch(self, step: dict[str, Any]) -> None:
         if step["step"] == "start":
+            if self._starting is not None:
+                self._progress.remove_task(self._starting)
             self._starting = self._progress.add_task(describe_step(step), total=None, news="")
         elif step["step"] == "phases":
             for phase, rounds in step["phases"].items():

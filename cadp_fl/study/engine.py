@@ -42,7 +42,7 @@ ADDRESS_BYTES = 16 << 30
 
 FILES = 256
 _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-_ERROR = re.compile(r"^(?:\([^)]*\) )?((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception)): (\S.*)$")
+_ERROR = re.compile(r"^(?:\([^)]*\) )?((?:[A-Za-z_]\w*\.)*(?:[A-Za-z_]\w*)?(?:Error|Exception)): (\S.*)$")
 _LINK = "The above exception was the direct cause of the following exception"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 LOG_BYTES, CAUSE_CHARACTERS = 1 << 20, 300

@@ -37,6 +37,12 @@ LOOK_SECONDS = 2.0
 CONNECTION = "simulation"
 QUIET_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_ADDRESS": "local"}
 
+STARTS, RAY_LATE = 3, "timed out during startup"
+"""How often the engine is started, at most, where Ray is late.
+
+It waits 30 s for its own processes, cannot be asked to wait longer, and a busy machine may need more.
+"""
+
 BEGIN_SECONDS, IDLE_SECONDS, WORK_SECONDS = 600.0, 60.0, 3.0
 """In which the first site answers, at most; and in which all processes together compute so much, at least."""
 
@@ -59,6 +65,22 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, 
         CadpError: the run failed; Flower's log is in the run folder.
         KeyboardInterrupt: this process was asked to end.
     """
+    for attempt in range(1, STARTS + 1):
+        try:
+            return _simulate(study, config, output, watch=watch, resume=resume)
+        except _LateStartError as error:
+            if attempt == STARTS:
+                raise CadpError(f"{error} It was started {STARTS} times; let the machine do less at once.") from error
+            # No site was asked for anything, but the server app may have begun the run folder.
+            resume = True
+            watch({"step": "start", "text": f"starting Flower's simulation engine again: {error}"})
+
+
+class _LateStartError(FlowerError):
+    """Ray gave up its start before any site was asked, because this machine was too busy."""
+
+
+def _simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, resume: bool) -> None:
     with interruptible():
         engine = _Engine(study, output / "flower.log")
         try:  # twice, since the first interrupt may come where the first clean-up begins
@@ -114,6 +136,11 @@ class _Engine:
         except FlowerError as error:
             flower.keep_log(run_id, self._log)
             said = with_cause(str(error), self._log, self._logged)
+            if RAY_LATE in said and not start.is_over:
+                raise _LateStartError(
+                    "Ray, which runs the simulated sites, starts within 30 s. Its processes did not: this machine was "
+                    f"too busy. See '{self._log}'."
+                ) from error
             note_end(output, said)
             raise CadpError(f"{said} See '{self._log}'.") from error
         except CadpError:

@@ -275,7 +275,7 @@ def test_every_question_has_an_example(call):
     "event", ["sum:clip-norm=8,noise-std=270,shares=3", "moments:noise-std=9.6,class-weight=0.5,records-per-patient=2"]
 )
 def test_every_parameter_of_sums_and_moments_is_printed_by_the_name_that_it_is_typed_by(call, event, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "240")
     code, out, _ = call("epsilon", event, "--delta", "1e-5")
     assert code == 0
     (asked,) = told(call, "epsilon", event, "--delta", "1e-5")["events"]

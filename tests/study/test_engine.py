@@ -163,6 +163,8 @@ def test_the_cause_is_the_first_error_of_the_last_chain(tmp_path):
     with log.open("a") as file:
         file.write(f"KeyError: 'handled'\n{TRACE}")
     assert cause_in(log, before) == "OSError: AF_UNIX path length cannot exceed 107 bytes: /x [2J"
+    log.write_text("Exception: The current node timed out during startup. This could happen.\n")
+    assert cause_in(log) == "Exception: The current node timed out during startup. This could happen."
     log.write_text("(ClientAppActor pid=7) ray.exceptions.RaySystemError: System error: no\n")
     assert cause_in(log) == "RaySystemError: System error: no"
 
@@ -223,3 +225,61 @@ def test_a_server_app_that_vanished_is_noticed_and_one_that_ended_is_no_fault(mo
     now[0] += 2
     with pytest.raises(FlowerError, match="ended without a word"):
         engine._ended(flower, 7, start)
+
+
+class Late:
+    """An engine whose first starts are too late for Ray, as on a busy machine."""
+
+    def __init__(self, monkeypatch, tmp_path, *, times, answered=False):
+        self.log, self.resumed, self.steps = tmp_path / "flower.log", [], []
+        folders = iter(range(100))
+
+        def started(flower, settings, *options):
+            self.resumed.append(settings["resume"])
+            return len(self.resumed)
+
+        def followed(progress, ended, *, look_seconds):
+            if answered:
+                yield {"step": "answer"}
+            if len(self.resumed) <= times:
+                with self.log.open("a") as file:
+                    file.write("Exception: The current node timed out during startup.\n")
+                raise FlowerError("The server app died.")
+            yield {"step": "done", "status": "complete"}
+
+        monkeypatch.setattr(launch, "start_run", started)
+        monkeypatch.setattr(launch, "follow", followed)
+        monkeypatch.setattr(launch, "_start_superlink", lambda environment, log: "127.0.0.1:1")
+        monkeypatch.setattr(launch.Flower, "keep_log", lambda self, run_id, log: None)
+        monkeypatch.setattr(launch._Engine, "_new_folder", lambda self, place: new(tmp_path / str(next(folders))))
+        self.output = new(tmp_path / "run")
+        self.log = self.output / "flower.log"
+
+    def simulate(self):
+        launch.simulate(study(), self.output / "config.yaml", self.output, watch=self.steps.append)
+
+
+def new(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_a_start_that_ray_gives_up_is_tried_again(monkeypatch, tmp_path):
+    late = Late(monkeypatch, tmp_path, times=2)
+    late.simulate()
+    assert late.resumed == [False, True, True]
+    assert [step["step"] for step in late.steps] == ["start", "start", "done"]
+    assert "this machine was too busy" in late.steps[0]["text"]
+
+
+def test_a_machine_that_stays_too_busy_for_ray_is_named_as_the_cause(monkeypatch, tmp_path):
+    late = Late(monkeypatch, tmp_path, times=9)
+    with pytest.raises(CadpError, match=r"Ray, .* starts within 30 s\..* too busy.* started 3 times"):
+        late.simulate()
+
+
+def test_a_run_whose_sites_have_answered_is_not_started_again(monkeypatch, tmp_path):
+    late = Late(monkeypatch, tmp_path, times=1, answered=True)
+    with pytest.raises(CadpError, match="timed out during startup"):
+        late.simulate()
+    assert late.resumed == [False]
