@@ -2,7 +2,8 @@
 
 A side depends on an id, or on the source's own test split, and on nothing else: not on a row's number, and not on what
 a record shows or its class. So nobody changes sides when rows are added, sorted or exported again, and what was trained
-on is never tested on later. Where a source has neither ids nor a test split, nobody is tested on.
+on is never tested on later; `cadp_fl.site.register` notices a source whose own split was drawn again. Where a source
+has neither ids nor a test split, nobody is tested on.
 """
 
 import hashlib

@@ -33,6 +33,7 @@ from cadp_fl.site.audit_log import AuditLog, describe_error
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.opening import open_ledger, read_records, records_of
 from cadp_fl.site.policy_file import read_policy
+from cadp_fl.site.register import check_sides
 
 __all__ = ["ReleaseOptions", "Terms", "counts_are_noised", "terms_of"]
 
@@ -241,6 +242,7 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
     check_fits_records(source.schema, card)
     if real is not None:
         data = sides(source, real.ledger.terms.sides)
+        check_sides(real.ledger, data)
     else:
         data = SiteData(source.train, source.train.select(np.arange(0)))
     under = SiteData(_under(card.dataset, data.train), _under(card.dataset, data.test))

@@ -22,7 +22,8 @@ from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan
 __all__ = ["Book", "Entry"]
 
 Entry = dict[str, Any]
-"""One line of a ledger, as JSON values: `{"reserve": ...}`, `{"spend": ...}`, `{"answer": ...}`, `{"declare": ...}`."""
+"""One line of a ledger, as JSON values: `{"reserve": ...}`, `{"spend": ...}`, `{"answer": ...}`, `{"declare": ...}`,
+`{"sides": ...}`."""
 
 
 class Book:
@@ -84,6 +85,10 @@ class Book:
     def declaring(self, conditions: Conditions) -> Entry | None:
         """Return the entry of such a declaration; None if it is written down already."""
         return None if conditions in self.declared() else {"declare": conditions.to_json()}
+
+    def registered(self) -> str | None:
+        """Return the sha256 of the register that says on which side everyone was so far, or None."""
+        return next((entry["sides"]["sha256"] for entry in reversed(self._entries) if "sides" in entry), None)
 
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.

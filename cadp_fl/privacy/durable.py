@@ -178,6 +178,11 @@ class DurableLedger:
         return self.terms.one_budget
 
     @property
+    def path(self) -> Path:
+        """The database."""
+        return self._chain.path
+
+    @property
     def mark(self) -> Path:
         """The file that remembers how far the ledger has come."""
         return self._chain.mark
@@ -205,8 +210,9 @@ class DurableLedger:
                     _check_entry(link.entry)
                 except (KeyError, TypeError, ValueError) as error:
                     raise LedgerError(
-                        f"A ledger's entries are plans, events, answers and declarations. Entry {link.number} is none "
-                        "that this version knows; install the version of cadp-fl that wrote it, or find out who did."
+                        "A ledger's entries are plans, events, answers, declarations and registers of sides. Entry "
+                        f"{link.number} is none that this version knows; install the version of cadp-fl that wrote "
+                        "it, or find out who did."
                     ) from error
         self._checked = frozenset(link.hash for link in links)
         return Book([link.entry for link in links[1:]], adds_up=True, one_budget=self.terms.one_budget)
@@ -299,6 +305,19 @@ class DurableLedger:
         """Return the conditions under which such numbers were given out, in order."""
         return self.book().declared()
 
+    def registered(self) -> str | None:
+        """Return the sha256 of the register that says on which side everyone was so far, or None."""
+        return self.book().registered()
+
+    def register(self, sha256: str, *, before: str | None) -> bool:
+        """Name the register that holds from now on, and return True; False where it is not `before` that held.
+
+        Raises:
+            LedgerError: the ledger cannot be written to, or cannot be trusted.
+        """
+        entry: Entry = {"sides": {"sha256": sha256}}
+        return self._chain.append(lambda links: entry if self.book(links).registered() == before else None) is not None
+
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.
 
@@ -358,6 +377,9 @@ def _check_entry(entry: Entry) -> None:
                     raise ValueError("no retry")
         case {"answer": {"request": str(), "sha256": str()}}:
             pass
+        case {"sides": {"sha256": str() as sha256, **more}}:
+            if more or not _SHA256.fullmatch(sha256):
+                raise ValueError("no register")
         case {"declare": dict() as conditions}:
             Conditions.from_json(conditions)
         case _:

@@ -81,6 +81,7 @@ class Agent:
         self._noise = root.child("site", self._config.site)
         self._source = read_records(self._config)
         self._site = open_site(folder, self._config, policy, self._source, noise=self._noise)
+        self._site.register_sides()
         self._one_at_a_time = threading.Lock()
         self._busy_with: tuple[str, float] | None = None
         self._answered, self._since = 0, time.time()

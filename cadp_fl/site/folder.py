@@ -2,6 +2,7 @@
 
 site.yaml  policy.yaml       what the steward decides; the agent's user alone
 ledger.db  ledger.db.mark    what was spent
+ledger.db.sides-...          who was trained on and who tested on, as salted hashes
 answers/  outbox/            what was answered, and releases until they are fetched
 audit.jsonl                  every request, decision and refusal
 control.sock                 the steward's commands to the running agent

@@ -16,6 +16,7 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.policy import check_totals
 from cadp_fl.site.answers import Answers
 from cadp_fl.site.folder import SiteFolder
+from cadp_fl.site.register import check_sides
 from cadp_fl.site.site import Site
 
 __all__ = ["check_name", "mark_of", "new_split_rule", "open_ledger", "open_site", "read_records", "records_of"]
@@ -66,7 +67,9 @@ def records_of(ledger: DurableLedger, config: SiteConfig, source: Source) -> Sit
             "A rehearsal's ledger is for its public records, and a site's for its own. Found one with the other; make "
             "a site for each."
         )
-    return sides(source, ledger.terms.sides)
+    data = sides(source, ledger.terms.sides)
+    check_sides(ledger, data)
+    return data
 
 
 def mark_of(folder: SiteFolder, config: SiteConfig) -> Path:

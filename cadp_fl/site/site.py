@@ -23,6 +23,7 @@ from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.privacy.accounting import GaussianHistogram, GaussianMoments, check_workable
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, LOCAL_TEST_RESULTS
+from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
@@ -35,6 +36,7 @@ from cadp_fl.site.evaluation import exact_counts, told_with_noise
 from cadp_fl.site.holdings import Holdings
 from cadp_fl.site.moments import GivenMoments, check_moments, told_moments
 from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.register import register_sides
 from cadp_fl.site.releasing import Releasing
 from cadp_fl.site.requests import (
     CountRequest,
@@ -106,7 +108,7 @@ class Site:
         self.name = name
         self._policy = policy = policy or open_policy()
         self._ledger, self._stored = ledger, answers
-        self._objection = ""
+        self._objection, self._is_registered = "", False
         unit, m = policy.unit, policy.records_per_unit
         ledger.check_terms(policy.population, unit, m)
         _check_disjoint(data)
@@ -177,6 +179,20 @@ class Site:
             self._ledger.store(request.id, self._stored.store(request.id, reply))
         return reply
 
+    def register_sides(self, *, begins: bool = False) -> None:
+        """Write down on which side, training or test, everyone is, where the ledger is durable and has plans.
+
+        Args:
+            begins: whether a plan is about to be reserved.
+
+        Raises:
+            DataError: somebody is on another side than before.
+            LedgerError: it cannot be written.
+        """
+        if isinstance(self._ledger, DurableLedger) and not self._is_registered:
+            register_sides(self._ledger, self._held.data, begins=begins)
+            self._is_registered = begins
+
     @property
     def objection(self) -> str:
         """Why the site would refuse the plans that it was asked about last, for its own log; empty if it would not."""
@@ -219,9 +235,10 @@ class Site:
         plans = _plans_in(parse(ReserveRequest, request.settings).plans, request.run)
         if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
+        self._held.spending.check(*plans)
         if any(event.stage == "release" for plan in plans for event in plan.events):
-            self._held.spending.check(*plans)
             self._counts.check_public()
+        self.register_sides(begins=True)
         self._held.spending.reserve(*plans)
         return Reply({"unprotected_before": self._held.spending.unprotected_before(request.run)})
 

@@ -1,5 +1,7 @@
 """Who is tested on at a real site: every command reads the same people on the same side, for good."""
 
+import hashlib
+import os
 import secrets
 from dataclasses import replace
 
@@ -25,8 +27,10 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Allowance, Conditions, Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.agent import Agent
-from cadp_fl.site.opening import open_site, read_records
+from cadp_fl.site.opening import open_site, read_records, records_of
 from cadp_fl.site.protocol import Request
+from cadp_fl.site.register import register_sides
+from cadp_fl.site.requests import ReserveRequest
 from cadp_fl.site.setup import make_site
 
 COUNT = 600
@@ -279,3 +283,119 @@ def test_terms_say_who_is_tested_on_in_words_and_for_good(made):
     assert (ledger.terms.format, rule.rule, rule.ids, rule.fraction) == (2, "hash", "ids", 0.2)
     stored = ledger.links()[0].entry["terms"]["split"]
     assert stored == {"rule": "hash", "ids": "ids", "fraction": 0.2, "salt": rule.salt}
+
+
+TEST = np.arange(COUNT, COUNT + 200)
+
+
+def _reserve(folder, run="r"):
+    plan = _plan("train", run=run).to_json()
+    return _opened(folder).call(Request("reserve", ReserveRequest(plans=(plan,)).model_dump(mode="json"), run=run))
+
+
+@pytest.mark.parametrize("by", ["patients", "ids", None], ids=["patients", "ids", "what records show"])
+def test_a_test_split_that_an_export_draws_again_is_refused_once_a_plan_is_reserved(made, flow, tmp_path, by):
+    folder = made(flow=flow, by=by, test=TEST)
+    everyone = np.arange(COUNT + 200)
+    _write(tmp_path / "north.npz", everyone[200:], by=by, test=everyone[:200])
+    _reserve(folder)  # nothing was reserved before, so the split could still be another one
+    _write(tmp_path / "north.npz", everyone[:COUNT], by=by, test=TEST)
+    what = "400 patients" if by == "patients" else "400 records"
+    apart = {"policy": folder.policy, "ledger": folder.ledger}
+    for opening in (
+        lambda: Agent(folder),
+        lambda: _by_hand(flow, folder.path, tmp_path / "a"),
+        lambda: _by_hand(flow, tmp_path / "north.npz", tmp_path / "a", **apart),
+    ):
+        with pytest.raises(DataError, match=f"stays on the side.*{what} changed sides"):
+            opening()
+    (records,) = [check for check in SITE_CHECKS if check.name == "records"]
+    assert examine([records], Site(folder))[0].state == "fault"
+    _write(tmp_path / "north.npz", everyone[200:], by=by, test=everyone[:200])
+    assert len(_held(folder)[0]) == COUNT
+
+
+def test_who_is_new_may_be_on_either_side_and_stays_there(made, tmp_path):
+    folder = made(by="ids", test=TEST)
+    _reserve(folder)
+    first = DurableLedger.as_found(folder.ledger).registered()
+    more = np.arange(COUNT + 200, COUNT + 220)
+    _write(tmp_path / "north.npz", np.append(np.arange(300), more[:10]), by="ids", test=np.append(TEST[:9], more[10:]))
+    _opened(folder)
+    agent = Agent(folder)
+    os.close(agent._lock_file)
+    ledger = DurableLedger.as_found(folder.ledger)
+    assert ledger.registered() != first
+    assert len(list(folder.path.glob("ledger.db.sides-*"))) == 1
+    for moved in (more, np.arange(590, 600)):  # new ones, and some that the last export left out
+        _write(tmp_path / "north.npz", np.arange(300), by="ids", test=np.append(TEST[:9], moved))
+        with pytest.raises(DataError, match="10 records changed sides"):
+            _opened(folder)
+
+
+def test_ids_that_come_later_do_not_hide_who_moved_and_may_not_go_again(made, tmp_path):
+    folder = made(by=None, test=TEST)
+    _reserve(folder)
+    everyone = np.arange(COUNT + 200)
+    _write(tmp_path / "north.npz", everyone[200:], by="ids", test=everyone[:200])
+    with pytest.raises(DataError, match="400 records changed sides"):
+        _opened(folder)
+    _write(tmp_path / "north.npz", everyone[:COUNT], by="ids", test=TEST)
+    _reserve(folder, run="s")
+    _write(tmp_path / "north.npz", everyone[:COUNT], by=None, test=TEST)
+    with pytest.raises(DataError, match="no ids any more"):
+        _opened(folder)
+
+
+def test_a_picture_that_was_on_both_sides_from_the_start_moves_nobody(made, tmp_path):
+    folder = made(by=None, test=np.append(TEST, 5))
+    _reserve(folder)
+    _opened(folder)
+    _write(tmp_path / "north.npz", np.arange(COUNT), by=None, test=TEST)
+    _opened(folder)
+
+
+def test_a_register_that_is_gone_or_edited_is_refused_and_its_ledger_tells_no_hash_of_anybody(made, tmp_path):
+    folder = made(by="patients", test=TEST)
+    _reserve(folder)
+    (register,) = folder.path.glob("ledger.db.sides-*")
+    assert register.stat().st_mode & 0o777 == 0o600
+    entries = [link.entry for link in DurableLedger.as_found(folder.ledger).links()]
+    assert [entry for entry in entries if "sides" in entry] == [
+        {"sides": {"sha256": hashlib.sha256(register.read_bytes()).hexdigest()}}
+    ]
+    whole = register.read_bytes()
+    register.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(LedgerError, match="was changed"):
+        _opened(folder)
+    register.unlink()
+    with pytest.raises(LedgerError, match="There is none at"):
+        _opened(folder)
+    register.write_bytes(whole)
+    _opened(folder)
+
+
+def test_two_processes_that_write_a_register_at_once_lose_nobody(made, tmp_path, monkeypatch):
+    folder = made(by="ids", test=TEST)
+    _reserve(folder)
+    config, ledger = load_site(folder.config), DurableLedger.as_found(folder.ledger)
+
+    def grown(train):
+        _write(tmp_path / "north.npz", train, by="ids", test=TEST)
+        return records_of(ledger, config, read_records(config))
+
+    mine, others = grown(np.append(np.arange(10), 900)), grown(np.append(np.arange(10), 901))
+    real, raced = DurableLedger.register, []
+
+    def late(self, sha256, *, before):
+        if not raced:
+            raced.append(True)
+            register_sides(DurableLedger.as_found(folder.ledger), others)
+        return real(self, sha256, before=before)
+
+    monkeypatch.setattr(DurableLedger, "register", late)
+    register_sides(ledger, mine)
+    for one in (900, 901):
+        _write(tmp_path / "north.npz", np.arange(10), by="ids", test=np.append(TEST, one))
+        with pytest.raises(DataError, match="1 record changed sides"):
+            records_of(ledger, config, read_records(config))
