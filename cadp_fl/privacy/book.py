@@ -1,29 +1,19 @@
-"""The rules of a ledger, over entries that are plain JSON: what they amount to, and what may be added to them.
+"""The rules of a ledger: what its entries amount to, and what may be added to them.
 
 Privacy loss composes within a plan; across plans the book adds epsilons and deltas, because a later plan may have been
 chosen by looking at what an earlier one released.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from cadp_fl.errors import BudgetError, ExchangeError, TotalBudgetError
-from cadp_fl.privacy.accounting import (
-    DeclaredPublic,
-    Event,
-    PoissonGaussian,
-    Unprotected,
-    epsilon_of,
-    events_from_json,
-)
+from cadp_fl.privacy.accounting import DeclaredPublic, Event, PoissonGaussian, Unprotected, epsilon_of
+from cadp_fl.privacy.entries import Answer, Declare, Entry, Reserve, Sides, Spend
 from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan
 
-__all__ = ["Book", "Entry"]
-
-Entry = dict[str, Any]
-"""One line of a ledger, as JSON values: `{"reserve": ...}`, `{"spend": ...}`, `{"answer": ...}`, `{"declare": ...}`,
-`{"sides": ...}`."""
+__all__ = ["Book"]
 
 
 class Book:
@@ -36,14 +26,36 @@ class Book:
         one_budget: whether plans on test units count as plans on training units too: they may be the same people.
     """
 
-    def __init__(self, entries: Sequence[Entry], *, adds_up: bool, one_budget: bool = False) -> None:
-        self._entries = entries
+    def __init__(self, entries: Iterable[Entry], *, adds_up: bool, one_budget: bool = False) -> None:
         self._adds_up = adds_up
         self._one_budget = one_budget
+        self._reserved: dict[str, Reserve] = {}
+        self._spent: defaultdict[str, list[Spend]] = defaultdict(list)
+        self._spent_on: defaultdict[str, list[Spend]] = defaultdict(list)
+        self._answers: dict[str, str] = {}
+        self._declared: list[Conditions] = []
+        self._sides: str | None = None
+        for entry in entries:
+            self._read(entry)
+
+    def _read(self, entry: Entry) -> None:
+        match entry:
+            case Reserve(plan):
+                self._reserved[plan.key] = entry
+            case Spend():
+                self._spent[entry.plan].append(entry)
+                if entry.request:
+                    self._spent_on[entry.request].append(entry)
+            case Answer(request, sha256):
+                self._answers[request] = sha256
+            case Declare(conditions):
+                self._declared.append(conditions)
+            case Sides(sha256):
+                self._sides = sha256
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""
-        return tuple(Plan.from_json(entry["reserve"]) for entry in self._entries if "reserve" in entry)
+        return tuple(entry.plan for entry in self._reserved.values())
 
     def plan(self, key: str) -> Plan:
         """Return a plan.
@@ -51,44 +63,38 @@ class Book:
         Raises:
             BudgetError: it was not reserved.
         """
-        for plan in self.plans():
-            if plan.key == key:
-                return plan
+        if key in self._reserved:
+            return self._reserved[key].plan
         raise BudgetError(f"A method reserves a plan before its first event. '{key}' has none; reserve it.")
 
     def spent(self, key: str) -> tuple[Event, ...]:
         """Return what was spent of a plan, in order, retries included."""
-        return events_from_json([spend["event"] for spend in self._spends(key)])
+        return tuple(spend.event for spend in self._spent.get(key, ()))
 
     def carried_out(self) -> tuple[tuple[Plan, tuple[Event, ...]], ...]:
         """Return every plan and what was spent of it, in order."""
-        spent: dict[str, list[dict[str, Any]]] = {}
-        for entry in self._entries:
-            if "spend" in entry:
-                spent.setdefault(entry["spend"]["plan"], []).append(entry["spend"]["event"])
-        return tuple((plan, events_from_json(spent.get(plan.key, []))) for plan in self.plans())
+        return tuple((plan, self.spent(plan.key)) for plan in self.plans())
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to; what is unprotected has no number."""
         all_count = self._one_budget and units == "train"
-        counted = (each.protected() for each in self.plans() if all_count or each.units == units)
-        plans = [plan for plan in counted if plan.events]
-        return Allowance(math.fsum(plan.epsilon() for plan in plans), math.fsum(plan.delta for plan in plans))
+        costs = [each.cost for each in self._reserved.values() if all_count or each.plan.units == units]
+        return Allowance(math.fsum(cost.epsilon for cost in costs), math.fsum(cost.delta for cost in costs))
 
     def declared(self) -> tuple[Conditions, ...]:
         """Return the conditions under which exact numbers of training records of each class were given out, in order.
 
         They are public by declaration then, and cost nothing; a claim that covers labels cannot overlook them.
         """
-        return tuple(Conditions.from_json(entry["declare"]) for entry in self._entries if "declare" in entry)
+        return tuple(self._declared)
 
     def declaring(self, conditions: Conditions) -> Entry | None:
         """Return the entry of such a declaration; None if it is written down already."""
-        return None if conditions in self.declared() else {"declare": conditions.to_json()}
+        return None if conditions in self._declared else Declare(conditions)
 
     def registered(self) -> str | None:
         """Return the sha256 of the register that says on which side everyone was so far, or None."""
-        return next((entry["sides"]["sha256"] for entry in reversed(self._entries) if "sides" in entry), None)
+        return self._sides
 
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.
@@ -96,13 +102,13 @@ class Book:
         Raises:
             ExchangeError: the request was made before, with another body.
         """
-        for spend in self._spends_on(request):
-            if spend["body"] != body:
+        for spend in self._spent_on.get(request, ()):
+            if spend.body != body:
                 raise ExchangeError(
                     f"A request keeps its contents under its id. '{request}' came with others before; give a new "
                     "request an id of its own."
                 )
-        return self._stored(request)
+        return self._answers.get(request)
 
     def reservation(self, plan: Plan, limit: Allowance | None) -> Entry | None:
         """Return the entry that sets a plan aside; None if it is set aside already.
@@ -111,13 +117,12 @@ class Book:
             BudgetError: the method has a different plan already.
             TotalBudgetError: the plan would go beyond the limit.
         """
-        for known in self.plans():
-            if known.key == plan.key:
-                if known != plan:
-                    raise BudgetError(
-                        f"A method reserves one plan. '{plan.method}' has another one already; start a new run."
-                    )
-                return None
+        if plan.key in self._reserved:
+            if self._reserved[plan.key].plan != plan:
+                raise BudgetError(
+                    f"A method reserves one plan. '{plan.method}' has another one already; start a new run."
+                )
+            return None
         if limit is not None:
             before = self.committed(plan.units) if self._adds_up else NOTHING
             epsilon, delta = before.epsilon + plan.protected().epsilon(), before.delta + plan.delta
@@ -127,7 +132,7 @@ class Book:
                     f"With '{plan.key}' they would be at {epsilon:.6g} and {delta:.6g}; ask for at most "
                     f"{max(0.0, limit.epsilon - before.epsilon):.6g} and {max(0.0, limit.delta - before.delta):.6g}."
                 )
-        return {"reserve": plan.to_json()}
+        return Reserve(plan)
 
     def spending(self, key: str, event: Event, request: str, body: str) -> Entry:
         """Return the entry that spends an event.
@@ -137,27 +142,27 @@ class Book:
             ExchangeError: the request was made before, with another body, or was answered.
         """
         plan = self.plan(key)
-        entry: Entry = {"plan": key, "event": event.model_dump(), "request": request, "body": body}
         if request and self.answered(request, body) is not None:
             raise ExchangeError(f"A request is answered once. The answer to '{request}' is stored; send that one.")
         again = [
-            each["event"]
-            for each in self._spends_on(request)
-            if each["plan"] == key and each["event"]["stage"] == event.stage
+            each.event
+            for each in self._spent_on.get(request, ())
+            if each.plan == key and each.event.stage == event.stage
         ]
-        if any(each != entry["event"] for each in again):
+        if any(each != event for each in again):
             raise BudgetError(
                 f"A request is retried with the events that it was spent on. '{request}' asked for another one before; "
                 "give a new request an id of its own."
             )
         if again:
-            return {"spend": {**entry, "retry": vars(self._retry(plan, event))}}
-        if not _fits(plan, (*events_from_json([each["event"] for each in self._spends(key, retries=False)]), event)):
+            return Spend(key, event, request, body, self._retry(plan, event))
+        first_tries = [each.event for each in self._spent.get(key, ()) if each.retry is None]
+        if not _fits(plan, (*first_tries, event)):
             raise BudgetError(
                 f"An event must be in the plan that was reserved. '{key}' asked for {event.model_dump()}, and its "
                 "plan holds no such event or less of it; start a new run with a larger plan."
             )
-        return {"spend": entry}
+        return Spend(key, event, request, body)
 
     def storing(self, request: str, answer: str) -> Entry | None:
         """Return the entry of a stored answer; None if it is written down already.
@@ -165,14 +170,14 @@ class Book:
         Raises:
             ExchangeError: nothing was spent on the request, or it has another answer.
         """
-        if not self._spends_on(request):
+        if request not in self._spent_on:
             raise ExchangeError(
                 f"An answer is stored for a request that was paid for. '{request}' was not; spend first."
             )
-        stored = self._stored(request)
+        stored = self._answers.get(request)
         if stored not in (None, answer):
             raise ExchangeError(f"A request is answered once. '{request}' has another answer; send that one.")
-        return None if stored else {"answer": {"request": request, "sha256": answer}}
+        return None if stored else Answer(request, answer)
 
     def name(self, key: str, event: Event) -> str:
         """Return the id of a plan's next event, `<method>-<stage>-<number>`; it comes once in a ledger.
@@ -193,7 +198,8 @@ class Book:
         """
         if isinstance(event, (Unprotected, DeclaredPublic)):
             return NOTHING
-        before = [Allowance(**each["retry"]) for each in self._spends(plan.key) if each.get("retry", {}).get("delta")]
+        retries = (each.retry for each in self._spent.get(plan.key, ()))
+        before = [retry for retry in retries if retry is not None and retry.delta]
         delta = plan.retry.delta * 2.0 ** -(len(before) + 1)
         epsilon = epsilon_of([event], delta) if delta > 0 else math.inf
         spent = math.fsum(each.epsilon for each in before)
@@ -204,20 +210,6 @@ class Book:
                 "start a new run with a larger budget.retry_reserve."
             )
         return Allowance(epsilon, delta)
-
-    def _spends(self, key: str, *, retries: bool = True) -> list[dict[str, Any]]:
-        spends = [entry["spend"] for entry in self._entries if "spend" in entry and entry["spend"]["plan"] == key]
-        return spends if retries else [spend for spend in spends if "retry" not in spend]
-
-    def _spends_on(self, request: str) -> list[dict[str, Any]]:
-        return [
-            entry["spend"] for entry in self._entries if request and "spend" in entry
-            if entry["spend"]["request"] == request
-        ]  # fmt: skip
-
-    def _stored(self, request: str) -> str | None:
-        answers = (entry["answer"] for entry in reversed(self._entries) if "answer" in entry)
-        return next((answer["sha256"] for answer in answers if answer["request"] == request), None)
 
 
 def _fits(plan: Plan, spent: Sequence[Event]) -> bool:

@@ -8,10 +8,9 @@ Assumed, and not enforced: nobody puts back the database *and* its mark from one
 writes down the hash of the last entry elsewhere (`cadp-fl site ledger verify`) notices that too.
 """
 
-import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,15 +18,15 @@ from pydantic import Field, model_validator
 
 from cadp_fl.config import Settings, SplitRule, parse
 from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
-from cadp_fl.privacy.accounting import Event, events_from_json
-from cadp_fl.privacy.book import Book, Entry
+from cadp_fl.privacy.accounting import Event
+from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.chain import Chain, Link
+from cadp_fl.privacy.entries import SHA256, Entry, Sides, entry_from_json
 from cadp_fl.privacy.plan import METHOD_NAME, Allowance, Conditions, Plan, Unit
 
 __all__ = ["DurableLedger", "LedgerTerms"]
 
 MAX_NAME_CHARACTERS = 200
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class LedgerTerms(Settings):
@@ -86,7 +85,7 @@ class DurableLedger:
     def __init__(self, chain: Chain, terms: LedgerTerms) -> None:
         self.terms = terms
         self._chain = chain
-        self._checked: frozenset[str] = frozenset()
+        self._entries: dict[str, Entry] = {}
 
     @classmethod
     def create(
@@ -204,18 +203,8 @@ class DurableLedger:
             LedgerError: the ledger cannot be trusted.
         """
         links = self._chain.read() if links is None else links
-        for link in links[1:]:
-            if link.hash not in self._checked:
-                try:
-                    _check_entry(link.entry)
-                except (KeyError, TypeError, ValueError) as error:
-                    raise LedgerError(
-                        "A ledger's entries are plans, events, answers, declarations and registers of sides. Entry "
-                        f"{link.number} is none that this version knows; install the version of cadp-fl that wrote "
-                        "it, or find out who did."
-                    ) from error
-        self._checked = frozenset(link.hash for link in links)
-        return Book([link.entry for link in links[1:]], adds_up=True, one_budget=self.terms.one_budget)
+        self._entries = {link.hash: self._entries.get(link.hash) or _entry_of(link) for link in links[1:]}
+        return Book(self._entries.values(), adds_up=True, one_budget=self.terms.one_budget)
 
     def check(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Check that a plan could be set aside now; raises what `reserve` would."""
@@ -233,7 +222,7 @@ class DurableLedger:
             UnitError: the plan protects another unit than the ledger.
         """
         self._check_form(plan, limit)
-        self._chain.append(lambda links: _readable(self.book(links).reservation(plan, limit)))
+        self._append(lambda book: _readable(book.reservation(plan, limit)))
 
     def _check_form(self, plan: Plan, limit: Allowance | None) -> None:
         """Check what can be said of a plan without looking at others."""
@@ -263,13 +252,12 @@ class DurableLedger:
         _check_request(request, body)
         name = ""
 
-        def make(links: Sequence[Link]) -> Entry:
+        def make(book: Book) -> Entry:
             nonlocal name
-            book = self.book(links)
             name = book.name(key, event)
             return book.spending(key, event, request, body)
 
-        self._chain.append(make)
+        self._append(make)
         return name
 
     def entries(self) -> int:
@@ -299,7 +287,7 @@ class DurableLedger:
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
         if conditions not in self.declared():
-            self._chain.append(lambda links: self.book(links).declaring(conditions))
+            self._append(lambda book: book.declaring(conditions))
 
     def declared(self) -> tuple[Conditions, ...]:
         """Return the conditions under which such numbers were given out, in order."""
@@ -315,8 +303,7 @@ class DurableLedger:
         Raises:
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
-        entry: Entry = {"sides": {"sha256": sha256}}
-        return self._chain.append(lambda links: entry if self.book(links).registered() == before else None) is not None
+        return self._append(lambda book: Sides(sha256) if book.registered() == before else None) is not None
 
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.
@@ -336,9 +323,18 @@ class DurableLedger:
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
         _check_request(request, answer)
-        if not _SHA256.fullmatch(answer):
+        if not SHA256.fullmatch(answer):
             raise ExchangeError("An answer is named by its sha256. Found something else; give 64 hexadecimal digits.")
-        self._chain.append(lambda links: self.book(links).storing(request, answer))
+        self._append(lambda book: book.storing(request, answer))
+
+    def _append(self, make: Callable[[Book], Entry | None]) -> Link | None:
+        """Add the entry that a function makes of those before; see `Chain.append`."""
+
+        def tree(links: Sequence[Link]) -> dict[str, Any] | None:
+            entry = make(self.book(links))
+            return None if entry is None else entry.to_json()
+
+        return self._chain.append(tree)
 
 
 def _check_request(request: str, body: str) -> None:
@@ -349,40 +345,27 @@ def _check_request(request: str, body: str) -> None:
         )
 
 
+def _entry_of(link: Link) -> Entry:
+    """Return the entry that a link of the chain holds.
+
+    Raises:
+        LedgerError: it is none.
+    """
+    try:
+        return entry_from_json(link.entry)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerError(
+            "A ledger's entries are plans, events, answers, declarations and registers of sides. Entry "
+            f"{link.number} is none that this version knows; install the version of cadp-fl that wrote it, or find out "
+            "who did."
+        ) from error
+
+
 def _readable(entry: Entry | None) -> Entry | None:
     """Return an entry, if it can be read again."""
     if entry is not None:
         try:
-            _check_entry(entry)
+            entry_from_json(entry.to_json())
         except (KeyError, TypeError, ValueError) as error:
             raise ExchangeError("A plan keeps its retry reserve below its delta. This one is no such plan.") from error
     return entry
-
-
-def _check_entry(entry: Entry) -> None:
-    """Check that an entry has the form of one.
-
-    Raises:
-        KeyError, TypeError, ValueError: it does not.
-    """
-    match entry:
-        case {"reserve": dict() as plan}:
-            Plan.from_json(plan)
-        case {"spend": {"plan": str(), "event": dict() as event, "request": str(), "body": str(), **more}}:
-            events_from_json([event])
-            if more:
-                aside: Any = more.pop("retry")
-                retry = Allowance(**aside)
-                if more or not (0 <= retry.epsilon < math.inf and 0 <= retry.delta < 1):
-                    raise ValueError("no retry")
-        case {"answer": {"request": str(), "sha256": str()}}:
-            pass
-        case {"sides": {"sha256": str() as sha256, **more}}:
-            if more or not _SHA256.fullmatch(sha256):
-                raise ValueError("no register")
-        case {"declare": dict() as conditions}:
-            Conditions.from_json(conditions)
-        case _:
-            raise ValueError("no entry")
-    if len(entry) != 1:
-        raise ValueError("more than one")

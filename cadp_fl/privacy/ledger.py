@@ -6,10 +6,12 @@ a ledger keeps the entries: `MemoryLedger` as long as a simulation, `cadp_fl.pri
 
 import json
 from collections.abc import MutableMapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 from cadp_fl.privacy.accounting import Event
-from cadp_fl.privacy.book import Book, Entry
+from cadp_fl.privacy.book import Book
+from cadp_fl.privacy.entries import Entry, entry_from_json
 from cadp_fl.privacy.plan import Allowance, Conditions, Plan, Unit
 
 __all__ = ["Ledger", "MemoryLedger", "Plan"]
@@ -114,6 +116,7 @@ class MemoryLedger:
     """
 
     simulation = True
+    adds_up = False
     one_budget = False
 
     def __init__(self, store: MutableMapping[str, Any] | None = None) -> None:
@@ -175,7 +178,12 @@ class MemoryLedger:
         return ()
 
     def _book(self) -> Book:
-        return Book([json.loads(line) for line in self._store["entries"]], adds_up=False)
+        return Book(map(_entry_of, self._store["entries"]), adds_up=self.adds_up)
 
     def _append(self, entry: Entry) -> None:
-        self._store["entries"] = [*self._store["entries"], json.dumps(entry)]
+        self._store["entries"] = [*self._store["entries"], json.dumps(entry.to_json())]
+
+
+@lru_cache(maxsize=4096)
+def _entry_of(line: str) -> Entry:
+    return entry_from_json(json.loads(line))

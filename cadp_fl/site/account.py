@@ -6,8 +6,7 @@ from typing import Any
 
 from cadp_fl.config import PolicyConfig
 from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected
-from cadp_fl.privacy.book import Book
-from cadp_fl.privacy.claims import claim_of, plan_among, relation_of
+from cadp_fl.privacy.claims import Claim, claim_of, plan_among, relation_of
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.plan import Plan
 
@@ -31,7 +30,13 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
         )
     links = ledger.links()
     book = ledger.book(links)
-    plans = [_plan_tree(plan, book, one_budget=ledger.one_budget) for plan in book.plans()]
+    carried_out, declared = book.carried_out(), book.declared()
+    plans = [
+        _plan_tree(
+            plan, spent, claim_of(plan_among(plan, carried_out, declared=declared, one_budget=ledger.one_budget))
+        )
+        for plan, spent in carried_out
+    ]
     limits = {"train": policy, "test": policy.evaluation if policy is not None else None}
     return {
         **ledger.terms.model_dump(exclude_none=True),
@@ -49,13 +54,12 @@ def account_of(path: Path, *, mark: Path | None = None, policy: PolicyConfig | N
     }
 
 
-def _plan_tree(plan: Plan, book: Book, *, one_budget: bool) -> dict[str, Any]:
+def _plan_tree(plan: Plan, spent: Sequence[Event], claim: Claim) -> dict[str, Any]:
     """Return a plan, its guarantee, and its spends; epsilons are of what is protected, and of retries.
 
     None where nothing is: a plan that protects nothing has no epsilon, and 0 would read as the best there is.
     """
-    among = plan_among(plan, book.carried_out(), declared=book.declared(), one_budget=one_budget)
-    claim, protected = claim_of(among), plan.protected()
+    protected = plan.protected()
     protects = bool(protected.events) and plan.conditions.noise == "entropy"
     return {
         "plan": plan.key,
@@ -76,7 +80,7 @@ def _plan_tree(plan: Plan, book: Book, *, one_budget: bool) -> dict[str, Any]:
         "unprotected": list(claim.unprotected),
         "declared": list(claim.declared),
         "planned": _amounts([event for event in plan.events if not isinstance(event, Unprotected)]),
-        "spent": _amounts(book.spent(plan.key)),
+        "spent": _amounts(spent),
     }
 
 

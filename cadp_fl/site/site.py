@@ -340,7 +340,7 @@ def _plans_in(trees: Sequence[Mapping[str, Any]], run: str) -> list[Plan]:
             raise ExchangeError(
                 f"A plan has at most {MAX_PLAN_CHARACTERS} characters of JSON. One has {length}; sum up what is alike."
             )
-        check_workable(plan.events)
+    check_workable(*(plan.events for plan in plans))
     return plans
 
 

@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from cadp_fl.errors import BudgetError
+from cadp_fl.privacy import accounting
 from cadp_fl.privacy.accounting import (
     GaussianHistogram,
     GaussianMoments,
@@ -26,6 +27,7 @@ from cadp_fl.privacy.accounting import (
     calibrate_laplace,
     calibrate_noise,
     check_delta,
+    check_workable,
     epsilon_of,
     events_from_json,
     largest_cohort,
@@ -369,3 +371,24 @@ def test_a_step_whose_losses_reach_far_and_whose_epsilon_is_nothing_is_accounted
     """A server may plan it: on the finest grid it would fill a site's memory."""
     event = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=0.02, sampling_rate=1e-7, steps=1)
     assert epsilon_of([event], 1e-5) == 0
+
+
+def test_what_costs_nothing_at_a_delta_is_known_from_the_first_grid(monkeypatch):
+    """A coarser grid never gives less, so that 0 is 0; a server must not keep a site's accountant busy with it."""
+    made, real = [], accounting.pld.from_gaussian_mechanism
+    monkeypatch.setattr(
+        accounting.pld, "from_gaussian_mechanism", lambda *args, **kwargs: made.append(1) or real(*args, **kwargs)
+    )
+    kinds = [dp_sgd(sigma, 1e-7, 1) for sigma in (0.3, 0.31, 0.32)]
+    assert epsilon_of(kinds, 1e-6) == 0
+    assert len(made) == len(kinds)
+
+
+def test_plans_that_are_asked_about_together_are_worked_out_in_time():
+    plans = [[dp_sgd(0.3 + 0.001 * number, 1e-3, 10)] for number in range(10)]
+    check_workable(*plans[:6])
+    check_workable(*[[dp_sgd(1.0 + number, 0.01, 1000)] for number in range(32)])
+    for plan in plans:
+        check_workable(plan)
+    with pytest.raises(BudgetError, match=r"these would take 1\.\d times as long; ask about fewer"):
+        check_workable(*plans)

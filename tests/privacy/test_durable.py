@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from cadp_fl import outputs
 from cadp_fl.errors import BudgetError, CadpError, ConfigError, ExchangeError, LedgerError, TotalBudgetError, UnitError
 from cadp_fl.privacy import chain
+from cadp_fl.privacy import plan as plan_module
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.ledger import MemoryLedger
@@ -164,6 +165,19 @@ def test_a_stored_answer_is_told_and_never_replaced(ledger, tmp_path):
     with pytest.raises(ExchangeError, match="sha256"):
         ledger.store("q", "no hash")
     assert len(ledger.links()) == 4
+
+
+def test_an_entry_is_parsed_once_however_often_a_ledger_is_read(ledger, monkeypatch):
+    """A server may reserve plans of hundreds of events each that cost next to nothing: reading them again is cheap."""
+    parsed, real = [], plan_module.events_from_json
+    monkeypatch.setattr(plan_module, "events_from_json", lambda tree: parsed.append(1) or real(tree))
+    for run in range(20):
+        ledger.reserve(replace(TWO, run=f"r{run}"), Allowance(1000, 1e-3))
+    before = len(parsed)
+    assert before <= 4 * 20
+    assert len(ledger.plans()) == 20
+    ledger.committed("train")
+    assert len(parsed) == before + 1  # the entry that was just written
 
 
 def test_what_is_written_is_bounded_and_can_be_read_again(ledger):
@@ -323,6 +337,8 @@ def test_an_edited_ledger_is_refused_even_in_mid_flight(ledger, tmp_path, statem
         '{"answer": {"request": 1, "sha256": ""}}',
         '{"terms": {}}',
         '{"later": {}}',
+        '{"sides": {"sha256": "1234"}}',
+        '{"spend": {"plan": "m", "event": {}, "request": "", "body": ""}}',
         "[" * 100_000,
         "1" * 10_000,
     ],

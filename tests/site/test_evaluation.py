@@ -15,7 +15,6 @@ from cadp_fl.errors import BudgetError, EvaluationError, ExchangeError, PolicyEr
 from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event, table_of
 from cadp_fl.evaluation.utility import _EXACT_BINS
 from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
-from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
@@ -36,9 +35,7 @@ class AddingLedger(MemoryLedger):
     """A ledger in memory in which plans add up, as in one that lasts."""
 
     simulation = False
-
-    def _book(self):
-        return Book(super()._book()._entries, adds_up=True)
+    adds_up = True
 
 
 def dataset(count, seed, patients=None):
