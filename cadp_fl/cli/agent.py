@@ -112,6 +112,8 @@ def init(
     public = made.folder.node.public_key(config.site)
     typer.echo(f"Site '{config.site}' of federation '{invited.federation}': {folder}")
     typer.echo(f"Records: {made.units} training and {made.test_units} test {allowed.unit}s. {made.split.in_words}")
+    if made.caution:
+        typer.echo(made.caution)
     typer.echo(f"Policy: {made.folder.policy}. Read it: it holds whatever a server asks.")
     typer.echo(
         f"Ledger: a new one of population '{allowed.population}', of which nothing is spent. If these people have one "
@@ -218,7 +220,9 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     )
     busy = told["busy_with"]
     typer.echo(
-        "It waits." if busy is None else f"It is at '{busy['action']}' since {time.time() - busy['since']:.0f} s."
+        "It is idle."
+        if busy is None
+        else f"It is busy with '{busy['action']}' for {time.time() - busy['since']:.0f} s."
     )
     typer.echo(
         "Its policy is that of policy.yaml."

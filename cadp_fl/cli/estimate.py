@@ -1,5 +1,7 @@
 """How a dry run looks in a terminal."""
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 
@@ -17,20 +19,20 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
         table.add_column(heading, justify="right" if "-o" in heading else "left")
     for method, stage in ((method, stage) for method, stages in estimate.stages.items() for stage in stages):
         on_test, told = stage.units == "test", f"{stage.event}, delta {stage.delta:g}"
-        unprotected = "exact, as a simulation may" if on_test else "NOT protected"
+        unprotected = "exact test results" if on_test else "NOT protected"
         table.add_row(
             method,
             "test units" if on_test else stage.stage,
             unprotected if stage.epsilon is None else told if on_test else stage.event,
-            format_epsilon(stage.epsilon),
-            format_epsilon(stage.epsilon_add_remove),
+            _bound(stage.epsilon),
+            _bound(stage.epsilon_add_remove),
         )
     for method, total in estimate.totals.items():
         table.add_row(
             method,
             "in all",
             f"end-to-end{format_against(estimate.against[method])}" if total is not None else "not end-to-end",
-            format_epsilon(total),
+            _bound(total),
             "",
         )
     console.print(table)
@@ -57,6 +59,10 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
         f"{estimate.sites_at_once} sites at a time; evaluations come on top. Nothing was run or written.",
         soft_wrap=True,
     )
+
+
+def _bound(epsilon: float | None) -> str:
+    return format_epsilon(math.inf if epsilon is None else epsilon)
 
 
 def _duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cadp_fl.cli.console import console_to, teller
 from cadp_fl.cli.options import AsJson, Silent
-from cadp_fl.errors import InputError, LedgerError
+from cadp_fl.errors import EditedPolicyError, InputError, LedgerError
 from cadp_fl.privacy.claims import format_against, format_epsilon
 
 __all__ = ["approve", "connect", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
@@ -128,13 +128,37 @@ def show(path: SiteOrLedger, mark: Mark = None, policy: Policy = None, as_json: 
     from cadp_fl.config import load_policy
     from cadp_fl.site.account import account_of
 
-    path, mark, own = _ledger_at(path, mark)
-    policy = policy or own
-    tree = account_of(path, mark=mark, policy=load_policy(policy) if policy is not None else None)
+    folder = path if path.is_dir() else None
+    path, mark, _ = _ledger_at(path, mark)
+    if policy is not None or folder is None:
+        tree = account_of(path, mark=mark, policy=load_policy(policy) if policy is not None else None)
+    else:
+        tree = _account_with_own_policy(folder, path, mark)
     if as_json:
         typer.echo(json.dumps(tree, indent=2))
     else:
         _plans_table(console_to(), tree)
+
+
+def _account_with_own_policy(folder: Path, path: Path, mark: Path | None) -> dict[str, Any]:
+    """Return what a site's ledger holds. It is shown whatever its policy.yaml is, and that is said."""
+    from cadp_fl.config import load_policy
+    from cadp_fl.site.account import account_of
+    from cadp_fl.site.agent import check_in_force
+    from cadp_fl.site.folder import SiteFolder
+    from cadp_fl.site.policy_file import sha256_of
+
+    site = SiteFolder(folder.absolute())
+    try:
+        tree, note = account_of(path, mark=mark, policy=load_policy(site.policy)), ""
+    except (InputError, LedgerError) as error:
+        tree, note = account_of(path, mark=mark), f"No limits are shown, since policy.yaml does not fit: {error}"
+    else:
+        try:
+            check_in_force(site, sha256_of(site.policy))
+        except EditedPolicyError:
+            note = "The limits are those of policy.yaml, which was edited and is NOT in force until it is reloaded."
+    return tree | {"policy_note": note}
 
 
 @ledger_app.command(
@@ -236,11 +260,17 @@ def _guarantee(plan: dict[str, Any]) -> str:
     return str(plan["guarantee"]) + format_against(plan["against"])
 
 
+_SIDES = {"train": "training", "test": "test"}
+
+
 def _plans_table(console: Console, tree: dict[str, Any]) -> None:
     """Print plans and totals. Names of plans came from servers: control characters and markup have no effect."""
     from cadp_fl.privacy.claims import format_epsilon
 
-    title = f"Ledger of population '{tree['population']}', unit {tree['unit']}, {tree['entries']} entries"
+    entries = "1 entry" if tree["entries"] == 1 else f"{tree['entries']} entries"
+    title = f"Ledger of population '{tree['population']}', unit {tree['unit']}, {entries}"
+    if not tree["plans"]:
+        console.print(Text(f"{title}: no plan was reserved, and nothing is spent."), soft_wrap=True)
     table = Table(
         title=title,
         title_justify="left",
@@ -263,7 +293,8 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
             format_epsilon(plan["retry_reserve"]["epsilon"] if is_protected else None),
             spent,
         )
-    console.print(table)
+    if tree["plans"]:
+        console.print(table)
     if "split" not in tree:
         console.print(
             "The ledger does not say who was tested on (its format is 1): what was told of test units counts as told "
@@ -277,10 +308,12 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
             is_open = any(plan["guarantee"] != "end-to-end" for plan in tree["plans"] if plan["units"] == units)
             bound = "what is protected of all plans" if is_open else "all plans"
             console.print(
-                f"On {units} units, {bound} together: epsilon {format_epsilon(total['epsilon'])} at delta "
+                f"On {_SIDES[units]} units, {bound} together: epsilon {format_epsilon(total['epsilon'])} at delta "
                 f"{total['delta']:g}{of}.",
                 soft_wrap=True,
             )
+    if note := tree.get("policy_note"):
+        console.print(Text(note), soft_wrap=True)
     for what in tree["unprotected"]:
         console.print(Text(f"NO bound in all, since this is not protected: {ascii(what)[1:-1]}."), soft_wrap=True)
 

@@ -52,9 +52,9 @@ class PolicyConfig(PrivacyUnit):
         0.3,
         ge=0,
         le=1000,
-        description="floor of every noise's standard deviation, in units of the clip norm C: of half of how far one "
-        "unit moves what is noised. A tiny sampling rate or many sites that share one noise make epsilon small without "
-        "noise; below the floor they are refused, whatever epsilon says",
+        description="smallest noise multiplier: the noise's standard deviation over the clip norm C (over half of how "
+        "far one unit moves what is noised). A tiny sampling rate, or many sites that share one noise, make epsilon "
+        "small with almost no noise; what is below this is refused, whatever its epsilon",
     )
     labels: Literal["public", "covered"] = Field(
         "covered", description="covered: nothing tells a record's label, nor how many records a class has, but noised"
@@ -110,10 +110,10 @@ class PolicyConfig(PrivacyUnit):
     most_plans: Count = Field(
         1000,
         le=1_000_000,
-        description="plans that the ledger takes in all: plans that cost next to nothing would fill it else",
+        description="largest number of plans in the ledger, so that plans which cost next to nothing do not fill it",
     )
     most_entries: Count = Field(
         100_000,
         le=10_000_000,
-        description="entries that the ledger has when it takes no further plan and no further event",
+        description="largest number of entries in the ledger; at that number it takes no further plan and no further event",
     )

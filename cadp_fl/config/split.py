@@ -36,8 +36,8 @@ class SplitRule(Settings):
         """The rule as a sentence."""
         who = "patients" if self.ids == "patients" else "records"
         return {
-            "source": "Tested on is the source's own test split.",
-            "hash": f"Tested on are {self.fraction} of the {who}, by a hash of their ids.",
+            "source": "The source's own test split is tested on.",
+            "hash": f"A share of {self.fraction} of the {who} is tested on, by a hash of their ids.",
             "none": "Nobody is tested on: no evaluation is answered.",
-            "rehearsal": "Tested on is what the rehearsal deals as test records.",
+            "rehearsal": "What the rehearsal deals as test records is tested on.",
         }[self.rule]

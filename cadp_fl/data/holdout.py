@@ -24,15 +24,16 @@ def split_rule(source: Source, test_fraction: float) -> SplitRule:
     """Return the rule that a new ledger keeps for a site with the records of a source.
 
     Args:
-        test_fraction: share of the ids that is tested on, where the source has no test split; 0: nobody is.
+        test_fraction: share of the ids that is tested on, where the source has no test split; 0: nobody is, whatever
+            the source has.
 
     Raises:
         DataError: some are to be tested on, and the source tells neither whom nor who is who.
     """
-    if source.test is not None:
-        return SplitRule(rule="source")
     if test_fraction == 0:
         return SplitRule(rule="none")
+    if source.test is not None:
+        return SplitRule(rule="source")
     if source.train.patients is None and source.train.ids is None:
         raise DataError(
             "A real site holds records out by their ids, since a row's number changes with every export. These records "

@@ -64,7 +64,9 @@ def check_source(config: DataConfig) -> None:
         DataError: there is no file, or no folder, at the path.
     """
     if config.source not in SOURCES:
-        raise ConfigError(f"Unknown data source '{config.source}'. Choose one of: {', '.join(sorted(SOURCES))}.")
+        raise ConfigError(
+            f"data.source is one of: {', '.join(sorted(SOURCES))}. Found '{config.source}'; choose one of them."
+        )
     reader, path = SOURCES[config.source], config.path
     if config.classes is not None and not reader.takes_classes:
         raise ConfigError(f"Data source '{config.source}' names its classes itself. Found others; remove data.classes.")

@@ -13,7 +13,18 @@ import numpy as np
 from cadp_fl.data.schema import Dataset
 from cadp_fl.errors import DataError
 
-__all__ = ["Units"]
+__all__ = ["PATIENTS_CAUTION", "Units", "has_shared_patients"]
+
+PATIENTS_CAUTION = (
+    "CAUTION: some patients have several records here, and the claim is for one record. With --unit patient and "
+    "--records-per-patient it is for a patient."
+)
+
+
+def has_shared_patients(dataset: Dataset) -> bool:
+    """Return whether a patient has several records."""
+    patients = dataset.patients
+    return patients is not None and len(np.unique(patients)) < len(patients)
 
 
 @dataclass(frozen=True)

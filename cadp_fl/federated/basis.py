@@ -111,8 +111,11 @@ class Basis(BaseModel):
             )
 
 
-def check_same_records(now: Mapping[str, Fingerprint], then: Mapping[str, Fingerprint]) -> None:
+def check_same_records(now: Mapping[str, Fingerprint], then: Mapping[str, Fingerprint], *, source: str) -> None:
     """Check that the sites of a simulation have the records that a run began with; one that says nothing may be away.
+
+    Args:
+        source: the file, the folder or the name that the records are read from.
 
     Raises:
         InputError: a site has others; the message says which part of them differs.
@@ -122,7 +125,7 @@ def check_same_records(now: Mapping[str, Fingerprint], then: Mapping[str, Finger
     if told:
         more = f"; and of {len(told) - MOST_NAMED} more sites" if len(told) > MOST_NAMED else ""
         raise InputError(
-            "A run is resumed with the records that it began with. These are others now: "
+            f"A run is resumed with the records that it began with. '{source}' holds others now. They differ in: "
             f"{'; '.join(told[:MOST_NAMED])}{more}. Bring the earlier records back, {_WAY_OUT}."
         )
 

@@ -56,6 +56,12 @@ class _State(BaseModel):
     seconds: dict[str, Annotated[float, Field(ge=0, le=1e12)]] = {}
     metrics_bytes: _Bytes = 0
 
+    @property
+    def source(self) -> str:
+        """The file, the folder or the name that a simulation's records are read from."""
+        data = self.basis.study["data"]
+        return str(data.get("path") or data["source"])
+
 
 class Checkpoint:
     """The state of a run after its last finished phase.
@@ -108,7 +114,7 @@ class Checkpoint:
         """
         state = _read(folder)
         basis.continued(state.basis)
-        check_same_records(records, state.records)
+        check_same_records(records, state.records, source=state.source)
 
     def hold_records(self, records: Mapping[str, Fingerprint]) -> None:
         """Write down which records a simulation's sites have, or check that they are those of before.
@@ -116,7 +122,7 @@ class Checkpoint:
         Raises:
             InputError: the run began with others.
         """
-        check_same_records(records, self._state.records)
+        check_same_records(records, self._state.records, source=self._state.source)
         self._state.records = {**records, **self._state.records}
         self._write()
 

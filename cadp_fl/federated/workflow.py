@@ -311,9 +311,10 @@ class _Conductor:
             InputError: the run began with other plans.
         """
         study = self._study
-        check_delta(study.budget.delta, max(entry.train for entry in sites.values()), large=True)
+        trained, tested = (max(getattr(entry, side) for entry in sites.values()) for side in ("train", "test"))
+        check_delta(study.budget.delta, trained, large=True, name="budget.delta")
         if study.evaluation.delta is not None:
-            check_delta(study.evaluation.delta, max(entry.test for entry in sites.values()), large=True)
+            check_delta(study.evaluation.delta, tested, large=True, name="evaluation.delta")
         plans = {method.name: evaluation_plan(study, method.name, len(schema.classes)) for method in self._methods}
         self._checkpoint.hold_test_plans(plans)
         return {plan.key: plan for plan in plans.values()}

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, CadpError, InputError, UnprotectedModelError
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, release_request
@@ -55,11 +53,6 @@ NO_LEDGER = (
 REVIEW = (
     "The policy asks for review: look at the bundle before you hand it on. It lies in this folder alone, and no server "
     "can fetch it from here."
-)
-
-PATIENTS = (
-    "CAUTION: some patients have several records here, and the claim is for one record. With --unit patient and "
-    "--records-per-patient it is for a patient."
 )
 
 
@@ -176,9 +169,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
 
 def _caution_on_patients(terms: Terms) -> str:
     """Return that the unit is a record where patients have several, or nothing. For the steward's eyes alone."""
-    patients = terms.data.train.patients
-    several = patients is not None and len(np.unique(patients)) < len(patients)
-    return PATIENTS if several and terms.budget.unit == "record" else ""
+    return PATIENTS_CAUTION if terms.budget.unit == "record" and has_shared_patients(terms.data.train) else ""
 
 
 def _composition(terms: Terms) -> str:

@@ -413,11 +413,14 @@ def largest_cohort(delta: float, *, large: bool = False) -> int:
     return math.floor(min(bounds) * (1 + 1e-9))
 
 
-def check_delta(delta: float, units: int, *, large: bool = False) -> None:
+def check_delta(delta: float, units: int, *, large: bool = False, name: str = "delta") -> None:
     """Check that delta is at most 1 / (100 n) and n^-1.5; or 1 / (10 n), where a large one is allowed.
 
     A mechanism that gives each record away with a chance of delta has epsilon 0 at delta: n delta is the chance that it
     gives one away.
+
+    Args:
+        name: what the delta is called where it was given.
 
     Raises:
         BudgetError: it is not.
@@ -425,6 +428,6 @@ def check_delta(delta: float, units: int, *, large: bool = False) -> None:
     if not 0 < delta <= _largest_delta(units, large=large) * (1 + 1e-9):
         rule = "at most 1 / (10 n)" if large else "at most 1 / (100 n) and n^-1.5 (1 / (10 n) with policy: large_delta)"
         raise BudgetError(
-            f"delta is above zero and {rule}. Found {delta:g} for n = {units}; use "
+            f"{name} is above zero and {rule}. Found {delta:g} for n = {units}; use "
             f"{largest_delta(units, large=large)} or less."
         )

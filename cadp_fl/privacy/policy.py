@@ -89,7 +89,7 @@ def check_totals(policy: PolicyConfig, *, units: int, test_units: int) -> None:
     """
     check_delta(policy.delta, units, large=policy.large_delta)
     if policy.evaluation is not None and test_units:
-        check_delta(policy.evaluation.delta, test_units, large=policy.large_delta)
+        check_delta(policy.evaluation.delta, test_units, large=policy.large_delta, name="evaluation.delta")
 
 
 def check_plan(policy: PolicyConfig, plan: Plan, *, units: int, noise: str) -> None:

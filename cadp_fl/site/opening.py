@@ -10,7 +10,7 @@ from cadp_fl.data.schema import Dataset, Source
 from cadp_fl.data.sources import SOURCES, load_source
 from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
-from cadp_fl.errors import ConfigError, LedgerError
+from cadp_fl.errors import ConfigError, DataError, LedgerError
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.policy import check_totals
@@ -45,7 +45,14 @@ def new_split_rule(config: SiteConfig, source: Source) -> SplitRule:
     Raises:
         DataError: some are to be tested on, and the records tell neither whom nor who is who.
     """
-    return split_rule(source, config.test_fraction) if config.rehearsal is None else rehearsal_rule(source)
+    if config.rehearsal is not None:
+        return rehearsal_rule(source)
+    if source.test is not None and "test_fraction" in config.model_fields_set and config.test_fraction:
+        raise DataError(
+            f"A source's own test split is the one that is tested on. Found one, and test_fraction "
+            f"{config.test_fraction}; leave that out, put all records into the train split, or test on nobody (0)."
+        )
+    return split_rule(source, config.test_fraction)
 
 
 def records_of(ledger: DurableLedger, config: SiteConfig, source: Source) -> SiteData:

@@ -29,6 +29,7 @@ class MadeSite:
         units: number of training units.
         test_units: number of test units.
         split: says who is tested on.
+        caution: that a claim is for a record where patients have several, or nothing.
         fingerprint: of the public key of its SuperNode.
         ledger_head: hash of the ledger's first entry.
     """
@@ -37,6 +38,7 @@ class MadeSite:
     units: int
     test_units: int
     split: SplitRule
+    caution: str
     fingerprint: str
     ledger_head: str
 
@@ -94,7 +96,8 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
             split=split,
         )
         head = ledger.links()[-1].hash
-    return MadeSite(final, units, tested, split, fingerprint(public), head)
+    caution = PATIENTS_CAUTION if policy.unit == "record" and has_shared_patients(source.train) else ""
+    return MadeSite(final, units, tested, split, caution, fingerprint(public), head)
 
 
 def refused_by(policy: PolicyConfig) -> list[str]:

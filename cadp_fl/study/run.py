@@ -155,10 +155,10 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     try:
         units = [len(Units.of(site.train, unit, m)) for site in sites]
         large = study.sites.policy is None or study.sites.policy.large_delta
-        check_delta(study.budget.delta, max(units), large=large)
+        check_delta(study.budget.delta, max(units), large=large, name="budget.delta")
         if study.evaluation.delta is not None:
             tested = max(len(Units.of(site.test, unit, m)) for site in sites)
-            check_delta(study.evaluation.delta, tested, large=large)
+            check_delta(study.evaluation.delta, tested, large=large, name="evaluation.delta")
         methods = build_methods(study)
         for method in methods:
             plan_of(method, study)
