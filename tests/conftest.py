@@ -56,6 +56,14 @@ PORTRAITS = "data={source: medmnist, label: smiling, attributes: [hat, smiling, 
 """Override that reads such a file, beside its path."""
 
 
+LONGEST = ("deployment", "study")
+"""Folders whose tests wait most for processes. They are handed out first, so that no worker is left with them alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -131,9 +131,9 @@ for turn in range(150):
     stormy = threading.Thread(target=storm)
     with ending.interruptible():
         try:
-            stormy.start()
             try:
                 try:
+                    stormy.start()  # in here, since a busy machine may return from it after the first interrupt
                     time.sleep(2e-3)
                 finally:
                     ending.uninterrupted(clean_up)

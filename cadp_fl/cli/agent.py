@@ -219,11 +219,8 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
         f"The agent of site '{told['site']}' runs since {since} (process {told['pid']}): {told['answered']} answers."
     )
     busy = told["busy_with"]
-    typer.echo(
-        "It is idle."
-        if busy is None
-        else f"It is busy with '{busy['action']}' for {time.time() - busy['since']:.0f} s."
-    )
+    seconds = 0 if busy is None else time.time() - busy["since"]
+    typer.echo("It is idle." if busy is None else f"It has been busy with '{busy['action']}' for {seconds:.0f} s.")
     typer.echo(
         "Its policy is that of policy.yaml."
         if told["policy_in_force"]

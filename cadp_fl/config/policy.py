@@ -115,5 +115,5 @@ class PolicyConfig(PrivacyUnit):
     most_entries: Count = Field(
         100_000,
         le=10_000_000,
-        description="largest number of entries in the ledger; at that number it takes no further plan and no further event",
+        description="largest number of entries in the ledger; from then on it takes no plan and no event",
     )

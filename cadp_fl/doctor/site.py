@@ -94,8 +94,8 @@ def _policy(site: Site) -> Iterator[Finding]:
             "seeded_noise: false",
             allowed.seeded_noise,
         ),
-        "Exact results on test records may leave: a server that chooses the classifier learns one pixel of a record that is "
-        "alone in its class from each.": (
+        "Exact results on test records may leave: a server that chooses the classifier learns one pixel of a record "
+        "that is alone in its class from each.": (
             "exact: false, below evaluation,",
             exact,
         ),

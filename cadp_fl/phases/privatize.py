@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cadp_fl.data.units import Units
+from cadp_fl.data.units import PATIENTS_CAUTION, Units, has_shared_patients
 from cadp_fl.errors import BudgetError, CadpError, InputError, UnprotectedModelError
 from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow, release_request
 from cadp_fl.federated.methods.given_flow import declared_public

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cadp_fl.config import Invitation, NodeConfig, PolicyConfig, PrivacyUnit, SiteConfig, SplitRule, dump, dump_tree
 from cadp_fl.data.holdout import sides
-from cadp_fl.data.units import Units
+from cadp_fl.data.units import PATIENTS_CAUTION, Units, has_shared_patients
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import check_unicode, new_folder
 from cadp_fl.privacy.durable import DurableLedger

@@ -35,7 +35,10 @@ def no_flower(monkeypatch):
         ("flow.training.ronds=3", "Did you mean 'rounds'?"),
         ("flow.training.rounds=0", "Found flow.training.rounds 0 and no flow.pretrained"),
         ("sites.count=1", "'sites.count'"),
-        ("data.source=digitz", "Unknown data source 'digitz'. Choose one of: digits, fashion-mnist, medmnist, mnist."),
+        (
+            "data.source=digitz",
+            "data.source is one of: digits, fashion-mnist, medmnist, mnist. Found 'digitz'; choose one of them.",
+        ),
         ("data.path=/nowhere.npz", "takes no path"),
         ("sites.partition.kind=random", "Unknown partition 'random'"),
         ("sites.partition.min_records=5000", "use fewer sites"),
@@ -155,7 +158,7 @@ def test_a_run_is_not_resumed_with_other_records(monkeypatch, capsys, tmp_path, 
     sets = [part for override in tiny_overrides for part in ("--set", override)]
     code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run", "--resume", *sets)
     assert (code, err.count("\n")) == (2, 1)
-    assert "with the records that it began with. These are others now: of 'north' training" in err
+    assert "with the records that it began with. holds others now. They differ in: of 'north' training" in err
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == left
 
 

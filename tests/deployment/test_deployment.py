@@ -96,6 +96,7 @@ def test_a_study_beyond_the_budget_is_refused_by_number(first, running):
     assert all(len(DurableLedger.as_found(SiteFolder(running.folder / site).ledger).plans()) == 2 for site in SITES)
 
 
+@pytest.mark.slow
 def test_seeded_noise_is_refused(first, running):
     said = running.run(
         "cadp-fl run configs/rehearsal.yaml --federation hub --output runs/seeded --set noise=seeded", fails=True
@@ -106,6 +107,7 @@ def test_seeded_noise_is_refused(first, running):
     assert "cadp-fl site serve" in said
 
 
+@pytest.mark.slow
 def test_with_the_same_seeds_it_gives_the_simulations_metrics(first, running, tmp_path):
     for site in SITES:
         if site != "north":

@@ -69,7 +69,9 @@ def test_celeba_is_told_its_40_attributes_and_learns_one(monkeypatch):
     assert (data.attributes[0], data.attributes[31], data.attributes[39]) == ("5_o_Clock_Shadow", "Smiling", "Young")
 
 
-@pytest.mark.parametrize("name", list(SHAPES))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "celeba" else name for name in SHAPES]
+)
 def test_a_preset_at_an_eighth_of_its_width_inverts_after_20_steps(name, monkeypatch):
     train_and_invert(name, preset(name, monkeypatch, 8), 20)
 

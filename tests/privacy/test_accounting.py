@@ -216,7 +216,7 @@ def test_an_unprotected_event_costs_everything_and_nothing_costs_nothing():
     assert epsilon_of([], DELTA) == 0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     epsilon=st.floats(0.1, 12),
     clip_norm=st.floats(0.05, 20),

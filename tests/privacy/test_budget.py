@@ -85,7 +85,7 @@ def check_that_a_plan_spends_its_budget(drawn, stage):
     assert (plan.unit, plan.labels) == (config.unit, budget.labels)
 
 
-@settings(max_examples=50)
+@settings(max_examples=15)
 @given(drawn=budgets(), stage=stages())
 def test_a_plan_spends_no_more_than_its_budget_and_next_to_all_of_it(drawn, stage):
     check_that_a_plan_spends_its_budget(drawn, stage)

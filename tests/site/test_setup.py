@@ -112,7 +112,7 @@ def test_own_records_are_named_by_the_federation_and_not_by_their_file(here):
     assert data.train.schema.name == data.test.schema.name == "chest-xray"
     assert data.train.schema.classes == ("no", "yes")
     assert len(data.train) + len(data.test) == 300
-    assert "Tested on are 0.2 of the records, by a hash of their ids" in result.output
+    assert "A share of 0.2 of the records is tested on, by a hash of their ids" in result.output
 
 
 def test_records_that_nothing_tells_apart_are_tested_on_only_by_nobody(here):
@@ -123,6 +123,23 @@ def test_records_that_nothing_tells_apart_are_tested_on_only_by_nobody(here):
     result = _init("north", *OWN, *ANSWERS, "--test-fraction", "0")
     assert "Records: 300 training and 0 test records. Nobody is tested on" in result.output
     assert DurableLedger.as_found(here / "north" / "ledger.db").terms.split == SplitRule(rule="none")
+
+
+def test_a_split_of_the_files_own_and_a_fraction_are_not_both_taken(here):
+    split = {"test_images": np.zeros((50, 8, 8), np.uint8), "test_labels": np.arange(50) % 2}
+    _scans(here / "mrs-smith.npz", train_ids=np.arange(300), test_ids=np.arange(300, 350), **split)
+    with pytest.raises(DataError, match=r"Found one, and test_fraction 0\.3; leave that out"):
+        _init("north", *OWN, *ANSWERS, "--test-fraction", "0.3")
+    assert "The source's own test split is tested on." in _init("north", *OWN, *ANSWERS).output
+    nobody = _init("south", *OWN, *ANSWERS, "--test-fraction", "0")
+    assert "Records: 300 training and 0 test records. Nobody is tested on" in nobody.output
+
+
+def test_a_record_as_the_unit_where_patients_have_several_is_cautioned_of(here):
+    _scans(here / "mrs-smith.npz", train_patients=np.arange(300) // 2)
+    assert "CAUTION: some patients have several records here" in _init("north", *OWN, *ANSWERS).output
+    _scans(here / "mrs-smith.npz", train_patients=np.arange(300))
+    assert "CAUTION" not in _init("south", *OWN, *ANSWERS).output
 
 
 def test_a_mark_lies_in_a_folder_that_is_there(here):

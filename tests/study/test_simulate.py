@@ -79,6 +79,7 @@ def test_simulate_sends_no_telemetry_looks_for_no_update_and_installs_nothing(si
         assert not Path(environment["FLWR_HOME"]).exists(), "the private Flower home is removed"
 
 
+@pytest.mark.slow
 def test_flowers_own_command_gives_the_same_summary(simulated, tmp_path):
     _, expected, _ = simulated
     port = free_port()
