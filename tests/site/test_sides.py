@@ -32,6 +32,7 @@ from cadp_fl.site.protocol import Request
 from cadp_fl.site.register import register_sides
 from cadp_fl.site.requests import ReserveRequest
 from cadp_fl.site.setup import make_site
+from tests.site.agents import served
 
 COUNT = 600
 SUM = GaussianSum(stage="moments", clip_norm=1.0, noise_std=20.0)
@@ -399,3 +400,31 @@ def test_two_processes_that_write_a_register_at_once_lose_nobody(made, tmp_path,
         _write(tmp_path / "north.npz", np.arange(10), by="ids", test=np.append(TEST, one))
         with pytest.raises(DataError, match="1 record changed sides"):
             records_of(ledger, config, read_records(config))
+
+
+def _shown(folder, *options):
+    result = CliRunner().invoke(app, ["site", "ledger", "show", str(folder.path), *options])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_ledger_is_shown_whatever_its_policy_file_is(made):
+    folder = made()
+    assert "1 entry: no plan was reserved, and nothing is spent." in _shown(folder)
+    _reserve(folder)
+    assert "On training units, all plans together" in _shown(folder)
+    assert "NOT in force" not in _shown(folder)
+    with served(folder):
+        _edit(folder.policy, epsilon=9.0)
+        assert "which was edited and is NOT in force until it is reloaded" in _shown(folder)
+    whole = folder.policy.read_text()
+    for broken, reason in (
+        (f"{whole}\nepsilon: 1\n", "a key stands once"),
+        (whole.replace("chest", "other"), "one population"),
+    ):
+        folder.policy.write_text(broken)
+        shown = " ".join(_shown(folder).split())
+        assert "No limits are shown, since policy.yaml does not fit" in shown
+        assert reason in shown
+        assert "On training units, all plans together: epsilon" in shown
+        assert "of the policy's" not in shown
