@@ -15,8 +15,8 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.features.linear import BlockGradients, LowPassDct
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, bits_per_dim, train_flow
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, LaplaceMechanism, NoMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize

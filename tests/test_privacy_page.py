@@ -8,9 +8,11 @@ import torch
 
 from cadp_fl.config import BudgetConfig, MomentsConfig
 from cadp_fl.errors import CadpError, PolicyError
-from cadp_fl.privacy.accounting import LatentGaussian, PoissonGaussian, Relation, epsilon_of
+from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.events import LatentGaussian, PoissonGaussian
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.sensitivity import moments_sensitivity
 from tests.conftest import ROOT
 

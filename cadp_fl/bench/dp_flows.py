@@ -11,8 +11,8 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.per_record import PER_RECORD_LAYERS
 from cadp_fl.flow.training import Progress, dequantize, train_flow
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.dpsgd import Loss, opacus_gradients, train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["DP_FLOW_OPACUS", "DP_FLOW_TRAINING", "DP_FLOW_TRAINING_LARGE"]

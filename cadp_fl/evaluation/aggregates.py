@@ -30,16 +30,9 @@ from cadp_fl.evaluation.bounds import gaussian_bound, sampled_noise
 from cadp_fl.evaluation.laws import Law, fresh_noise, independent_coins
 from cadp_fl.evaluation.noised import evaluation_event, table_of
 from cadp_fl.evaluation.probe import HUGE
-from cadp_fl.privacy.accounting import (
-    GaussianHistogram,
-    GaussianMoments,
-    GaussianSum,
-    PoissonGaussian,
-    ProtectedEvent,
-    calibrate_noise,
-    epsilon_of,
-)
+from cadp_fl.privacy.accounting import calibrate_noise, epsilon_of
 from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.events import GaussianHistogram, GaussianMoments, GaussianSum, PoissonGaussian, ProtectedEvent
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.moments import clipped_sum, joint_moments
 from cadp_fl.privacy.noise import NoiseSource

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cadp_fl.evaluation.probe import BLACK, OVERFLOW, ZERO, Probe, spelled
-from cadp_fl.privacy.accounting import RandomizedResponse
+from cadp_fl.privacy.events import RandomizedResponse
 from cadp_fl.privacy.mechanisms import Mechanism
 from cadp_fl.privacy.noise import NoiseSource
 

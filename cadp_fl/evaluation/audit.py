@@ -43,7 +43,8 @@ from cadp_fl.evaluation.attacks import (
 )
 from cadp_fl.evaluation.bounds import clopper_pearson, gaussian_bound, pure_bound
 from cadp_fl.evaluation.laws import Law, release_laws
-from cadp_fl.privacy.accounting import RandomizedResponse, Unprotected, epsilon_of
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import RandomizedResponse, Unprotected
 from cadp_fl.privacy.mechanisms import MECHANISMS, Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 

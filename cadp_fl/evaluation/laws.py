@@ -17,7 +17,7 @@ from scipy.stats import binomtest, hypergeom, norm
 
 from cadp_fl.evaluation.attacks import CLASSES, PATIENT_RECORDS
 from cadp_fl.evaluation.probe import BLACK, ZERO, Probe, Released
-from cadp_fl.privacy.accounting import RandomizedResponse
+from cadp_fl.privacy.events import RandomizedResponse
 from cadp_fl.privacy.mechanisms import Mechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import BATCH_RECORDS

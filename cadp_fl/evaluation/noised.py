@@ -16,7 +16,8 @@ import numpy as np
 
 from cadp_fl.errors import ExchangeError
 from cadp_fl.evaluation.utility import Metrics, ScoreBins, count
-from cadp_fl.privacy.accounting import GaussianHistogram, calibrate_noise
+from cadp_fl.privacy.accounting import calibrate_noise
+from cadp_fl.privacy.events import GaussianHistogram
 
 __all__ = [
     "NOISED_BINS",

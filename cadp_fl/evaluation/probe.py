@@ -21,7 +21,7 @@ from torch import nn
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.accounting import RandomizedResponse
+from cadp_fl.privacy.events import RandomizedResponse
 from cadp_fl.privacy.mechanisms import Mechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.privatize import ReleaseSettings, privatize

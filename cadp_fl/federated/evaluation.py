@@ -2,9 +2,9 @@
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.noised import evaluation_event
-from cadp_fl.privacy.accounting import GaussianHistogram
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
+from cadp_fl.privacy.events import GaussianHistogram
 from cadp_fl.privacy.plan import Allowance, Plan
 
 __all__ = ["event_of", "evaluation_plan"]

@@ -21,7 +21,7 @@ import torch
 
 from cadp_fl.errors import ConfigError, DataError, ExchangeError, FlowOriginError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.accounting import GaussianMoments
+from cadp_fl.privacy.events import GaussianMoments
 from cadp_fl.privacy.moments import Moments
 from cadp_fl.storage import load_weights, read_description, save_weights
 from cadp_fl.weights import get_weights

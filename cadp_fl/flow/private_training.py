@@ -10,8 +10,8 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.per_record import PER_RECORD_LAYERS
 from cadp_fl.flow.training import Progress, bits_of, dequantize, training_alone
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.dpsgd import train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.schedule import cosine
 

@@ -26,14 +26,14 @@ from cadp_fl.evaluation.laws import FAIR_LIES, Law, laws_of_labels, laws_of_numb
 from cadp_fl.evaluation.noised import histograms_in
 from cadp_fl.evaluation.probe import Released
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import (
     Event,
     GaussianHistogram,
     GaussianMoments,
     GaussianSum,
     PoissonGaussian,
     RandomizedResponse,
-    epsilon_of,
 )
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.mechanisms import GaussianMechanism

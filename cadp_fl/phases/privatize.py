@@ -20,7 +20,7 @@ from cadp_fl.federated.methods.given_flow import declared_public
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import check_new, folder_above
 from cadp_fl.phases.terms import ReleaseOptions, Terms, counts_are_noised, terms_of
-from cadp_fl.privacy.accounting import GaussianHistogram, has_delta
+from cadp_fl.privacy.accounting import has_delta
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import (
     PRIVATE_FLOW,
@@ -32,6 +32,7 @@ from cadp_fl.privacy.claims import (
     plan_among,
     plan_beside,
 )
+from cadp_fl.privacy.events import GaussianHistogram
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.manifest import Manifest, manifest_from_json
 from cadp_fl.release.privatize import check_release
@@ -138,9 +139,9 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     plan = budget.plan(
         Cadp.name if is_public else CadpGivenFlow.name,
         (declared_public(flow, card) if is_public else PRIVATE_FLOW, *counts, *labels, mechanism.event()),
-        run="" if terms.ledger.simulation else secrets.token_hex(8),
+        run=secrets.token_hex(8) if terms.mode.is_durable else "",
     )
-    if not terms.simulation and not has_delta(plan.events):
+    if terms.mode.is_real and not has_delta(plan.events):
         plan = replace(plan, delta=0.0)
     requests = [Request("reserve", ReserveRequest(plans=(plan.to_json(),)).model_dump(mode="json"))]
     requests += [
@@ -150,7 +151,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     requests.append(Request("release", settings.model_dump(mode="json"), get_weights(flow)))
     manifest = _release(terms, plan.run, requests, output)
     (kept,) = (each for each in terms.ledger.plans() if each.key == plan.key)  # with the conditions of the site
-    claim, own = claim_of(kept if terms.simulation else plan_beside(kept, terms.ledger)), claim_of(kept)
+    claim, own = claim_of(plan_beside(kept, terms.ledger) if terms.mode.is_real else kept), claim_of(kept)
     statement = statement_of_method(
         plan.method, claim, noise=terms.noise.kind, relation=manifest.claim.relation, own=own
     )
@@ -174,7 +175,7 @@ def _caution_on_patients(terms: Terms) -> str:
 
 def _composition(terms: Terms) -> str:
     """Return what this release and all before it cost together, or that nothing counts that."""
-    if terms.ledger.simulation:
+    if not terms.mode.is_durable:
         return NO_LEDGER
     ledger, policy = terms.ledger, terms.policy
     carried_out, declared, one_budget = ledger.carried_out(), ledger.declared(), ledger.one_budget
@@ -223,7 +224,7 @@ def _release(terms: Terms, run: str, requests: Sequence[Request], output: Path) 
             noise=terms.noise.child("site", terms.name),
             device=terms.device,
             outbox=Path(outbox),
-            simulation=terms.simulation,
+            simulation=not terms.mode.is_real,
             policy=terms.policy,
         )
         for asked in requests:

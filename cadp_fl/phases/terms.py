@@ -31,6 +31,7 @@ from cadp_fl.privacy.policy import check_totals, open_policy
 from cadp_fl.site.agent import check_in_force
 from cadp_fl.site.audit_log import AuditLog, describe_error
 from cadp_fl.site.folder import SiteFolder
+from cadp_fl.site.mode import Mode
 from cadp_fl.site.opening import open_ledger, read_records, records_of
 from cadp_fl.site.policy_file import read_policy
 from cadp_fl.site.register import check_sides
@@ -105,7 +106,7 @@ class Terms:
         device: where to compute.
         policy: what the site allows.
         ledger: where the release is written down.
-        simulation: whether the records are a simulation's.
+        mode: of the site that makes it.
         public_flow: whether the study, if there is one, lets a flow count as public.
         audit: log of what is done with a durable ledger; None without one.
     """
@@ -119,7 +120,7 @@ class Terms:
     device: torch.device
     policy: PolicyConfig
     ledger: Ledger
-    simulation: bool
+    mode: Mode
     public_flow: bool
     audit: AuditLog | None = None
 
@@ -186,7 +187,7 @@ def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> Terms:
         device,
         policy,
         MemoryLedger(),
-        simulation=True,
+        mode=Mode.SIMULATION,
         public_flow=declared,
     )
 
@@ -304,7 +305,7 @@ def _terms(options: ReleaseOptions, real: _Real | None, data: SiteData, *, origi
         resolve_device(options.device or "auto"),
         policy or open_policy(budget.unit, budget.records_per_patient, release.coverage),
         real.ledger if real is not None else MemoryLedger(),
-        simulation=False,
+        mode=Mode.STANDALONE if real is None else Mode.DEPLOYED,
         public_flow=True,
         audit=real.audit if real is not None else None,
     )

@@ -1,8 +1,8 @@
 """What events compose to: epsilon at a delta, under a neighbouring relation.
 
-Events become privacy loss distributions of `dp-accounting`, which are composed; Gaussian events by themselves have a
-closed form. Sensitivities under replace-one are worked out here: any two latents clipped to C are within 2 C. Only
-where records are sampled does `dp-accounting` double C itself.
+Each event says what it costs (`cadp_fl.privacy.losses`). Losses become privacy loss distributions of `dp-accounting`,
+which are composed; Gaussian ones by themselves have a closed form. Events work out their sensitivities under
+replace-one themselves; only where records are sampled does `dp-accounting` double C itself.
 
 References:
     Koskela, Jälkö, Honkela: Computing tight differential privacy guarantees using FFT, arXiv 1906.03049.
@@ -15,9 +15,9 @@ References:
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Context
-from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -47,7 +47,7 @@ from cadp_fl.privacy.events import (
     events_from_json,
 )
 from cadp_fl.privacy.gaussian import gaussian_epsilon
-from cadp_fl.privacy.sensitivity import moments_sensitivity
+from cadp_fl.privacy.losses import Free, Gaussian, Loss, Profile, Pure, Relation, SampledGaussian, Unbounded
 
 __all__ = [
     "DeclaredPublic",
@@ -73,19 +73,7 @@ __all__ = [
     "has_delta",
     "largest_cohort",
     "largest_delta",
-    "noise_multiplier",
 ]
-
-
-class Relation(Enum):
-    """What two neighbouring data sets may differ in.
-
-    Of what has one output for each record, a release or its labels, the outputs' number is public, and a record that is
-    removed leaves an output that no record had a part in: noise around zero, any label.
-    """
-
-    REPLACE_ONE = "replace-one"
-    ADD_OR_REMOVE_ONE = "add-or-remove-one"
 
 
 _NEIGHBOURS = {
@@ -134,79 +122,86 @@ def epsilon_of(
 
 @lru_cache(maxsize=1024)
 def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: float) -> float:
-    if any(isinstance(event, Unprotected) for event in events):
+    total = _Total.of(event.loss(relation) for event in events)
+    if total.is_unbounded:
         return math.inf
-    protected = [event for event in events if not isinstance(event, (Unprotected, DeclaredPublic))]
-    pure = [_pure_epsilon(event, relation) for event in protected if isinstance(event, _PURE)]
     # Epsilons without a delta add up: a bound as good as the composed one, and for a single release without its grid.
-    added = math.fsum(pure) if len(pure) == len(protected) else math.inf
-    if delta == 0 or (len(protected) <= 1 and added < math.inf):
+    added = math.fsum(total.pure) if len(total.pure) == total.number else math.inf
+    if delta == 0 or (total.number <= 1 and added < math.inf):
         return added
-    shift = math.fsum(_squared_shift(event, relation) for event in protected)
-    sampled = _sampled_steps(protected)
-    if not pure and not sampled:
-        return gaussian_epsilon(math.sqrt(shift), delta)
-    mean = math.fsum([shift / 2, *(steps * _mean_loss(*event) for event, steps in sampled.items())])
-    if mean > _LARGEST_COMPOSED or any(epsilon > _LARGEST_COMPOSED for epsilon in pure):
+    if not total.pure and not total.sampled and not total.profiles:
+        return gaussian_epsilon(math.sqrt(total.squared_shift), delta)
+    if total.mean > _LARGEST_COMPOSED or any(epsilon > _LARGEST_COMPOSED for epsilon in total.pure):
         return added
-    return min(added, _composed(pure, shift, sampled, delta, relation, grid))
+    return min(added, _composed(total, delta, relation, grid))
 
 
-_PURE = (LatentLaplace, RandomizedResponse)
+@dataclass(frozen=True)
+class _Total:
+    """The losses of all events of a plan, by their form.
+
+    Attributes:
+        number: of losses that noise bounds.
+        squared_shift: mu^2 of all Gaussian losses, which are one Gaussian loss together.
+        pure: epsilons of the losses that have no delta.
+        sampled: number of steps by sigma / C and sampling rate.
+        profiles: losses of another form.
+        is_unbounded: whether one has no bound.
+    """
+
+    number: int
+    squared_shift: float
+    pure: tuple[float, ...]
+    sampled: Counter[tuple[float, float]]
+    profiles: tuple[Profile, ...]
+    is_unbounded: bool
+
+    @classmethod
+    def of(cls, losses: Iterable[Loss]) -> "_Total":
+        """Sort losses by their form.
+
+        Raises:
+            TypeError: one has a form that nobody composes.
+        """
+        shifts, pure, profiles, is_unbounded, number = [], [], [], False, 0
+        sampled: Counter[tuple[float, float]] = Counter()
+        for loss in losses:
+            match loss:
+                case Free():
+                    continue
+                case Unbounded():
+                    is_unbounded = True
+                    continue
+                case Gaussian(squared_shift):
+                    shifts.append(squared_shift)
+                case Pure(epsilon):
+                    pure.append(epsilon)
+                case SampledGaussian(noise, sampling_rate, steps):
+                    sampled[noise, sampling_rate] += steps
+                case Profile():
+                    profiles.append(loss)
+                case _:
+                    raise TypeError(f"a privacy loss has one of the forms in cadp_fl.privacy.losses. Found {loss!r}.")
+            number += 1
+        return cls(number, math.fsum(shifts), tuple(pure), sampled, tuple(profiles), is_unbounded)
+
+    @property
+    def mean(self) -> float:
+        """About the mean privacy loss of what has a delta."""
+        of_steps = (steps * _mean_loss(*kind) for kind, steps in self.sampled.items())
+        return math.fsum([self.squared_shift / 2, *of_steps, *(profile.mean for profile in self.profiles)])
+
+    @property
+    def widest(self) -> float:
+        """About how far losses reach that are composed on one grid."""
+        of_steps = max((2 / noise**2 for noise, _ in self.sampled), default=0.0)
+        of_profiles = max((profile.reach for profile in self.profiles), default=0.0)
+        return self.squared_shift + math.fsum(self.pure) + max(of_steps, of_profiles)
 
 
 def has_delta(events: Sequence[Event]) -> bool:
     """Return whether a delta bounds anything of what events protect: not of Laplace noise and randomized response."""
-    return not all(isinstance(event, (*_PURE, DeclaredPublic, Unprotected)) for event in events)
-
-
-def _pure_epsilon(event: LatentLaplace | RandomizedResponse, relation: Relation) -> float:
-    """Return the epsilon of an event that has no delta.
-
-    Of Laplace noise it is the L1 sensitivity over the scale, 2 C m / b under replace-one and C m / b under
-    add-or-remove. Of randomized response it is m epsilon, under add-or-remove too: a removed label is one more answer.
-    """
-    if isinstance(event, RandomizedResponse):
-        return event.epsilon * event.records_per_unit
-    sensitivity = 2 * event.clip_norm if relation is Relation.REPLACE_ONE else event.clip_norm
-    return sensitivity * event.records_per_unit / event.noise_scale
-
-
-def _squared_shift(event: ProtectedEvent, relation: Relation) -> float:
-    """Return mu^2 = sum (L2 sensitivity / sigma)^2 of an event that is Gaussian noise on everyone; else 0.
-
-    A unit's m latents are in m different places of a release, each moved by up to 2 C under replace-one and C under
-    add-or-remove: sqrt(m) times as far together. In a table, they may all move from one count to the same other one of
-    each histogram, h times (-m, +m): sqrt(2 h) m. No unit moves it further, since each of its records moves it by at
-    most sqrt(2 h), and those add up to m sqrt(2 h). A removed unit moves h counts by m. Of sums and moments, likewise,
-    the m records of a unit may all move alike, m times as far as one.
-    """
-    replaces = relation is Relation.REPLACE_ONE
-    if isinstance(event, (LatentGaussian, LatentGaussianGrid)):
-        sensitivity = event.clip_norm * math.sqrt(event.records_per_unit) * (2 if replaces else 1)
-        return (sensitivity / event.noise_std) ** 2
-    if isinstance(event, GaussianHistogram):
-        sensitivity = event.records_per_unit * math.sqrt(event.histograms * (2 if replaces else 1))
-        return event.times * (sensitivity / event.noise_std) ** 2
-    if isinstance(event, GaussianSum):
-        return (event.records_per_unit * event.clip_norm * (2 if replaces else 1) / event.noise_std) ** 2
-    if isinstance(event, GaussianMoments):
-        sensitivity = moments_sensitivity(
-            event.count_weight, event.sum_weight, event.shared_weight, event.class_weight, replaces=replaces
-        )
-        return (event.records_per_unit * sensitivity / event.noise_std) ** 2
-    if isinstance(event, PoissonGaussian) and event.sampling_rate == 1:
-        return event.steps * ((2 if replaces else 1) * event.clip_norm / event.noise_std) ** 2
-    return 0.0
-
-
-def _sampled_steps(events: Sequence[ProtectedEvent]) -> Counter[tuple[float, float]]:
-    """Return how many steps take a sample, by sigma / C and sampling rate."""
-    steps: Counter[tuple[float, float]] = Counter()
-    for event in events:
-        if isinstance(event, PoissonGaussian) and event.sampling_rate < 1:
-            steps[event.noise_std / event.clip_norm, event.sampling_rate] += event.steps
-    return steps
+    return any(event.has_delta for event in events)
 
 
 def _mean_loss(noise: float, rate: float) -> float:
@@ -222,24 +217,16 @@ def _mean_loss(noise: float, rate: float) -> float:
     return float((np.exp(p) * (p - q)).sum() * (x[1] - x[0]) / (noise * math.sqrt(2 * math.pi)))
 
 
-def _composed(
-    pure: Sequence[float],
-    shift: float,
-    sampled: Counter[tuple[float, float]],
-    delta: float,
-    relation: Relation,
-    grid: float,
-) -> float:
+def _composed(total: _Total, delta: float, relation: Relation, grid: float) -> float:
     """Return the epsilon of privacy loss distributions composed on finer and finer grids, the smallest of them all.
 
     Each grid holds the coarser ones' points, so none gives a larger epsilon but for the last digits. The grid follows
     epsilon: one of 1e-4 alone would be a tenth of an epsilon of 0.001, and fill the memory for one of 500.
     """
-    widest = shift + math.fsum(pure) + max((2 / noise**2 for noise, _ in sampled), default=0.0)
-    smallest, step = math.inf, _COARSEST
+    widest, smallest, step = total.widest, math.inf, _COARSEST
     while True:
         composed = pld.identity(step)
-        for loss in _privacy_losses(pure, shift, sampled, relation, step):
+        for loss in _privacy_losses(total, relation, step):
             composed = composed.compose(loss)
         smallest = min(smallest, float(composed.get_epsilon_for_delta(delta)))
         is_fine = (step <= grid * 1.01 and smallest >= _FINE * step) or smallest == 0
@@ -248,9 +235,7 @@ def _composed(
         step = round(step / 10, 12)
 
 
-def _privacy_losses(
-    pure: Sequence[float], shift: float, sampled: Counter[tuple[float, float]], relation: Relation, grid: float
-) -> Iterator[Any]:
+def _privacy_losses(total: _Total, relation: Relation, grid: float) -> Iterator[Any]:
     """Yield privacy loss distributions that dominate those of the events together, rounded up to the grid.
 
     All Gaussian events without sampling are one, exactly: their mu^2 add. A pure event stands for any mechanism of its
@@ -258,11 +243,13 @@ def _privacy_losses(
     Viswanath, theorem 3.1). That of one Laplace variable would be smaller, but that it dominates a vector's is not
     proven here.
     """
-    if shift:
-        yield pld.from_gaussian_mechanism(1 / math.sqrt(shift), value_discretization_interval=grid)
-    for epsilon in pure:
+    if total.squared_shift:
+        yield pld.from_gaussian_mechanism(1 / math.sqrt(total.squared_shift), value_discretization_interval=grid)
+    for epsilon in total.pure:
         yield pld.from_privacy_parameters(DifferentialPrivacyParameters(epsilon, 0.0), grid)
-    for (noise, rate), steps in sampled.items():
+    for profile in total.profiles:
+        yield profile.distribution(grid)
+    for (noise, rate), steps in total.sampled.items():
         step = pld.from_gaussian_mechanism(
             noise, value_discretization_interval=grid, sampling_prob=rate, neighboring_relation=_NEIGHBOURS[relation]
         )
@@ -280,7 +267,7 @@ def check_workable(*plans: Sequence[Event]) -> None:
     """
     work = 0.0
     for events in plans:
-        sampled = _sampled_steps([event for event in events if isinstance(event, PoissonGaussian)])
+        sampled = _Total.of(event.loss(Relation.REPLACE_ONE) for event in events).sampled
         if len(sampled) > MOST_SAMPLED_KINDS or sampled.total() > MOST_SAMPLED_STEPS:
             raise BudgetError(
                 f"A plan has at most {MOST_SAMPLED_STEPS:,} sampled steps of DP-SGD, of at most {MOST_SAMPLED_KINDS} "
@@ -373,23 +360,6 @@ def _no_noise(epsilon: float, clip_norm: float) -> BudgetError:
         f"Some noise must meet the budget. None does for epsilon {epsilon:g} and clip norm {clip_norm:g}; use an "
         "epsilon from 0.001 to 100, a smaller clip norm, or less beside it."
     )
-
-
-def noise_multiplier(event: ProtectedEvent) -> float:
-    """Return the noise's standard deviation over half of how far one unit moves what one site noises at once.
-
-    It is sigma / C of a step of DP-SGD, whatever the sampling rate, and sigma / (C sqrt(m)) of a latent's release. Of a
-    shared noise it is that of the site's own share. Infinite where the answer is one of a few: randomized response.
-    """
-    if isinstance(event, RandomizedResponse):
-        return math.inf
-    if isinstance(event, PoissonGaussian):
-        return event.noise_std / event.clip_norm
-    if isinstance(event, LatentLaplace):  # of scale b, a standard deviation of sqrt(2) b
-        return 2 * math.sqrt(2) / _pure_epsilon(event, Relation.REPLACE_ONE)
-    times = event.times if isinstance(event, GaussianHistogram) else 1
-    shares = event.shares if isinstance(event, (GaussianSum, GaussianMoments)) else 1
-    return 2 / math.sqrt(_squared_shift(event, Relation.REPLACE_ONE) / times * shares)
 
 
 def _rounded_down(value: float) -> str:

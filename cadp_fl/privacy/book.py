@@ -9,8 +9,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from cadp_fl.errors import BudgetError, ExchangeError, TotalBudgetError
-from cadp_fl.privacy.accounting import DeclaredPublic, Event, PoissonGaussian, Unprotected, epsilon_of
+from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.entries import Answer, Declare, Entry, Reserve, Sides, Spend
+from cadp_fl.privacy.events import Event, Unprotected
 from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan
 
 __all__ = ["Book"]
@@ -196,7 +197,7 @@ class Book:
         Raises:
             BudgetError: the plan's retry reserve does not hold it.
         """
-        if isinstance(event, (Unprotected, DeclaredPublic)):
+        if not event.is_protected:
             return NOTHING
         retries = (each.retry for each in self._spent.get(plan.key, ()))
         before = [retry for retry in retries if retry is not None and retry.delta]
@@ -222,10 +223,6 @@ def _amounts(events: Sequence[Event]) -> dict[Event, int]:
     """Return how much there is of every event: steps of DP-SGD, releases; nothing counts what is unprotected."""
     amounts: dict[Event, int] = {}
     for event in events:
-        one, amount = event, 1
-        if isinstance(event, PoissonGaussian):
-            one, amount = event.model_copy(update={"steps": 1}), event.steps
-        elif isinstance(event, Unprotected):
-            amount = 0
-        amounts[one] = amounts.get(one, 0) + amount
+        amount = 0 if isinstance(event, Unprotected) else event.amount
+        amounts[event.once] = amounts.get(event.once, 0) + amount
     return amounts

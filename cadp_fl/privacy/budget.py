@@ -12,16 +12,14 @@ from decimal import Decimal
 
 from cadp_fl.config import BudgetConfig, MomentsConfig
 from cadp_fl.errors import ConfigError
-from cadp_fl.privacy.accounting import (
-    DeclaredPublic,
+from cadp_fl.privacy.accounting import calibrate_noise
+from cadp_fl.privacy.events import (
     Event,
     GaussianHistogram,
     GaussianMoments,
     GaussianSum,
     ProtectedEvent,
     RandomizedResponse,
-    Unprotected,
-    calibrate_noise,
 )
 from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
 from cadp_fl.privacy.sensitivity import moments_sensitivity
@@ -100,7 +98,7 @@ class Budget:
 
     def plan(self, method: str, events: Sequence[Event], *, run: str = "") -> Plan:
         """Return the plan of a method with these events; what leaves unprotected needs no reserve to leave again."""
-        protected = any(not isinstance(event, (Unprotected, DeclaredPublic)) for event in events)
+        protected = any(event.is_protected for event in events)
         return Plan(
             method,
             tuple(events),

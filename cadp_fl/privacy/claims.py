@@ -7,21 +7,15 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any, Literal, get_args
 
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.costs import epsilons_of
+from cadp_fl.privacy.events import (
     DeclaredPublic,
     Event,
-    GaussianMoments,
-    GaussianSum,
-    LatentGaussian,
-    LatentGaussianGrid,
-    LatentLaplace,
-    PoissonGaussian,
-    Relation,
     Unprotected,
     events_from_json,
 )
-from cadp_fl.privacy.costs import epsilons_of
 from cadp_fl.privacy.ledger import Ledger
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.plan import Against, Conditions, Labels, Plan, Split, Unit, against, kept_by
 
 __all__ = [
@@ -45,7 +39,6 @@ __all__ = [
     "format_delta",
     "format_epsilon",
     "left_unprotected",
-    "names_flow",
     "plan_among",
     "plan_beside",
     "relation_of",
@@ -184,20 +177,13 @@ def claim_of(plan: Plan) -> Claim:
         against=plan.against,
         flow_made_of=tuple(dict.fromkeys(event.kind for event in flow_sources(plan))),
         epsilon_of_own_message=_without_sharers(plan).protected().epsilon() if plan.against == "recipients" else None,
-        sharers=max((event.shares for event in plan.events if isinstance(event, _SHARED)), default=1),
+        sharers=plan.sharers,
     )
-
-
-_SHARED = (GaussianSum, GaussianMoments)
 
 
 def _without_sharers(plan: Plan) -> Plan:
     """Return a plan whose noise is the site's own alone: what the aggregator sees before it adds up."""
-    events = tuple(
-        event.model_copy(update={"noise_std": event.share_std, "shares": 1}) if isinstance(event, _SHARED) else event
-        for event in plan.events
-    )
-    return replace(plan, events=events)
+    return replace(plan, events=tuple(event.own_message for event in plan.events))
 
 
 def format_against(whom: Against) -> str:
@@ -258,7 +244,7 @@ def left_unprotected(
 def _weak_noise(plan: Plan, events: Iterable[Event]) -> tuple[Unprotected, ...]:
     """Return what is unprotected of noised events since nothing vouches for their noise."""
     noise = plan.conditions.noise
-    if noise == "entropy" or all(isinstance(event, (Unprotected, DeclaredPublic)) for event in events):
+    if noise == "entropy" or not any(event.is_protected for event in events):
         return ()
     return (SEEDED_NOISE if noise == "seeded" else UNRECORDED_NOISE,)
 
@@ -304,36 +290,18 @@ def plan_among(
     return replace(plan, events=(*plan.events, *dict.fromkeys([*_weak_noise(plan, plan.events), *left, *before])))
 
 
-def names_flow(event: Event) -> bool:
-    """Tell whether an event says where a release's flow is from: public, unprotected, or made of what the event noised.
-
-    A flow is made of noised moments, or of the steps of DP-SGD in the stage `flow`. A table of counts makes none.
-    """
-    return (event.stage == "flow" and isinstance(event, (DeclaredPublic, Unprotected, PoissonGaussian))) or _is_moments(
-        event
-    )
-
-
-def _is_moments(event: Event) -> bool:
-    return event.stage == "moments" and isinstance(event, GaussianMoments)
-
-
-def _releases_latents(plan: Plan) -> bool:
-    return any(isinstance(event, (LatentGaussian, LatentGaussianGrid, LatentLaplace)) for event in plan.events)
-
-
 def _said_and_unsaid(plan: Plan) -> tuple[Event, ...]:
     """Return a plan's events, and that its flow is unprotected if it releases latents and does not name a flow."""
-    named = any(names_flow(event) for event in plan.events)
-    return plan.events if named or not _releases_latents(plan) else (*plan.events, UNNAMED_FLOW)
+    named = any(event.names_flow for event in plan.events)
+    return plan.events if named or not plan.releases_latents else (*plan.events, UNNAMED_FLOW)
 
 
 def flow_sources(plan: Plan) -> tuple[Event, ...]:
     """Return the noised events that a release's flow is made of, those that only go with them included."""
-    if not _releases_latents(plan):
+    if not plan.releases_latents:
         return ()
     protected = plan.protected().events
-    stages = {event.stage for event in protected if names_flow(event)}
+    stages = {event.stage for event in protected if event.names_flow}
     return tuple(event for event in protected if event.stage in stages)
 
 

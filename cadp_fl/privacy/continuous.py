@@ -7,18 +7,17 @@ from typing import ClassVar, Self
 
 import torch
 
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.accounting import calibrate_laplace, calibrate_noise
+from cadp_fl.privacy.clipped_normal import ClippedNormal, clipped_normal_l1, clipped_normal_l2
+from cadp_fl.privacy.clipping import clip_l1, clip_l2
+from cadp_fl.privacy.events import (
     LatentGaussian,
     LatentGaussianGrid,
     LatentLaplace,
     ProtectedEvent,
     ReleaseEvent,
     Unprotected,
-    calibrate_laplace,
-    calibrate_noise,
 )
-from cadp_fl.privacy.clipped_normal import ClippedNormal, clipped_normal_l1, clipped_normal_l2
-from cadp_fl.privacy.clipping import clip_l1, clip_l2
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["RELEASED_RECORDS", "GaussianMechanism", "LaplaceMechanism", "NoMechanism"]

@@ -6,19 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cadp_fl.errors import BudgetError, InputError
-from cadp_fl.privacy.accounting import (
-    DeclaredPublic,
-    Event,
-    LatentLaplace,
-    ProtectedEvent,
-    RandomizedResponse,
-    Relation,
-    Unprotected,
-    calibrate_laplace,
-    calibrate_noise,
-    check_workable,
-    epsilon_of,
-)
+from cadp_fl.privacy.accounting import calibrate_laplace, calibrate_noise, check_workable, epsilon_of, has_delta
+from cadp_fl.privacy.events import Event, LatentLaplace, ProtectedEvent
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.notation import Noiseless
 
 __all__ = ["Cost", "Costs", "Epsilons", "check_delta_is_given", "costs_of", "epsilons_of", "least_noise"]
@@ -101,8 +91,7 @@ def check_delta_is_given(events: Sequence[Event], delta: float | None) -> None:
         raise InputError(
             f"delta is between 0 and 1, and at most 1 / (10 n) for n units. Found {delta:g}; use 1e-5, say."
         )
-    free = (LatentLaplace, RandomizedResponse, DeclaredPublic, Unprotected)
-    if delta is None and not all(isinstance(event, free) for event in events):
+    if delta is None and has_delta(events):
         raise InputError(
             "The epsilon of Gaussian noise is at a delta. Found none; give --delta, at most 1 / (10 n) for n units."
         )

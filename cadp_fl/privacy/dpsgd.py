@@ -22,7 +22,7 @@ from torch import nn
 
 from cadp_fl.device import PhysicalBatch, swift_batch
 from cadp_fl.errors import PrivacyError
-from cadp_fl.privacy.accounting import PoissonGaussian
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.per_record import GRADIENT_LAYERS, ClippedGradients
 

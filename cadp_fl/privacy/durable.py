@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 
 from cadp_fl.config import Settings, SplitRule, parse
 from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
-from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.chain import Chain, Link
 from cadp_fl.privacy.entries import SHA256, Entry, Sides, entry_from_json
+from cadp_fl.privacy.events import Event
 from cadp_fl.privacy.plan import METHOD_NAME, Allowance, Conditions, Plan, Unit
 
 __all__ = ["DurableLedger", "LedgerTerms"]

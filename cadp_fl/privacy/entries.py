@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cadp_fl.privacy.accounting import Event, events_from_json
+from cadp_fl.privacy.events import Event, events_from_json
 from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan
 
 __all__ = ["SHA256", "Answer", "Declare", "Entry", "Reserve", "Sides", "Spend", "entry_from_json"]

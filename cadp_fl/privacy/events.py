@@ -1,17 +1,23 @@
-"""Events: what was done, as data.
+"""Events: what was done, as data, and what each costs by itself.
 
 An event is a noise standard deviation, a clip norm, a sampling rate; never a bare multiplier, since what a multiplier
-means depends on the neighbouring relation. What events cost, `accounting` says.
+means depends on the neighbouring relation. Each kind says in its `loss` what it costs; `accounting` composes that. A
+kind that is silent on something cannot be defined: see `cadp_fl.privacy.event`.
 """
 
 import math
-from typing import Annotated, Any, Literal, Self
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from cadp_fl.config.settings import Settings
+from cadp_fl.config import FrontEndConfig, MomentsConfig
+from cadp_fl.privacy.event import BaseEvent, Notation
+from cadp_fl.privacy.losses import Free, Gaussian, Pure, Relation, SampledGaussian, Unbounded
+from cadp_fl.privacy.sensitivity import moments_sensitivity
 
 __all__ = [
+    "EVENTS",
     "LARGEST_NOISE",
     "DeclaredPublic",
     "Event",
@@ -27,6 +33,7 @@ __all__ = [
     "ReleaseEvent",
     "Unprotected",
     "events_from_json",
+    "grid_of",
 ]
 
 LARGEST_NOISE = 1e9
@@ -55,16 +62,56 @@ def _share(noise_std: float, shares: int) -> float:
     return noise_std if shares == 1 else noise_std / math.sqrt(shares) * _ROUNDED_UP
 
 
-class _EventModel(Settings):
-    stage: str = Field(pattern=r"^[a-z0-9]{1,30}$", description="the part of a method that spent it")
+class _OfUnits(BaseEvent):
+    """An event that counts m records of each unit."""
+
+    if TYPE_CHECKING:  # a field of each kind, the last one
+        records_per_unit: int
+
+    @property
+    def contribution(self) -> int:
+        """The m records that one unit contributes."""
+        return self.records_per_unit
 
 
-class LatentGaussian(_EventModel):
+def _multiplier(shift: float) -> float:
+    """Return the noise multiplier of mu^2 under replace-one: sigma over half the sensitivity, 2 / mu."""
+    return 2 / math.sqrt(shift)
+
+
+class _GaussianRelease(_OfUnits):
+    """Gaussian noise on clipped latents.
+
+    A unit's m latents are in m different places of a release, each moved by up to 2 C under replace-one and C under
+    add-or-remove: sqrt(m) times as far together.
+    """
+
+    left: ClassVar[str] = "privatized records"
+    releases_latents: ClassVar[bool] = True
+
+    if TYPE_CHECKING:
+        clip_norm: float
+        noise_std: float
+
+    def loss(self, relation: Relation) -> Gaussian:
+        """Return mu^2 = m (2 C / sigma)^2, or m (C / sigma)^2 under add-or-remove."""
+        moved = self.clip_norm * math.sqrt(self.records_per_unit) * (2 if relation is Relation.REPLACE_ONE else 1)
+        return Gaussian((moved / self.noise_std) ** 2)
+
+    @property
+    def noise_multiplier(self) -> float:
+        """The standard deviation sigma over C sqrt(m)."""
+        return _multiplier(self.loss(Relation.REPLACE_ONE).squared_shift)
+
+
+class LatentGaussian(_GaussianRelease):
     """One release of every record's latent: N(clip(z; C), sigma^2 I), each record once.
 
     Units are disjoint, so the release of all of them costs what that of the m records of one does: they are within
     2 C sqrt(m) of any others.
     """
+
+    notation: ClassVar[Notation | None] = Notation("gaussian", "release", ("clip-norm", "noise-std"))
 
     kind: Literal["latent-gaussian"] = "latent-gaussian"
     clip_norm: _ClipNorm
@@ -72,13 +119,29 @@ class LatentGaussian(_EventModel):
     records_per_unit: _RecordsPerUnit = 1
 
 
-class LatentGaussianGrid(_EventModel):
+_GRID_BITS = 12
+
+
+def grid_of(noise_std: float) -> float:
+    """Return gamma = 2^(floor(log2 sigma) - 12): from 4096 to 8192 steps in a standard deviation, whatever the data."""
+    return math.ldexp(1.0, math.frexp(noise_std)[1] - 1 - _GRID_BITS)
+
+
+class LatentGaussianGrid(_GaussianRelease):
     """One release of every record's latent: round(n + N(0, (sigma / gamma)^2 I)) gamma, n integers within C / gamma.
 
     That is the Gaussian mechanism on n gamma, of norm at most C, rounded afterwards: it costs exactly what that does,
     whatever the grid gamma. Units are disjoint, so the release of all of them costs what that of the m records of one
     does.
     """
+
+    notation: ClassVar[Notation | None] = Notation(
+        "grid-gaussian",
+        "release",
+        ("clip-norm", "noise-std"),
+        ("grid", "records-per-patient"),
+        lambda given: {"grid": grid_of(given["noise_std"])} if given.get("noise_std", 0) > 0 else {},
+    )
 
     kind: Literal["latent-gaussian-grid"] = "latent-gaussian-grid"
     clip_norm: _ClipNorm
@@ -100,20 +163,34 @@ class LatentGaussianGrid(_EventModel):
         return self
 
 
-class LatentLaplace(_EventModel):
+class LatentLaplace(_OfUnits):
     """One release of every record's latent: clip_1(z; C) plus Laplace noise of scale b in each dimension.
 
     Units are disjoint, so the release of all of them costs what that of the m records of one does: 2 C m / b, with no
     delta.
     """
 
+    left: ClassVar[str] = "privatized records"
+    releases_latents: ClassVar[bool] = True
+    notation: ClassVar[Notation | None] = Notation("laplace", "release", ("clip-norm", "noise-scale"))
+
     kind: Literal["latent-laplace"] = "latent-laplace"
     clip_norm: _ClipNorm
     noise_scale: _NoiseScale
     records_per_unit: _RecordsPerUnit = 1
 
+    def loss(self, relation: Relation) -> Pure:
+        """Return epsilon = 2 C m / b, the L1 sensitivity over the scale, or C m / b under add-or-remove."""
+        sensitivity = 2 * self.clip_norm if relation is Relation.REPLACE_ONE else self.clip_norm
+        return Pure(sensitivity * self.records_per_unit / self.noise_scale)
 
-class RandomizedResponse(_EventModel):
+    @property
+    def noise_multiplier(self) -> float:
+        """The standard deviation sqrt(2) b over C m."""
+        return 2 * math.sqrt(2) / self.loss(Relation.REPLACE_ONE).epsilon
+
+
+class RandomizedResponse(_OfUnits):
     """One label of every record: the true one with probability e^epsilon / (e^epsilon + k - 1), else one of the others.
 
     Each is epsilon differentially private, so those of the m records of a unit cost m epsilon.
@@ -123,17 +200,41 @@ class RandomizedResponse(_EventModel):
         Kairouz, Oh, Viswanath: Extremal mechanisms for local differential privacy, arXiv 1407.1338.
     """
 
+    left: ClassVar[str] = "labels by randomized response"
+    releases_latents: ClassVar[bool] = False
+    notation: ClassVar[Notation | None] = Notation("randomized-response", "labels", ("epsilon",))
+
     kind: Literal["randomized-response"] = "randomized-response"
     epsilon: float = Field(gt=0, le=20, description="of each record's label; beyond 20, a lie is rarer than 1e-8")
     records_per_unit: _RecordsPerUnit = 1
 
+    def loss(self, relation: Relation) -> Pure:
+        """Return m epsilon, under add-or-remove too: a removed label is one more answer."""
+        return Pure(self.epsilon * self.records_per_unit)
 
-class GaussianHistogram(_EventModel):
+    @property
+    def noise_multiplier(self) -> float:
+        """Infinite: an answer is one of a few."""
+        return math.inf
+
+
+class GaussianHistogram(_OfUnits):
     """`times` tables of counts, each count with N(0, sigma^2) added; a record counts once in `histograms` of a table.
 
     Replacing a record takes one from a count of each histogram and adds one to another: it moves a table by up to
-    sqrt(2 h), and replacing the m records of a unit by up to m sqrt(2 h).
+    sqrt(2 h), and replacing the m records of a unit by up to m sqrt(2 h): they may all move from one count to the same
+    other one of each histogram, (-m, +m), and no unit moves it further. A removed unit moves h counts by m.
     """
+
+    left: ClassVar[str] = "noised counts"
+    releases_latents: ClassVar[bool] = False
+    notation: ClassVar[Notation | None] = Notation(
+        "histogram",
+        "counts",
+        ("noise-std",),
+        ("histograms", "times", "records-per-patient"),
+        lambda given: {"histograms": 1},
+    )
 
     kind: Literal["gaussian-histogram"] = "gaussian-histogram"
     histograms: int = Field(ge=1, le=100_000, description="h, in which each record counts once")
@@ -141,12 +242,64 @@ class GaussianHistogram(_EventModel):
     times: int = Field(1, ge=1, le=10_000)
     records_per_unit: _RecordsPerUnit = 1
 
+    def loss(self, relation: Relation) -> Gaussian:
+        """Return mu^2 = t 2 h (m / sigma)^2, or t h (m / sigma)^2 under add-or-remove."""
+        return Gaussian(self.times * self._squared_shift(relation))
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of one table: sigma / (m sqrt(h / 2))."""
+        return _multiplier(self._squared_shift(Relation.REPLACE_ONE))
+
+    def _squared_shift(self, relation: Relation) -> float:
+        """Return mu^2 of one table."""
+        moved = self.histograms * (2 if relation is Relation.REPLACE_ONE else 1)
+        return (self.records_per_unit * math.sqrt(moved) / self.noise_std) ** 2
+
 
 _SUM_BITS = 20
 """Of a step in a sum's noise: from 2^20 to 2^21 steps are a standard deviation."""
 
 
-class GaussianSum(_EventModel):
+class _SharedGaussian(_OfUnits):
+    """Gaussian noise on a sum over records, of which each of K sites may add a share."""
+
+    releases_latents: ClassVar[bool] = False
+
+    if TYPE_CHECKING:
+        noise_std: float
+        shares: int
+
+    @abstractmethod
+    def _squared_shift(self, relation: Relation) -> float:
+        """Return mu^2."""
+
+    def loss(self, relation: Relation) -> Gaussian:
+        """Return mu^2 = (D m / sigma)^2, with D how far a record moves the sum: a unit's m may all move it alike."""
+        return Gaussian(self._squared_shift(relation))
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Of the site's own share: 2 sigma / (D m sqrt(K))."""
+        return _multiplier(self._squared_shift(Relation.REPLACE_ONE) * self.sharers)
+
+    @property
+    def sharers(self) -> int:
+        """K, the sites whose noise adds up before anyone but an aggregator sees a value."""
+        return self.shares
+
+    @property
+    def share_std(self) -> float:
+        """Standard deviation of the noise that one site adds: sigma / sqrt(K), rounded up."""
+        return _share(self.noise_std, self.shares)
+
+    @property
+    def own_message(self) -> Self:
+        """The event as the aggregator sees it, with the site's own share of the noise alone."""
+        return self.model_copy(update={"noise_std": self.share_std, "shares": 1})
+
+
+class GaussianSum(_SharedGaussian):
     """The sum of every record's vector: sum clip(v_i; C) + N(0, sigma^2 I), each record once.
 
     Replacing a record moves it by up to 2 C, and replacing the m records of a unit, all alike, by up to 2 C m.
@@ -156,16 +309,20 @@ class GaussianSum(_EventModel):
     noise, so where sites see the sum, it is over K + 1 of them at least: three, if noise is shared at all.
     """
 
+    left: ClassVar[str] = "noised sums"
+    notation: ClassVar[Notation | None] = Notation(
+        "sum", "moments", ("clip-norm", "noise-std"), ("shares", "records-per-patient")
+    )
+
     kind: Literal["gaussian-sum"] = "gaussian-sum"
     clip_norm: _ClipNorm
     noise_std: _NoiseStd
     shares: _Shares = 1
     records_per_unit: _RecordsPerUnit = 1
 
-    @property
-    def share_std(self) -> float:
-        """Standard deviation of the noise that one site adds: sigma / sqrt(K), rounded up."""
-        return _share(self.noise_std, self.shares)
+    def _squared_shift(self, relation: Relation) -> float:
+        moved = self.clip_norm * (2 if relation is Relation.REPLACE_ONE else 1)
+        return (self.records_per_unit * moved / self.noise_std) ** 2
 
     @property
     def grid(self) -> float:
@@ -178,8 +335,11 @@ _LEAST_WEIGHT = 1 / 16
 _NOISE_BITS, _COARSEST_BITS, _FINEST_BITS = 28, 4, 16
 _LEAST_STEPS, _LARGEST_STEPS = 2.0**6, 2.0**30
 
+_MOMENTS = MomentsConfig().weights | {"clip_norm": FrontEndConfig().radius}
+"""A study's own weights and radius, where it names none; the latter moves no cost."""
 
-class GaussianMoments(_EventModel):
+
+class GaussianMoments(_SharedGaussian):
     """Counts, sums and second moments of every class as one vector, noised: sum phi(u_i, y_i) + N(0, sigma^2 I).
 
     u = clip(v - c; R) / R has a norm of at most 1, c is public or was released before, and
@@ -189,6 +349,15 @@ class GaussianMoments(_EventModel):
     with e_y the unit vector of the class y: its count, its sum, the second moment that all classes share, and its own.
     How far a unit moves the sum, `sensitivity.moments_sensitivity` says; R scales out of it. `shares` are as of a sum.
     """
+
+    left: ClassVar[str] = "noised moments"
+    notation: ClassVar[Notation | None] = Notation(
+        "moments",
+        "moments",
+        ("noise-std",),
+        (*(name.replace("_", "-") for name in _MOMENTS), "shares", "records-per-patient"),
+        lambda given: _MOMENTS,
+    )
 
     kind: Literal["gaussian-moments"] = "gaussian-moments"
     noise_std: _NoiseStd = Field(description="sigma, of the joint vector of records of norm 1")
@@ -200,10 +369,20 @@ class GaussianMoments(_EventModel):
     shares: _Shares = 1
     records_per_unit: _RecordsPerUnit = 1
 
+    def _squared_shift(self, relation: Relation) -> float:
+        sensitivity = moments_sensitivity(
+            self.count_weight,
+            self.sum_weight,
+            self.shared_weight,
+            self.class_weight,
+            replaces=relation is Relation.REPLACE_ONE,
+        )
+        return (self.records_per_unit * sensitivity / self.noise_std) ** 2
+
     @property
-    def share_std(self) -> float:
-        """Standard deviation of the noise that one site adds to the joint vector: sigma / sqrt(K), rounded up."""
-        return _share(self.noise_std, self.shares)
+    def names_flow(self) -> bool:
+        """Whether a flow is made of it: in the stage `moments`."""
+        return self.stage == "moments"
 
     @property
     def part_stds(self) -> dict[str, float]:
@@ -247,8 +426,14 @@ class GaussianMoments(_EventModel):
         return self
 
 
-class PoissonGaussian(_EventModel):
+class PoissonGaussian(BaseEvent):
     """DP-SGD: `steps` noised sums, sum clip(g_i; C) + N(0, sigma^2 I), each over a fresh Poisson sample."""
+
+    left: ClassVar[str] = "weights after noised steps of DP-SGD"
+    releases_latents: ClassVar[bool] = False
+    notation: ClassVar[Notation | None] = Notation(
+        "dp-sgd", "classifier", ("clip-norm", "noise-std", "sampling-rate", "steps"), ()
+    )
 
     kind: Literal["poisson-gaussian"] = "poisson-gaussian"
     clip_norm: _ClipNorm
@@ -256,16 +441,65 @@ class PoissonGaussian(_EventModel):
     sampling_rate: float = Field(gt=0, le=1, description="q")
     steps: int = Field(ge=1, le=10**7)
 
+    def loss(self, relation: Relation) -> Gaussian | SampledGaussian:
+        """Return the loss of sampled steps, or mu^2 = t (2 C / sigma)^2 where each step is of all records."""
+        if self.sampling_rate < 1:
+            return SampledGaussian(self.noise_std / self.clip_norm, self.sampling_rate, self.steps)
+        moved = (2 if relation is Relation.REPLACE_ONE else 1) * self.clip_norm
+        return Gaussian(self.steps * (moved / self.noise_std) ** 2)
 
-class Unprotected(_EventModel):
+    @property
+    def noise_multiplier(self) -> float:
+        """The standard deviation sigma over C, whatever the sampling rate."""
+        return self.noise_std / self.clip_norm
+
+    @property
+    def names_flow(self) -> bool:
+        """Whether a flow is trained by it: in the stage `flow`."""
+        return self.stage == "flow"
+
+    @property
+    def amount(self) -> int:
+        """Steps."""
+        return self.steps
+
+    @property
+    def once(self) -> Self:
+        """One step."""
+        return self.model_copy(update={"steps": 1})
+
+
+class Unprotected(BaseEvent):
     """Something computed from training records that left without any protection."""
+
+    left: ClassVar[str] = "something without protection"
+    releases_latents: ClassVar[bool] = False
+    notation: ClassVar[Notation | None] = None
 
     kind: Literal["unprotected"] = "unprotected"
     what: str = Field(min_length=1, max_length=200)
 
+    def loss(self, relation: Relation) -> Unbounded:
+        """Return that it has no bound."""
+        return Unbounded()
 
-class DeclaredPublic(_EventModel):
+    @property
+    def noise_multiplier(self) -> float:
+        """0: there is no noise."""
+        return 0.0
+
+    @property
+    def names_flow(self) -> bool:
+        """Whether it is a flow."""
+        return self.stage == "flow"
+
+
+class DeclaredPublic(BaseEvent):
     """Something that no private record had a part in, by declaration. It costs nothing, and claims repeat it."""
+
+    left: ClassVar[str] = "nothing of records"
+    releases_latents: ClassVar[bool] = False
+    notation: ClassVar[Notation | None] = None
 
     kind: Literal["declared-public"] = "declared-public"
     what: str = Field(max_length=200, pattern=r"^[^\p{C}]+$", description="printed with every claim that rests on it")
@@ -273,6 +507,20 @@ class DeclaredPublic(_EventModel):
     dataset: str = Field(
         "", max_length=80, description="name of the records that it was trained on, where one is known"
     )
+
+    def loss(self, relation: Relation) -> Free:
+        """Return that it costs nothing."""
+        return Free()
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Infinite: there is nothing to noise."""
+        return math.inf
+
+    @property
+    def names_flow(self) -> bool:
+        """Whether it is a flow."""
+        return self.stage == "flow"
 
 
 ReleaseEvent = LatentGaussian | LatentGaussianGrid | LatentLaplace | Unprotected
@@ -287,6 +535,9 @@ ProtectedEvent = (
     | GaussianMoments
 )
 Event = ProtectedEvent | Unprotected | DeclaredPublic
+
+EVENTS: dict[str, type[Event]] = {kind.model_fields["kind"].default: kind for kind in get_args(Event)}
+"""Every kind of event."""
 
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Annotated[Event, Field(discriminator="kind")], ...])
 

@@ -1,24 +1,16 @@
 """The hardened release mechanism: a clipped latent on a grid, and Gaussian noise that is exactly rounded to it."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 
-from cadp_fl.privacy.accounting import LatentGaussianGrid, ReleaseEvent
 from cadp_fl.privacy.clipping import clip_l2
 from cadp_fl.privacy.continuous import GaussianMechanism
+from cadp_fl.privacy.events import LatentGaussianGrid, ReleaseEvent, grid_of
 from cadp_fl.privacy.noise import NoiseSource
 
-__all__ = ["GridGaussianMechanism", "grid_of"]
-
-_STEPS_BITS = 12
-
-
-def grid_of(noise_std: float) -> float:
-    """Return gamma = 2^(floor(log2 sigma) - 12): from 4096 to 8192 steps in a standard deviation, whatever the data."""
-    return math.ldexp(1.0, math.frexp(noise_std)[1] - 1 - _STEPS_BITS)
+__all__ = ["GridGaussianMechanism"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from cadp_fl.privacy.accounting import GaussianHistogram
+from cadp_fl.privacy.events import GaussianHistogram
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["noised_counts"]

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from cadp_fl.privacy.accounting import RandomizedResponse
+from cadp_fl.privacy.events import RandomizedResponse
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["class_counts_of", "lie_probability", "randomize_labels"]

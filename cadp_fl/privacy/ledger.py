@@ -9,9 +9,9 @@ from collections.abc import MutableMapping
 from functools import lru_cache
 from typing import Any, Protocol
 
-from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.entries import Entry, entry_from_json
+from cadp_fl.privacy.events import Event
 from cadp_fl.privacy.plan import Allowance, Conditions, Plan, Unit
 
 __all__ = ["Ledger", "MemoryLedger", "Plan"]

@@ -10,9 +10,9 @@ from typing import ClassVar, Protocol, Self
 import torch
 
 from cadp_fl.errors import ConfigError
-from cadp_fl.privacy.accounting import ProtectedEvent, ReleaseEvent
 from cadp_fl.privacy.clipped_normal import ClippedNormal
 from cadp_fl.privacy.continuous import RELEASED_RECORDS, GaussianMechanism, LaplaceMechanism, NoMechanism
+from cadp_fl.privacy.events import ProtectedEvent, ReleaseEvent
 from cadp_fl.privacy.grid import GridGaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 

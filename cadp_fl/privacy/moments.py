@@ -34,8 +34,8 @@ import numpy as np
 import torch
 
 from cadp_fl.errors import ExchangeError, PrivacyError
-from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum
 from cadp_fl.privacy.clipping import clip_l2
+from cadp_fl.privacy.events import GaussianMoments, GaussianSum
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = ["Moments", "clipped_sum", "joint_moments", "packed", "unpacked"]

@@ -1,6 +1,7 @@
 """Events in one line of text, `gaussian:clip-norm=1,noise-std=7.4612`, as a person types them.
 
 gaussian             clip-norm, noise-std, [records-per-patient]      a release, L2 clip
+grid-gaussian        clip-norm, noise-std, [records-per-patient]      the same, on a grid
 laplace              clip-norm, noise-scale, [records-per-patient]    a release, L1 clip
 dp-sgd               clip-norm, noise-std, sampling-rate, steps
 randomized-response  epsilon, [records-per-patient]                   of each label
@@ -8,74 +9,31 @@ histogram            noise-std, [histograms], [times], [records-per-patient]
 sum                  clip-norm, noise-std, [shares], [records-per-patient]
 moments              noise-std, [count-weight], [sum-weight], [shared-weight], [class-weight], [clip-norm], [shares],
                      [records-per-patient]                            weights as a study's, noise of records of norm 1
+
+Each kind of event says how it is written: see `Notation`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import get_args
 
-from cadp_fl.config import FrontEndConfig, MomentsConfig, plain_value
+from cadp_fl.config import plain_value
 from cadp_fl.config.settings import parse
 from cadp_fl.errors import InputError
-from cadp_fl.privacy.accounting import (
-    GaussianHistogram,
-    GaussianMoments,
-    GaussianSum,
-    LatentGaussian,
-    LatentLaplace,
-    PoissonGaussian,
-    ProtectedEvent,
-    RandomizedResponse,
-)
+from cadp_fl.privacy.event import Notation
+from cadp_fl.privacy.events import ProtectedEvent
 
-__all__ = ["KINDS", "Kind", "Noiseless", "parse_event", "parse_noiseless"]
+__all__ = ["KINDS", "Noiseless", "parse_event", "parse_noiseless"]
 
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of event, as it is written.
-
-    Attributes:
-        model: the event.
-        stage: what a method calls it.
-        needed: parameters that have no default.
-        optional: the others.
-    """
-
-    model: type[ProtectedEvent]
-    stage: str
-    needed: tuple[str, ...]
-    optional: tuple[str, ...] = ("records-per-patient",)
-
-    @property
-    def noise(self) -> str | None:
-        """The parameter that is an amount of noise; None where there is none."""
-        return next((name for name in self.needed if name.startswith("noise-")), None)
-
-
-_MOMENTS = MomentsConfig().weights | {"clip_norm": FrontEndConfig().radius}
-"""A study's own weights and radius, where it names none; the latter moves no cost."""
-
-KINDS = {
-    "gaussian": Kind(LatentGaussian, "release", ("clip-norm", "noise-std")),
-    "laplace": Kind(LatentLaplace, "release", ("clip-norm", "noise-scale")),
-    "dp-sgd": Kind(PoissonGaussian, "classifier", ("clip-norm", "noise-std", "sampling-rate", "steps"), ()),
-    "randomized-response": Kind(RandomizedResponse, "labels", ("epsilon",)),
-    "histogram": Kind(GaussianHistogram, "counts", ("noise-std",), ("histograms", "times", "records-per-patient")),
-    "sum": Kind(GaussianSum, "moments", ("clip-norm", "noise-std"), ("shares", "records-per-patient")),
-    "moments": Kind(
-        GaussianMoments,
-        "moments",
-        ("noise-std",),
-        (*(name.replace("_", "-") for name in _MOMENTS), "shares", "records-per-patient"),
-    ),
+KINDS: dict[str, type[ProtectedEvent]] = {
+    kind.notation.name: kind for kind in get_args(ProtectedEvent) if kind.notation is not None
 }
+"""Every kind of event that is written, by its name."""
 
-_ALSO = {kind.model.model_fields["kind"].default: name for name, kind in KINDS.items()}
+_ALSO = {kind.model_fields["kind"].default: name for name, kind in KINDS.items()}
 """What ledgers and tables call a kind, as a person copies it."""
 
 _FIELDS = {"records-per-patient": "records_per_unit"}
-_DEFAULTS: dict[str, dict[str, Any]] = {"histogram": {"histograms": 1}, "moments": _MOMENTS}
 
 
 @dataclass(frozen=True)
@@ -101,8 +59,8 @@ def parse_event(text: str) -> ProtectedEvent:
     Raises:
         InputError: it is none.
     """
-    name, kind, parameters = _parameters(text)
-    return _event(text, name, kind, parameters)
+    kind, fields = _written(text)
+    return _event(kind, fields)
 
 
 def parse_noiseless(text: str) -> Noiseless:
@@ -111,49 +69,69 @@ def parse_noiseless(text: str) -> Noiseless:
     Raises:
         InputError: it is none, it gives a noise, or events of its kind have no noise.
     """
-    name, kind, parameters = _parameters(text)
-    noise = kind.noise
+    name = _name_of(text)
+    noise = _notation(KINDS[name]).noise
     if noise is None:
         raise InputError(
             f"Noise is found for an event that adds some. '{name}' has none; its epsilon is what it costs."
         )
-    if noise in parameters:
-        raise InputError(f"The noise is what is asked for. Found {noise} in '{text}'; leave it out.")
-    sample = _event(text, name, kind, parameters | {noise: "1"})
-    fixed = sample.model_dump()
-    by_clip = "clip-norm" in kind.needed
-    clip_norm = float(fixed["clip_norm"] if by_clip else fixed.get("records_per_unit", 1))
+    kind, fields = _written(text, leaves_out=noise)
+    amount_field, by_clip = noise.replace("-", "_"), "clip-norm" in _notation(kind).needed
+    sample = _event(kind, fields | {amount_field: 1})
+    clip_norm = float(fields["clip_norm"] if by_clip else sample.contribution or 1)
 
     def at(amount: float) -> ProtectedEvent:
-        return kind.model.model_validate(fixed | {noise.replace("-", "_"): amount})
+        given = fields | {amount_field: amount}
+        notation = _notation(kind)
+        return kind.model_validate({"stage": notation.stage, **notation.defaults(given), **given})
 
     return Noiseless(text, noise, at, clip_norm)
 
 
-def _parameters(text: str) -> tuple[str, Kind, dict[str, str]]:
-    """Return the kind of a line, and the parameters that it gives."""
-    name, _, rest = text.strip().partition(":")
-    name = _ALSO.get(name, name)
+def _notation(kind: type[ProtectedEvent]) -> Notation:
+    assert kind.notation is not None, "a kind that is written"
+    return kind.notation
+
+
+def _name_of(text: str) -> str:
+    """Return the name of the kind that a line begins with."""
+    written = text.strip().partition(":")[0]
+    name = _ALSO.get(written, written)
     if name not in KINDS:
-        raise InputError(f"Unknown event '{name}'. Choose one of: {', '.join(KINDS)}.")
-    kind, parameters = KINDS[name], {}
-    for part in filter(None, (part.strip() for part in rest.split(","))):
+        raise InputError(f"Unknown event '{written}'. Choose one of: {', '.join(KINDS)}.")
+    return name
+
+
+def _written(text: str, *, leaves_out: str = "") -> tuple[type[ProtectedEvent], dict[str, int | float]]:
+    """Return the kind of a line, and the fields that it gives.
+
+    Args:
+        leaves_out: a needed parameter that is not given.
+    """
+    name = _name_of(text)
+    notation, fields = _notation(KINDS[name]), {}
+    for part in filter(None, (part.strip() for part in text.strip().partition(":")[2].split(","))):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         key = "records-per-patient" if key == "records-per-unit" else key
-        if not equals or key in parameters:
+        field = _FIELDS.get(key, key.replace("-", "_"))
+        if not equals or field in fields:
             raise InputError(f"An event is 'kind:name=number,name=number'. Found '{part}' in '{text}'; give each once.")
-        if key not in (*kind.needed, *kind.optional):
-            known = ", ".join((*kind.needed, *kind.optional))
+        if key not in (*notation.needed, *notation.optional):
+            known = ", ".join((*notation.needed, *notation.optional))
             raise InputError(f"An event '{name}' has no parameter '{key}'. It has: {known}.")
-        parameters[key] = value
-    return name, kind, parameters
+        if key == leaves_out:
+            raise InputError(f"The noise is what is asked for. Found {key} in '{text}'; leave it out.")
+        fields[field] = _number(key, value)
+    needed = [key for key in notation.needed if key != leaves_out]
+    if missing := [key for key in needed if key.replace("-", "_") not in fields]:
+        raise InputError(f"An event '{name}' gives {', '.join(notation.needed)}. '{text}' lacks {missing[0]}; add it.")
+    return KINDS[name], fields
 
 
-def _event(text: str, name: str, kind: Kind, parameters: dict[str, str]) -> ProtectedEvent:
-    if missing := [key for key in kind.needed if key not in parameters]:
-        raise InputError(f"An event '{name}' gives {', '.join(kind.needed)}. '{text}' lacks {missing[0]}; add it.")
-    given = {_FIELDS.get(key, key.replace("-", "_")): _number(key, value) for key, value in parameters.items()}
-    return parse(kind.model, {"stage": kind.stage, **_DEFAULTS.get(name, {}), **given}, where=name)
+def _event(kind: type[ProtectedEvent], fields: dict[str, int | float]) -> ProtectedEvent:
+    notation = _notation(kind)
+    tree = {"stage": notation.stage, **notation.defaults(fields), **fields}
+    return parse(kind, tree, where=notation.name)
 
 
 def _number(key: str, text: str) -> int | float:

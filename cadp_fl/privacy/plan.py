@@ -10,15 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from cadp_fl.privacy.accounting import (
-    DeclaredPublic,
-    Event,
-    Relation,
-    Unprotected,
-    epsilon_of,
-    events_from_json,
-    has_delta,
-)
+from cadp_fl.privacy.accounting import epsilon_of, has_delta
+from cadp_fl.privacy.events import Event, events_from_json
+from cadp_fl.privacy.losses import Relation
 
 __all__ = [
     "METHOD_NAME",
@@ -53,7 +47,7 @@ an aggregator adds up to them, so that the aggregator is trusted."""
 
 def against(events: Iterable[Event]) -> Against:
     """Return whom what events cost holds against: the recipients alone if a site adds a share of some noise only."""
-    return "recipients" if any(getattr(event, "shares", 1) > 1 for event in events) else "server"
+    return "recipients" if any(event.sharers > 1 for event in events) else "server"
 
 
 @dataclass(frozen=True)
@@ -157,13 +151,23 @@ class Plan:
         """Whom the plan's epsilon holds against."""
         return against(self.events)
 
+    @property
+    def sharers(self) -> int:
+        """K, the sites whose noise the plan's epsilon rests on; 1 where the site adds all of its noise."""
+        return max((event.sharers for event in self.events), default=1)
+
+    @property
+    def releases_latents(self) -> bool:
+        """Whether the plan releases records through a flow."""
+        return any(event.releases_latents for event in self.events)
+
     def epsilon(self, relation: Relation = Relation.REPLACE_ONE) -> float:
         """Return the epsilon of all events together, and of retries; infinite if one is unprotected."""
         return epsilon_of(self.events, self.delta - self.retry.delta, relation) + self.retry.epsilon
 
     def protected(self) -> "Plan":
         """Return the plan without what it leaves unprotected or declares public."""
-        events = tuple(event for event in self.events if not isinstance(event, (Unprotected, DeclaredPublic)))
+        events = tuple(event for event in self.events if event.is_protected)
         return Plan(**{**vars(self), "events": events})
 
     def to_json(self) -> dict[str, Any]:

@@ -18,17 +18,16 @@ from cadp_fl.errors import (
     UnitError,
     UnprotectedModelError,
 )
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.accounting import check_delta
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
+from cadp_fl.privacy.events import (
     DeclaredPublic,
     Event,
     GaussianHistogram,
     RandomizedResponse,
     ReleaseEvent,
     Unprotected,
-    check_delta,
-    noise_multiplier,
 )
-from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, names_flow
 from cadp_fl.privacy.mechanisms import MECHANISMS
 from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
 
@@ -160,13 +159,13 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
         )
     releases = any(isinstance(event, ReleaseEvent) and event.stage == "release" for event in plan.events)
     responds = any(isinstance(event, RandomizedResponse) for event in plan.events)
-    naming = [event for event in plan.events if names_flow(event)]
+    naming = [event for event in plan.events if event.names_flow]
     if releases and not policy.unprotected and not naming:
         raise UnprotectedModelError(
             "A release says which flow it is made with. A plan is silent on it; name the flow that is public, or plan "
             "the moments or the steps of DP-SGD that it is made of."
         )
-    made = [event for event in naming if not isinstance(event, (DeclaredPublic, Unprotected))]
+    made = [event for event in naming if event.is_protected]
     if releases and made and not (policy.made_flows or policy.unprotected):
         raise MadeFlowError(
             "That a flow is made of noised values of this plan, and of nothing else from these records, is a server's "
@@ -178,10 +177,10 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
             "A site adds all of its noise itself unless its policy trusts an aggregator (policy: aggregator). A plan "
             "adds a share of it; set flow.moments.noise: each-site."
         )
-    if (sharers := max((getattr(event, "shares", 1) for event in plan.events), default=1)) > policy.most_sharers:
+    if plan.sharers > policy.most_sharers:
         raise AggregatorError(
             f"At most {policy.most_sharers} sites share one noise (policy: most_sharers). Found a plan whose epsilon "
-            f"rests on {sharers}; ask for fewer, or set flow.moments.noise: each-site."
+            f"rests on {plan.sharers}; ask for fewer, or set flow.moments.noise: each-site."
         )
     if plan.labels == "covered" and releases and not responds:
         raise UnitError(
@@ -200,17 +199,16 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
             "A flow counts as public if the steward says so (policy: public_flows). Found one that a server declares "
             f"public: sha256 {event.sha256}; add it to the policy if no record of this site had a part in it."
         )
-    if not isinstance(event, (Unprotected, DeclaredPublic)) and noise_multiplier(event) < policy.least_noise:
+    if event.is_protected and event.noise_multiplier < policy.least_noise:
         raise LittleNoiseError(
             f"Every noise's standard deviation is at least {policy.least_noise:g} times the clip norm (policy: "
-            f"least_noise). Found {noise_multiplier(event):.2g} of '{event.kind}' in stage '{event.stage}'; ask for a "
+            f"least_noise). Found {event.noise_multiplier:.2g} of '{event.kind}' in stage '{event.stage}'; ask for a "
             "smaller epsilon, fewer sampled records, or fewer sites that share one noise."
         )
-    m = getattr(event, "records_per_unit", None)
-    if m is not None and m != policy.records_per_unit:
+    if event.contribution not in (None, policy.records_per_unit):
         raise UnitError(
-            f"Each {policy.unit} contributes {policy.records_per_unit} records (policy). An event counts {m}; set "
-            "budget.records_per_patient."
+            f"Each {policy.unit} contributes {policy.records_per_unit} records (policy). An event counts "
+            f"{event.contribution}; set budget.records_per_patient."
         )
     if isinstance(event, ReleaseEvent):
         names = [name for name, kind in MECHANISMS.items() if kind.from_event(event) is not None]

@@ -26,8 +26,8 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.training import dequantize, quantize
-from cadp_fl.privacy.accounting import Event, RandomizedResponse
 from cadp_fl.privacy.clipped_normal import ClippedNormal
+from cadp_fl.privacy.events import Event, RandomizedResponse
 from cadp_fl.privacy.labels import randomize_labels
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource

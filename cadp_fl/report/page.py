@@ -11,6 +11,7 @@ from cadp_fl.errors import InputError
 from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import format_against, format_epsilon
+from cadp_fl.privacy.events import EVENTS
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.extent import methods_by_units, released
 from cadp_fl.report.figures import curves, image_grid
@@ -65,18 +66,6 @@ def _site(entry: dict[str, Any], bundles: list[Bundle], methods: Iterable[dict[s
     }
 
 
-_WORDS = {
-    "latent-gaussian": "privatized records",
-    "latent-gaussian-grid": "privatized records",
-    "latent-laplace": "privatized records",
-    "poisson-gaussian": "weights after noised steps of DP-SGD",
-    "randomized-response": "labels by randomized response",
-    "gaussian-histogram": "noised counts",
-    "gaussian-sum": "noised sums",
-    "gaussian-moments": "noised moments",
-}
-
-
 def _left(summary: dict[str, Any], privacy: dict[str, Any]) -> dict[str, str]:
     """Return in one line what was computed from records and left the sites, by method."""
     return {
@@ -94,7 +83,7 @@ def _told(method: dict[str, Any], of: str = "") -> list[str]:
         for event in (site["events"] if site["spent"] is None else site["spent"])
         if event["kind"] != "declared-public"
     ]
-    told = (f"{event['what']}, unprotected" if "what" in event else of + _WORDS[event["kind"]] for event in events)
+    told = (f"{event['what']}, unprotected" if "what" in event else of + EVENTS[event["kind"]].left for event in events)
     return list(dict.fromkeys(told))
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from cadp_fl.config import StudyConfig
-from cadp_fl.privacy.accounting import DeclaredPublic
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, Claim, Scope, Together, format_delta, format_epsilon, relation_of
+from cadp_fl.privacy.events import DeclaredPublic
 from cadp_fl.privacy.plan import Plan
 
 __all__ = [

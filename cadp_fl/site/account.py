@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from cadp_fl.config import PolicyConfig
-from cadp_fl.privacy.accounting import Event, PoissonGaussian, Relation, Unprotected
 from cadp_fl.privacy.claims import Claim, claim_of, plan_among, relation_of
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import Event, Unprotected
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.plan import Plan
 
 __all__ = ["account_of"]
@@ -88,5 +89,5 @@ def _amounts(events: Sequence[Event]) -> dict[str, int]:
     """Return how many steps of DP-SGD, releases, and unprotected things there are in every stage."""
     amounts: dict[str, int] = {}
     for event in events:
-        amounts[event.stage] = amounts.get(event.stage, 0) + (event.steps if isinstance(event, PoissonGaussian) else 1)
+        amounts[event.stage] = amounts.get(event.stage, 0) + event.amount
     return amounts

@@ -11,8 +11,8 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError
 from cadp_fl.evaluation.noised import histograms_in, table_of
 from cadp_fl.evaluation.utility import evaluate
-from cadp_fl.privacy.accounting import GaussianHistogram
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
+from cadp_fl.privacy.events import GaussianHistogram
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource

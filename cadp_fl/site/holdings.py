@@ -12,6 +12,7 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.site.mode import Mode
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import MOMENTS
 from cadp_fl.site.spending import Spending
@@ -32,7 +33,7 @@ class Holdings:
         spending: writes events down before they are computed.
         noise: the site's entropy source; every event draws from a child of its own.
         device: where to compute.
-        simulation: whether figures of training records may leave.
+        mode: of the site; figures of training records leave in a simulation alone.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Holdings:
     spending: Spending
     noise: NoiseSource
     device: torch.device
-    simulation: bool
+    mode: Mode
 
     def flow(self, config: FlowConfig, seed: int, request: Request) -> ConditionalFlow:
         """Return the flow of a request, with the weights that came with it."""
@@ -68,4 +69,4 @@ class Holdings:
 
     def simulation_only(self, **figures: float) -> dict[str, Any]:
         """Return figures of training records below the key that only a simulation has."""
-        return {"simulation_only": figures} if self.simulation else {}
+        return {"simulation_only": figures} if not self.mode.is_real else {}

@@ -15,7 +15,7 @@ from cadp_fl.errors import ConfigError, ExchangeError, FlowOriginError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.training import dequantize
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum
+from cadp_fl.privacy.events import GaussianMoments, GaussianSum
 from cadp_fl.privacy.moments import clipped_sum, joint_moments
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.weights import weights_sha256

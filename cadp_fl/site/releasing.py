@@ -10,8 +10,8 @@ from cadp_fl.errors import ExchangeError, FlowOriginError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.moments import ToldMoments, check_is_made_of
 from cadp_fl.flow.storage import flow_sha256
-from cadp_fl.privacy.accounting import GaussianMoments, PoissonGaussian, Unprotected
 from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.events import GaussianMoments, PoissonGaussian, Unprotected
 from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts
@@ -37,7 +37,6 @@ class Releasing:
         given: what moments it gave out.
         policy: what it allows.
         outbox: folder of releases that are ready to be fetched.
-        begins_again: whether a release of an interrupted run may lie there, whose ledger is gone with it.
     """
 
     def __init__(
@@ -47,11 +46,8 @@ class Releasing:
         given: GivenMoments,
         policy: PolicyConfig,
         outbox: Path,
-        *,
-        begins_again: bool,
     ) -> None:
         self._held, self._counts, self._given, self._policy, self._outbox = held, counts, given, policy, outbox
-        self._begins_again = begins_again
 
     def release(self, request: Request) -> Reply:
         """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
@@ -71,7 +67,7 @@ class Releasing:
             raise PrivacyError("A release that covers labels draws them anew. Found one that would tell the true ones.")
         check_class_counts(self._policy, self._counts.known(request, asked.method), schema.classes)
         mechanism = mechanism_of(asked.mechanism, asked.event)
-        if isinstance(asked.event, Unprotected) and not self._held.simulation:
+        if isinstance(asked.event, Unprotected) and self._held.mode.is_real:
             raise PrivacyError(
                 f"A real site releases no record unprotected. Found the mechanism '{asked.mechanism}'; choose one that "
                 "adds noise."
@@ -103,7 +99,7 @@ class Releasing:
         )
         assert cost == settings.cost, "what was written down is what is drawn"
         folder = self._outbox / event_id
-        if self._begins_again:
+        if not self._held.mode.is_durable:  # a release of an interrupted run may lie there, whose ledger is gone
             shutil.rmtree(folder, ignore_errors=True)
         manifest = write_bundle(head, parts, folder)
         return Reply({"manifest": manifest_to_json(manifest)})
@@ -138,7 +134,7 @@ class Releasing:
             records=asked.made_of.records,
             sites=asked.made_of.sites,
         )
-        if not self._held.simulation:  # whose record of what was given out does not outlive an interruption
+        if self._held.mode.is_real:  # whose record of what was given out does not outlive an interruption
             self._given.check(
                 plan.key,
                 asked.flow.front_end,
@@ -160,6 +156,6 @@ class Releasing:
         if self._policy.review:
             Review(self._outbox).check(bundle.manifest)
         data = bundle.data(asked.shard)
-        if not self._held.simulation:
+        if self._held.mode.is_real:
             Review(self._outbox).note_fetched(asked.event_id)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, FrontEndConfig, Settings
 from cadp_fl.config.settings import Count, Passes, Positive, Seed
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.events import (
     GaussianHistogram,
     GaussianMoments,
     GaussianSum,

@@ -21,9 +21,10 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.bayes import FlowBayes
-from cadp_fl.privacy.accounting import GaussianHistogram, GaussianMoments, check_workable
+from cadp_fl.privacy.accounting import check_workable
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, LOCAL_TEST_RESULTS
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import GaussianHistogram, GaussianMoments
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
@@ -34,6 +35,7 @@ from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.description import Description
 from cadp_fl.site.evaluation import exact_counts, told_with_noise
 from cadp_fl.site.holdings import Holdings
+from cadp_fl.site.mode import Mode
 from cadp_fl.site.moments import GivenMoments, check_moments, told_moments
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.register import register_sides
@@ -109,6 +111,7 @@ class Site:
         self._policy = policy = policy or open_policy()
         self._ledger, self._stored = ledger, answers
         self._objection, self._is_registered = "", False
+        mode = Mode.of(simulation=simulation, ledger=ledger)
         unit, m = policy.unit, policy.records_per_unit
         ledger.check_terms(policy.population, unit, m)
         _check_disjoint(data)
@@ -119,15 +122,13 @@ class Site:
             units=len(of_training),
             test_units=len(of_test),
             conditions=Conditions(noise.kind, data.train.schema.classes, data.train.schema.attributes),
-            simulation=simulation,
+            mode=mode,
         )
-        self._held = held = Holdings(name, data, of_training, of_test, spending, noise, device, simulation)
+        self._held = held = Holdings(name, data, of_training, of_test, spending, noise, device, mode)
         self._counts = ClassCounts(held, policy, outbox)
         self._training = training = Training(held)
         self._given = GivenMoments(outbox)
-        self._releasing = releasing = Releasing(
-            held, self._counts, self._given, policy, outbox, begins_again=ledger.simulation
-        )
+        self._releasing = releasing = Releasing(held, self._counts, self._given, policy, outbox)
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,
@@ -220,7 +221,7 @@ class Site:
             noise=self._held.noise.kind,
         )
         content = description.model_dump(mode="json")
-        if self._held.simulation:  # a real site tells nothing of its records that is not public
+        if not self._held.mode.is_real:  # a real site tells nothing of its records that is not public
             content["simulation_only"] = {"records": Fingerprint.of(self._held.data).model_dump(mode="json")}
         self._objection, plans = "", _plans_in(parse(DescribeRequest, request.settings).plans, request.run)
         try:
@@ -276,7 +277,7 @@ class Site:
         told = told_moments(front, self._held.data.train, self._held.units, event, centre, noise=noise)
         if isinstance(event, GaussianMoments) and "counts" in told:
             self._counts.remember(request, asked.method, told["counts"], event.part_stds["counts"])
-        if centre is not None and not self._held.simulation:
+        if centre is not None and self._held.mode.is_real:
             self._given.remember(self._held.spending.plan(request, asked.method).key, asked.front_end, centre, told)
         return Reply({}, told)
 

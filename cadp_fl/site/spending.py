@@ -13,13 +13,7 @@ from cadp_fl.errors import (
     PrivacyError,
     TotalBudgetError,
 )
-from cadp_fl.privacy.accounting import (
-    DeclaredPublic,
-    Event,
-    GaussianHistogram,
-    PoissonGaussian,
-    check_delta,
-)
+from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.claims import (
     EXACT_TEST_RESULTS,
     CarriedOut,
@@ -29,10 +23,12 @@ from cadp_fl.privacy.claims import (
     left_unprotected,
     plan_beside,
 )
+from cadp_fl.privacy.events import DeclaredPublic, Event, GaussianHistogram, PoissonGaussian
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan, Split, kept_by
 from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan, check_totals
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
+from cadp_fl.site.mode import Mode
 from cadp_fl.site.protocol import Request
 
 __all__ = ["Spending"]
@@ -47,7 +43,7 @@ class Spending:
         units: number of training units.
         test_units: number of test units.
         conditions: what claims rest on beside events, as it is now.
-        simulation: whether methods are compared, each as if it had been run alone.
+        mode: of the site: in a simulation each method counts as if it had been run alone.
     """
 
     def __init__(
@@ -58,13 +54,13 @@ class Spending:
         units: int,
         test_units: int,
         conditions: Conditions,
-        simulation: bool,
+        mode: Mode,
     ) -> None:
         self._ledger = ledger
         self._policy = policy
         self._units, self._test_units = units, test_units
         self.conditions = conditions
-        self._simulation = simulation
+        self._mode = mode
 
     def reserve(self, *asked: Plan) -> None:
         """Set plans aside under the conditions of now, if the policy allows all of them and the budget holds each.
@@ -116,7 +112,7 @@ class Spending:
         if on_test and not is_exact:
             others = [each for each in self._test_plans() if each.key != plan.key]
             check_number(policy, number_of_evaluations(self._ledger, [*others, plan]))
-        if not self._ledger.simulation:
+        if self._mode.is_durable:
             check_totals(policy, units=self._units, test_units=self._test_units if on_test else 0)
 
     def plan(self, request: Request, method: str, units: Split = "train") -> Plan:
@@ -153,7 +149,7 @@ class Spending:
         A simulation compares methods, each as if it had been run alone. At a real site they all were: what has left
         unprotected under any plan leaves no other plan an end-to-end claim.
         """
-        return claim_of(plan if self._simulation else plan_beside(plan, self._ledger))
+        return claim_of(plan_beside(plan, self._ledger) if self._mode.is_real else plan)
 
     def check_evaluation(self, event: GaussianHistogram | None, classes: int) -> None:
         """Check that an evaluation may leave: the table that an event pays for; or, without one, an exact one.
@@ -164,9 +160,9 @@ class Spending:
         """
         if event is not None:
             check_table(event, classes)
-            if not self._simulation:  # as it was when the plan was set aside, unless the policy became stricter
+            if self._mode.is_real:  # as it was when the plan was set aside, unless the policy became stricter
                 check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()))
-        elif not self._simulation:
+        elif self._mode.is_real:
             check_exact_evaluation(self._policy)
             check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
 
@@ -202,11 +198,11 @@ class Spending:
         Raises:
             FlowOriginError: some were not.
         """
-        if self._simulation:
+        if not self._mode.is_real:
             return
-        spent = {_without_steps(event) for event in self._ledger.spent(plan.key)}
+        spent = {event.once for event in self._ledger.spent(plan.key)}
         for event in flow_sources(plan):
-            if _without_steps(event) not in spent:
+            if event.once not in spent:
                 raise FlowOriginError(
                     f"A release's flow is made of what its plan names, and the site gives that out first. '{plan.key}' "
                     f"names '{event.kind}', and the site was never asked for it; ask, or leave it out of the plan."
@@ -224,7 +220,7 @@ class Spending:
             if plan.run == run
         ]
         return {
-            "ledger": "simulation" if self._ledger.simulation else "durable",
+            "ledger": "durable" if self._mode.is_durable else "simulation",
             "accounts": accounts,
             "unprotected_before": self._unprotected_before(run, carried_out),
         }
@@ -269,7 +265,7 @@ class Spending:
         Raises:
             BudgetError: it does not.
         """
-        if self._ledger.simulation:
+        if not self._mode.is_durable:
             return
         known = {plan.key for plan in self._ledger.plans()}
         counts = {
@@ -284,18 +280,18 @@ class Spending:
                 )
 
     def _check_policy(self, plan: Plan) -> None:
-        if plan.units == "test" and not self._test_units and not self._ledger.simulation:
+        if plan.units == "test" and not self._test_units and self._mode.is_durable:
             raise EvaluationError(
                 "An evaluation is of test units. This site has none: everyone is trained on; ask for none here."
             )
-        if not (self._simulation and plan.units == "test" and plan.events == (EXACT_TEST_RESULTS,)):
+        if self._mode.is_real or plan.units != "test" or plan.events != (EXACT_TEST_RESULTS,):
             check_plan(self._policy, plan, units=self._units, noise=self.conditions.noise)
 
     def _check_still_allowed(self, plan: Plan) -> None:
         """Check a plan that was reserved before against the policy of now, and all plans against its total."""
         self._check_policy(plan)
         limit = allowance(self._policy, plan)
-        if self._ledger.simulation or limit is None:
+        if not self._mode.is_durable or limit is None:
             return
         reserved = self._ledger.committed(plan.units)
         if reserved.epsilon > limit.epsilon or reserved.delta > limit.delta * (1 + 1e-12):
@@ -307,9 +303,4 @@ class Spending:
 
     def _test_plans(self) -> list[Plan]:
         """Return what was reserved for test units, as far as it adds up: in a simulation nothing does."""
-        return [] if self._simulation else [plan for plan in self._ledger.plans() if plan.units == "test"]
-
-
-def _without_steps(event: Event) -> Event:
-    """Return an event, of DP-SGD as a single step."""
-    return event.model_copy(update={"steps": 1}) if isinstance(event, PoissonGaussian) else event
+        return [plan for plan in self._ledger.plans() if plan.units == "test"] if self._mode.is_real else []

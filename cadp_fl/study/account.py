@@ -9,18 +9,11 @@ from cadp_fl.config import StudyConfig, load_study
 from cadp_fl.errors import BudgetError, ConfigError
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, plan_of
-from cadp_fl.privacy.accounting import (
-    DeclaredPublic,
-    Event,
-    PoissonGaussian,
-    RandomizedResponse,
-    Relation,
-    ReleaseEvent,
-    Unprotected,
-    largest_cohort,
-)
+from cadp_fl.privacy.accounting import largest_cohort
 from cadp_fl.privacy.claims import Claim, Together, claim_of, compose_plans, relation_of
 from cadp_fl.privacy.costs import Costs, Epsilons, costs_of, epsilons_of
+from cadp_fl.privacy.events import Event, PoissonGaussian, RandomizedResponse, ReleaseEvent
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.study.plugins import load_plugins
 
@@ -215,7 +208,7 @@ def _again(method: Method) -> list[tuple[str, list[Event]]]:
             what = f"one more round of DP-SGD ({steps} step{'s' if steps > 1 else ''})"
             found.append((what, [event.model_copy(update={"steps": steps})]))
     release = [event for event in events if event.stage == "release" and isinstance(event, ReleaseEvent)]
-    if release and not any(isinstance(event, (Unprotected, DeclaredPublic)) for event in release):
+    if release and all(event.is_protected for event in release):
         labels = [event for event in events if isinstance(event, RandomizedResponse)]
         found.append((f"one more release{', its labels drawn again' if labels else ''}", [*labels, *release]))
     return found

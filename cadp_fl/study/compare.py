@@ -21,7 +21,6 @@ from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.json_text import parse_json
-from cadp_fl.privacy.accounting import DeclaredPublic, Unprotected
 from cadp_fl.report.comparison import Cell, CellResult, Comparison, comparison_json
 from cadp_fl.report.comparison_page import store_comparison, write_comparison
 from cadp_fl.study.engine import check_engine
@@ -182,7 +181,7 @@ class _Grid:
 
 def _spends_nothing(method: Method) -> bool:
     """Tell whether a method spends no budget, since nothing of it is protected: epsilon changes nothing about it."""
-    return all(isinstance(event, (Unprotected, DeclaredPublic)) for event in method.events())
+    return not any(event.is_protected for event in method.events())
 
 
 def constant_metrics(sites: Iterable[SiteData]) -> Metrics:

@@ -35,10 +35,10 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.private_training import train_flow_privately
 from cadp_fl.flow.storage import FlowCard
 from cadp_fl.flow.training import Progress, train_flow
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import StageCost, claim_of, stage_costs
 from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Against

@@ -9,9 +9,11 @@ from cadp_fl.cli import main as cli
 from cadp_fl.config import load_study
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods import build_methods
-from cadp_fl.privacy.accounting import LatentGaussianGrid, PoissonGaussian, Relation, epsilon_of
+from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.events import LatentGaussianGrid, PoissonGaussian
+from cadp_fl.privacy.losses import Relation
 
 DELTA = 1e-5
 PINNED = "gaussian:clip-norm=1,noise-std=7.4612"
@@ -200,7 +202,7 @@ def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart,
         (["epsilon", PINNED], "give --delta, at most 1 / (10 n)"),
         (["epsilon", PINNED, "--delta", "1"], "delta is between 0 and 1"),
         (["epsilon", PINNED, "--delta", "nan"], "delta is between 0 and 1"),
-        (["epsilon", "gauss:clip-norm=1"], "Unknown event 'gauss'. Choose one of: gaussian, laplace, dp-sgd"),
+        (["epsilon", "gauss:clip-norm=1"], "Unknown event 'gauss'. Choose one of: gaussian, grid-gaussian, laplace, dp-sgd"),
         (["epsilon", "gaussian:clip-norm=1"], "lacks noise-std; add it"),
         (["epsilon", "gaussian:clip-norm"], "Found 'clip-norm'"),
         (["epsilon", "gaussian:clip-norm=1,clip-norm=2"], "give each once"),

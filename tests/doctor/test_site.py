@@ -20,8 +20,8 @@ from cadp_fl.doctor.diagnosis import diagnose
 from cadp_fl.doctor.finding import examine
 from cadp_fl.doctor.node import NODE_CHECKS, Node
 from cadp_fl.doctor.site import SITE_CHECKS, Site
-from cadp_fl.privacy.accounting import GaussianSum, Unprotected
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import GaussianSum, Unprotected
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.site.client import AgentClient
 from cadp_fl.site.keys import new_key_pair

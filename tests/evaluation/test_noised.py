@@ -19,7 +19,8 @@ from cadp_fl.evaluation.noised import (
     table_of,
 )
 from cadp_fl.evaluation.utility import evaluate, metrics_of
-from cadp_fl.privacy.accounting import GaussianHistogram, epsilon_of
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import GaussianHistogram
 from cadp_fl.privacy.histogram import noised_counts
 from cadp_fl.privacy.noise import NoiseSource
 from tests.evaluation.test_utility import scores

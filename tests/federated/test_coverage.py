@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cadp_fl.errors import ConfigError, FederationError, TotalBudgetError, UnprotectedModelError
-from cadp_fl.privacy.accounting import GaussianHistogram, RandomizedResponse, events_from_json
 from cadp_fl.privacy.claims import claim_of
+from cadp_fl.privacy.events import GaussianHistogram, RandomizedResponse, events_from_json
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.protocol import ACTIONS

@@ -9,8 +9,9 @@ from flwr.app import Error, Message
 
 from cadp_fl.errors import ConfigError, FederationError, InputError
 from cadp_fl.federated import flower_server, releases, workflow
-from cadp_fl.privacy.accounting import epsilon_of, events_from_json
+from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
+from cadp_fl.privacy.events import events_from_json
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.answers import Answers

@@ -14,8 +14,9 @@ from cadp_fl.data.sources import load_source
 from cadp_fl.errors import FederationError, InputError
 from cadp_fl.federated.evaluation import evaluation_plan, event_of
 from cadp_fl.federated.flower_client import register
-from cadp_fl.privacy.accounting import epsilon_of, events_from_json
+from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
+from cadp_fl.privacy.events import events_from_json
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.protocol import ACTIONS
 from cadp_fl.site.site import Site

@@ -14,7 +14,8 @@ from cadp_fl.errors import AggregatorError, ConfigError, FederationError
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import plan_of
 from cadp_fl.flow.storage import FlowCard, flow_sha256, load_flow, save_flow
-from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum, PoissonGaussian, epsilon_of, events_from_json
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import GaussianMoments, GaussianSum, PoissonGaussian, events_from_json
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.protocol import ACTIONS

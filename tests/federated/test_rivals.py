@@ -18,8 +18,8 @@ from cadp_fl.features.linear import BlockGradients, LowPassDct
 from cadp_fl.federated.balance import class_weights
 from cadp_fl.federated.methods import METHODS, build_methods
 from cadp_fl.federated.methods.base import plan_of
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.protocol import ACTIONS
 from cadp_fl.weights import average

@@ -11,9 +11,9 @@ from cadp_fl.errors import PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.per_record import PER_RECORD_LAYERS
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.clipping import CLIP_MARGIN
 from cadp_fl.privacy.dpsgd import check_layers, opacus_gradients, train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.per_record import ClippedGradients
 

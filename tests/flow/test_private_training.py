@@ -12,7 +12,8 @@ from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.private_training import train_flow_privately
 from cadp_fl.flow.training import Progress, bits_per_dim, train_flow
-from cadp_fl.privacy.accounting import PoissonGaussian, calibrate_noise, epsilon_of
+from cadp_fl.privacy.accounting import calibrate_noise, epsilon_of
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 
 FLOW = FlowConfig(dense={"blocks": 4, "width": 64})

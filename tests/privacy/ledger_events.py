@@ -1,6 +1,6 @@
 """Events whose cost is exact and quick to compute, for ledgers that are filled, killed and fought over."""
 
-from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum, LatentLaplace, PoissonGaussian, Unprotected
+from cadp_fl.privacy.events import GaussianMoments, GaussianSum, LatentLaplace, PoissonGaussian, Unprotected
 from cadp_fl.privacy.plan import Allowance
 
 LAPLACE = LatentLaplace(stage="release", clip_norm=1.0, noise_scale=4.0)

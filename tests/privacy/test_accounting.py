@@ -14,6 +14,14 @@ from scipy.stats import norm
 from cadp_fl.errors import BudgetError
 from cadp_fl.privacy import accounting
 from cadp_fl.privacy.accounting import (
+    calibrate_laplace,
+    calibrate_noise,
+    check_delta,
+    check_workable,
+    epsilon_of,
+    largest_cohort,
+)
+from cadp_fl.privacy.events import (
     GaussianHistogram,
     GaussianMoments,
     GaussianSum,
@@ -22,18 +30,11 @@ from cadp_fl.privacy.accounting import (
     LatentLaplace,
     PoissonGaussian,
     RandomizedResponse,
-    Relation,
     Unprotected,
-    calibrate_laplace,
-    calibrate_noise,
-    check_delta,
-    check_workable,
-    epsilon_of,
     events_from_json,
-    largest_cohort,
-    noise_multiplier,
 )
 from cadp_fl.privacy.gaussian import gaussian_delta
+from cadp_fl.privacy.losses import Relation
 
 DELTA = 1e-5
 
@@ -308,7 +309,7 @@ def test_a_delta_is_above_zero(delta, large):
 )
 def test_a_noise_multiplier_is_of_half_of_how_far_one_unit_moves_a_value(event, multiplier):
     """By hand: a unit moves it by 2 C sqrt(m), 2 C m in L1, 2 C, 2 C m, sqrt(2 h) m; a shared noise is one share."""
-    assert noise_multiplier(event) == pytest.approx(multiplier, rel=1e-9)
+    assert event.noise_multiplier == pytest.approx(multiplier, rel=1e-9)
 
 
 def test_a_noise_multiplier_of_moments_is_of_their_sensitivity():
@@ -317,7 +318,7 @@ def test_a_noise_multiplier_of_moments_is_of_their_sensitivity():
         class_weight=1.0, shares=4, records_per_unit=2,
     )  # fmt: skip
     # Two records of different classes are sqrt(2 (1 + 1 + 1 + 1)) apart, which no two of one class are.
-    assert noise_multiplier(event) == pytest.approx(6.0 / 2 / (math.sqrt(8) * 2 / 2), rel=1e-9)
+    assert event.noise_multiplier == pytest.approx(6.0 / 2 / (math.sqrt(8) * 2 / 2), rel=1e-9)
 
 
 @pytest.mark.parametrize("epsilon", [0.001, 100.0])

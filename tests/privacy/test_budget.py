@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from cadp_fl.config import BudgetConfig, MomentsConfig
 from cadp_fl.errors import ConfigError
-from cadp_fl.privacy.accounting import DeclaredPublic, PoissonGaussian, Relation, calibrate_noise, epsilon_of
+from cadp_fl.privacy.accounting import calibrate_noise, epsilon_of
 from cadp_fl.privacy.budget import CENTRE_SHARE, SPLIT, Budget
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, claim_of
+from cadp_fl.privacy.events import DeclaredPublic, PoissonGaussian
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.mechanisms import mechanism_type
 
 PUBLIC = DeclaredPublic(stage="flow", what="the flow", sha256="0" * 64)

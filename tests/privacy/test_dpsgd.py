@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from cadp_fl.errors import MemoryLimitError, PrivacyError
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.clipping import CLIP_MARGIN
 from cadp_fl.privacy.dpsgd import WeightAverage, check_layers, cross_entropy_of, opacus_gradients, train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 
 SILENT = 1e-9

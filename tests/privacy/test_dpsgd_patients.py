@@ -6,8 +6,8 @@ from torch import nn
 
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.config import ClassifierConfig
-from cadp_fl.privacy.accounting import PoissonGaussian
 from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
+from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 
 UNITS = torch.tensor([[0, 1, -1], [2, -1, -1], [3, 4, 5], [6, 7, -1]])

@@ -10,16 +10,11 @@ from pydantic import ValidationError
 from scipy.stats import chisquare, kstest
 
 from cadp_fl.errors import BudgetError
-from cadp_fl.privacy.accounting import (
-    LatentGaussian,
-    LatentGaussianGrid,
-    PoissonGaussian,
-    Relation,
-    epsilon_of,
-    events_from_json,
-)
+from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.claims import UNNAMED_FLOW, claim_of
-from cadp_fl.privacy.grid import GridGaussianMechanism, grid_of
+from cadp_fl.privacy.events import LatentGaussian, LatentGaussianGrid, PoissonGaussian, events_from_json, grid_of
+from cadp_fl.privacy.grid import GridGaussianMechanism
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cadp_fl.privacy.accounting import RandomizedResponse
+from cadp_fl.privacy.events import RandomizedResponse
 from cadp_fl.privacy.labels import class_counts_of, lie_probability, randomize_labels
 from cadp_fl.privacy.noise import NoiseSource
 

@@ -1,16 +1,16 @@
 import pytest
 
 from cadp_fl.errors import BudgetError
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.claims import UNNAMED_FLOW, claim_of, compose_plans, format_epsilon
+from cadp_fl.privacy.events import (
     DeclaredPublic,
     GaussianHistogram,
     LatentGaussian,
     LatentLaplace,
     PoissonGaussian,
     Unprotected,
-    epsilon_of,
 )
-from cadp_fl.privacy.claims import UNNAMED_FLOW, claim_of, compose_plans, format_epsilon
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.plan import Plan
 from tests.privacy.ledger_events import CENTRE, MOMENTS

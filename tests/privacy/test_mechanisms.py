@@ -6,7 +6,8 @@ import torch
 from scipy.stats import kstest
 
 from cadp_fl.errors import ConfigError
-from cadp_fl.privacy.accounting import LatentGaussian, LatentLaplace, Unprotected, epsilon_of
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import LatentGaussian, LatentLaplace, Unprotected
 from cadp_fl.privacy.gaussian import gaussian_delta
 from cadp_fl.privacy.mechanisms import (
     MECHANISMS,

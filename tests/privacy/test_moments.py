@@ -14,8 +14,10 @@ from scipy.optimize import minimize
 from scipy.stats import kstest, norm
 
 from cadp_fl.errors import ExchangeError, PrivacyError
-from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum, Relation, epsilon_of
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import GaussianMoments, GaussianSum
 from cadp_fl.privacy.gaussian import gaussian_delta
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.moments import Moments, clipped_sum, joint_moments, packed, unpacked
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.sensitivity import moments_sensitivity

@@ -14,19 +14,19 @@ from dp_accounting.rdp import RdpAccountant
 from opacus.accountants import RDPAccountant
 from scipy.optimize import brentq
 
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.claims import claim_of, format_epsilon
+from cadp_fl.privacy.events import (
     DeclaredPublic,
     GaussianHistogram,
     LatentGaussian,
     LatentLaplace,
     PoissonGaussian,
     RandomizedResponse,
-    Relation,
-    epsilon_of,
 )
-from cadp_fl.privacy.claims import claim_of, format_epsilon
 from cadp_fl.privacy.gaussian import gaussian_delta, gaussian_epsilon
 from cadp_fl.privacy.labels import lie_probability
+from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.mechanisms import GaussianMechanism, LaplaceMechanism
 from cadp_fl.privacy.plan import Plan
 

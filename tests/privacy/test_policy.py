@@ -16,7 +16,8 @@ from cadp_fl.errors import (
     UnitError,
     UnprotectedModelError,
 )
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.claims import FLOW_WEIGHTS
+from cadp_fl.privacy.events import (
     DeclaredPublic,
     GaussianHistogram,
     LatentGaussian,
@@ -24,7 +25,6 @@ from cadp_fl.privacy.accounting import (
     PoissonGaussian,
     RandomizedResponse,
 )
-from cadp_fl.privacy.claims import FLOW_WEIGHTS
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts, check_plan, open_policy

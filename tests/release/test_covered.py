@@ -7,7 +7,7 @@ from cadp_fl.config import FlowConfig
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.accounting import RandomizedResponse
+from cadp_fl.privacy.events import RandomizedResponse
 from cadp_fl.privacy.labels import randomize_labels
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource

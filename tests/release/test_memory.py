@@ -16,7 +16,7 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.federated.releases import IncomingRelease
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.accounting import LatentGaussian
+from cadp_fl.privacy.events import LatentGaussian
 from cadp_fl.privacy.claims import FLOW_WEIGHTS
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.plan import Plan

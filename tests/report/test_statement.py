@@ -2,8 +2,8 @@
 
 import pytest
 
-from cadp_fl.privacy.accounting import LatentGaussian
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, Scope, claim_of
+from cadp_fl.privacy.events import LatentGaussian
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.report.statement import RESUMED, assumptions, not_covered, statement_of_method, statement_of_study
 from tests.privacy.ledger_events import CENTRE, MOMENTS

@@ -28,8 +28,8 @@ from cadp_fl.errors import (
     TotalBudgetError,
     UnprotectedModelError,
 )
-from cadp_fl.privacy.accounting import GaussianSum, PoissonGaussian, Unprotected
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import GaussianSum, PoissonGaussian, Unprotected
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.agent import command
 from cadp_fl.site.audit_log import AuditLog

@@ -14,14 +14,6 @@ from cadp_fl.errors import ConditionsError, ConfigError, FlowOriginError, Seeded
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.moments import ToldMoments, fit_affine
 from cadp_fl.flow.storage import flow_sha256
-from cadp_fl.privacy.accounting import (
-    DeclaredPublic,
-    GaussianMoments,
-    GaussianSum,
-    LatentGaussian,
-    PoissonGaussian,
-    RandomizedResponse,
-)
 from cadp_fl.privacy.claims import (
     EXACT_TEST_RESULTS,
     FLOW_WEIGHTS,
@@ -33,6 +25,14 @@ from cadp_fl.privacy.claims import (
     plan_beside,
 )
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import (
+    DeclaredPublic,
+    GaussianMoments,
+    GaussianSum,
+    LatentGaussian,
+    PoissonGaussian,
+    RandomizedResponse,
+)
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Conditions, Plan
 from cadp_fl.release.manifest import manifest_from_json

@@ -13,8 +13,8 @@ import torch
 from cadp_fl.config import ClassifierConfig
 from cadp_fl.data.partition import SiteData
 from cadp_fl.errors import BudgetError, CohortError, ConfigError, ExchangeError, LedgerError, TotalBudgetError
-from cadp_fl.privacy.accounting import GaussianHistogram, PoissonGaussian
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import GaussianHistogram, PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.privacy.policy import open_policy

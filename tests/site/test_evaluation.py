@@ -14,8 +14,8 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, EvaluationError, ExchangeError, PolicyError, TotalBudgetError, UnitError
 from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event, table_of
 from cadp_fl.evaluation.utility import _EXACT_BINS
-from cadp_fl.privacy.accounting import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS
+from cadp_fl.privacy.events import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan

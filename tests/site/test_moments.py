@@ -19,8 +19,8 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.moments import ToldMoments, fit_affine
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import dequantize
-from cadp_fl.privacy.accounting import DeclaredPublic, GaussianMoments, GaussianSum, LatentGaussian, PoissonGaussian
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import DeclaredPublic, GaussianMoments, GaussianSum, LatentGaussian, PoissonGaussian
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.moments import unpacked
 from cadp_fl.privacy.noise import NoiseSource

@@ -20,9 +20,9 @@ from cadp_fl.evaluation.noised import evaluation_event
 from cadp_fl.flow.storage import FlowCard, flow_sha256, save_flow
 from cadp_fl.phases.privatize import make_release
 from cadp_fl.phases.terms import ReleaseOptions
-from cadp_fl.privacy.accounting import GaussianSum
 from cadp_fl.privacy.chain import Chain
 from cadp_fl.privacy.durable import DurableLedger
+from cadp_fl.privacy.events import GaussianSum
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Allowance, Conditions, Plan
 from cadp_fl.release.bundle import open_bundle

@@ -21,7 +21,9 @@ from cadp_fl.errors import (
 )
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import flow_sha256
-from cadp_fl.privacy.accounting import (
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
+from cadp_fl.privacy.events import (
     DeclaredPublic,
     GaussianHistogram,
     LatentGaussian,
@@ -29,9 +31,7 @@ from cadp_fl.privacy.accounting import (
     LatentLaplace,
     PoissonGaussian,
     RandomizedResponse,
-    epsilon_of,
 )
-from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS, claim_of
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.mechanisms import RELEASED_RECORDS
 from cadp_fl.privacy.noise import NoiseSource

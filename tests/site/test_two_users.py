@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cadp_fl.config import FrontEndConfig
-from cadp_fl.privacy.accounting import Event, GaussianSum, Unprotected
+from cadp_fl.privacy.events import Event, GaussianSum, Unprotected
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.requests import MomentsRequest

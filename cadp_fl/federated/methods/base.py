@@ -16,8 +16,9 @@ from cadp_fl.errors import ExchangeError
 from cadp_fl.evaluation.noised import NoisedEvaluation, noised_metrics_of, pool_noised
 from cadp_fl.evaluation.utility import Evaluation, Metrics, metrics_of, pool
 from cadp_fl.federated.federation import Federation
-from cadp_fl.privacy.accounting import Event, GaussianHistogram, check_workable
+from cadp_fl.privacy.accounting import check_workable
 from cadp_fl.privacy.budget import Budget
+from cadp_fl.privacy.events import Event, GaussianHistogram
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import EvaluateRequest

@@ -41,8 +41,8 @@ from cadp_fl.federated.methods.private_flow import PrivateFlow
 from cadp_fl.federated.releases import fetch_releases
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, flow_sha256
-from cadp_fl.privacy.accounting import Event, RandomizedResponse
 from cadp_fl.privacy.claims import claim_of, relation_of
+from cadp_fl.privacy.events import Event, RandomizedResponse
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json

@@ -30,9 +30,10 @@ from cadp_fl.federated.methods.base import (
     fits_module,
     mean_figure,
 )
-from cadp_fl.privacy.accounting import Event, PoissonGaussian, calibrate_noise
+from cadp_fl.privacy.accounting import calibrate_noise
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
+from cadp_fl.privacy.events import Event, PoissonGaussian
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import ClassifierRequest, DpSgdTraining, EpochTraining
 from cadp_fl.weights import average, get_weights, set_weights

@@ -13,9 +13,9 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.federated.methods.base import PhaseCost, StudyRun, bytes_of, fits_module, mean_figure
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, check_same_flow, flow_sha256, load_flow, save_flow
-from cadp_fl.privacy.accounting import DeclaredPublic, Event, ProtectedEvent
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import FLOW_WEIGHTS, PRIVATE_FLOW
+from cadp_fl.privacy.events import DeclaredPublic, Event, ProtectedEvent
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import FlowRequest
 from cadp_fl.weights import average, get_weights, set_weights

@@ -10,8 +10,8 @@ from cadp_fl.config import Settings, StudyConfig, parse
 from cadp_fl.config.settings import Count, Positive
 from cadp_fl.data.schema import Schema
 from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained, ask_for_evaluations
-from cadp_fl.privacy.accounting import Event
 from cadp_fl.privacy.claims import LOCAL_TEST_RESULTS
+from cadp_fl.privacy.events import Event
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import EpochTraining, LocalRequest
 

@@ -9,7 +9,7 @@ from cadp_fl.errors import ExchangeError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.federated.methods.base import StudyRun
 from cadp_fl.flow.moments import ToldMoments
-from cadp_fl.privacy.accounting import GaussianMoments, GaussianSum
+from cadp_fl.privacy.events import GaussianMoments, GaussianSum
 from cadp_fl.privacy.moments import Moments
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import MomentsRequest

@@ -27,7 +27,7 @@ from cadp_fl.federated.methods.central import (
 )
 from cadp_fl.federated.methods.private_flow import PrivateFlow
 from cadp_fl.flow.bayes import FlowBayes
-from cadp_fl.privacy.accounting import Event
+from cadp_fl.privacy.events import Event
 
 __all__ = ["FlowBayesRule", "FlowSamples", "Moments"]
 

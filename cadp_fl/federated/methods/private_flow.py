@@ -20,16 +20,10 @@ from cadp_fl.federated.methods.moments import ask_for_moments
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.moments import ToldMoments, check_parts, fit_affine, load_moments, save_moments
 from cadp_fl.flow.storage import FlowCard, check_same_flow, load_flow, save_flow
-from cadp_fl.privacy.accounting import (
-    Event,
-    GaussianMoments,
-    GaussianSum,
-    PoissonGaussian,
-    ProtectedEvent,
-    calibrate_noise,
-)
+from cadp_fl.privacy.accounting import calibrate_noise
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.dpsgd import WeightAverage
+from cadp_fl.privacy.events import Event, GaussianMoments, GaussianSum, PoissonGaussian, ProtectedEvent
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import PrivateFlowRequest
 from cadp_fl.weights import average, get_weights, set_weights
