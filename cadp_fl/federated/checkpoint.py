@@ -19,10 +19,10 @@ from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.federated.basis import Basis, check_same_records
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import Event, Unprotected, events_from_json
 from cadp_fl.privacy.claims import unprotected_from_json
+from cadp_fl.privacy.events import Event, Unprotected, events_from_json
 from cadp_fl.privacy.plan import Plan, Split
-from cadp_fl.report.summary import MethodFigures
+from cadp_fl.report.results import MethodFigures
 from cadp_fl.site.description import Description
 
 __all__ = ["CHECKPOINT", "Checkpoint"]

@@ -32,19 +32,14 @@ from cadp_fl.federated.methods.base import Method, StudyRun, plan_of
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.federated.roster import gather
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import Event, GaussianHistogram, Unprotected, check_delta, events_from_json
+from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.claims import unprotected_from_json
+from cadp_fl.privacy.events import Event, GaussianHistogram, Unprotected, events_from_json
 from cadp_fl.privacy.plan import Conditions, Plan, Split
 from cadp_fl.report.page import write_report
-from cadp_fl.report.summary import (
-    Account,
-    MethodFigures,
-    Results,
-    SiteEntry,
-    going_on,
-    privacy_json,
-    summary_json,
-)
+from cadp_fl.report.results import Account, MethodFigures, Results, SiteEntry, going_on
+from cadp_fl.report.run_claims import RunClaims
+from cadp_fl.report.summary import privacy_json, summary_json
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import CountRequest, ReserveRequest
 
@@ -122,7 +117,11 @@ def conduct(
 
 
 def _write(results: Results, folder: Path) -> None:
-    for name, tree in (("summary.json", summary_json(results)), ("privacy.json", privacy_json(results))):
+    claims = RunClaims.of(results)
+    for name, tree in (
+        ("summary.json", summary_json(results, claims)),
+        ("privacy.json", privacy_json(results, claims)),
+    ):
         with replaced_file(folder / name) as file:
             file.write_text(json.dumps(tree, indent=2), encoding="utf-8")
 
