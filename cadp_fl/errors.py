@@ -18,6 +18,7 @@
     |   +-- MemoryLimitError  not even one record fits into the device's memory
     +-- FederationError       too few sites are left, or they do not fit together
     +-- FlowerError           Flower did not do what it was asked, or a server app died
+        +-- LateStartError    the simulation engine gave up its start
 
 Every message states the rule, the value found, and the way out. An error that crosses from a site to
 the server does so as its `code` alone: the text may hold values that records had a part in.
@@ -39,6 +40,7 @@ __all__ = [
     "FlowOriginError",
     "FlowerError",
     "InputError",
+    "LateStartError",
     "LedgerError",
     "LittleNoiseError",
     "MadeFlowError",
@@ -262,3 +264,10 @@ class FlowerError(CadpError):
 
     code = 700
     meaning = "Flower did not do what it was asked, or the server app died"
+
+
+class LateStartError(FlowerError):
+    """The simulation engine gave up its start before any site was asked, because the machine was too busy."""
+
+    code = 701
+    meaning = "the simulation engine did not start in time"

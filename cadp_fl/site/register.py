@@ -22,7 +22,7 @@ from cadp_fl.errors import DataError, LedgerError
 from cadp_fl.outputs import write_durably
 from cadp_fl.privacy.durable import DurableLedger
 
-__all__ = ["check_sides", "register_sides"]
+__all__ = ["Register", "check_sides", "register_sides"]
 
 FORMAT = "cadp-fl sides 1"
 MAX_BYTES = 1 << 30

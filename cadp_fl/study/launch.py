@@ -21,7 +21,7 @@ import torch
 
 from cadp_fl.config import StudyConfig
 from cadp_fl.ending import interruptible, uninterrupted
-from cadp_fl.errors import CadpError, FlowerError
+from cadp_fl.errors import CadpError, FlowerError, LateStartError
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.study.engine import PREFIX, cpus, short_place, sites_at_once, temporary_place, with_cause
 from cadp_fl.study.environment import flower_environment, free_port
@@ -68,16 +68,12 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, 
     for attempt in range(1, STARTS + 1):
         try:
             return _simulate(study, config, output, watch=watch, resume=resume)
-        except _LateStartError as error:
+        except LateStartError as error:
             if attempt == STARTS:
                 raise CadpError(f"{error} It was started {STARTS} times; let the machine do less at once.") from error
             # No site was asked for anything, but the server app may have begun the run folder.
             resume = True
             watch({"step": "start", "text": f"starting Flower's simulation engine again: {error}"})
-
-
-class _LateStartError(FlowerError):
-    """Ray gave up its start before any site was asked, because this machine was too busy."""
 
 
 def _simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, resume: bool) -> None:
@@ -137,7 +133,7 @@ class _Engine:
             flower.keep_log(run_id, self._log)
             said = with_cause(str(error), self._log, self._logged)
             if RAY_LATE in said and not start.is_over:
-                raise _LateStartError(
+                raise LateStartError(
                     "Ray, which runs the simulated sites, starts within 30 s. Its processes did not: this machine was "
                     f"too busy. See '{self._log}'."
                 ) from error

@@ -158,7 +158,7 @@ def test_a_run_is_not_resumed_with_other_records(monkeypatch, capsys, tmp_path, 
     sets = [part for override in tiny_overrides for part in ("--set", override)]
     code, _, err = call(monkeypatch, capsys, "simulate", quickstart, "--output", tmp_path / "run", "--resume", *sets)
     assert (code, err.count("\n")) == (2, 1)
-    assert "with the records that it began with. holds others now. They differ in: of 'north' training" in err
+    assert "with the records that it began with. 'digits' holds others now. They differ in: of 'north' training" in err
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == left
 
 

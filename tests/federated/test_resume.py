@@ -85,7 +85,7 @@ def another_class_name(source):
     ("change", "said"),
     [
         (swapped_labels, r"training labels \(\d+ now and then, with other values\), test"),
-        (darker, r"now: of '\w+' (training|test) images \(\d+ now and then, with other values\)\. Bring"),
+        (darker, r"in: of '\w+' (training|test) images \(\d+ now and then, with other values\)\. Bring"),
         (one_less, r"of '\w+' (training|test) images \(\d+ now, \d+ then\)"),
         (with_patients, r"of '\w+' training patients \(\d+ now, 0 then\)"),
         (another_class_name, r"classes \(\('zero', .* now, \('0', .* then\)"),

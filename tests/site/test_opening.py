@@ -23,6 +23,7 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Conditions, Plan
 from cadp_fl.site.agent import Agent, command
 from cadp_fl.site.folder import SiteFolder
+from cadp_fl.site.mode import Mode
 from cadp_fl.site.opening import open_site, read_records
 from cadp_fl.site.spending import Spending
 from tests.site.agents import make, served
@@ -130,7 +131,7 @@ def test_the_deltas_of_evaluations_are_bounded_together(tmp_path):
     )
     ledger = DurableLedger.create(tmp_path / "ledger.db", population="p", unit="record")
     spending = Spending(
-        ledger, policy, units=len(data.train), test_units=len(data.test), conditions=Conditions(), simulation=False
+        ledger, policy, units=len(data.train), test_units=len(data.test), conditions=Conditions(), mode=Mode.DEPLOYED
     )
     event = evaluation_event(1.0, 1e-6, 3)
     for number in range(60):

@@ -78,10 +78,11 @@ def flow(tmp_path):
 def made(tmp_path):
     """Return a function that writes an export and makes a site of it."""
 
-    def make(ids=None, flow=None, test_fraction=0.2, **export):
+    def make(ids=None, flow=None, test_fraction=None, **export):
         _write(tmp_path / "north.npz", np.arange(COUNT) if ids is None else ids, **export)
         data = {"source": "medmnist", "path": str(tmp_path / "north.npz"), "classes": ["a", "b"]}
-        settings = {"site": "north", "dataset": "chest", "device": "cpu", "test_fraction": test_fraction, "data": data}
+        settings = {"site": "north", "dataset": "chest", "device": "cpu", "data": data}
+        settings |= {} if test_fraction is None else {"test_fraction": test_fraction}
         allowed = {"public_flows": [flow_sha256(FlowCard.build(_card(flow)))]} if flow else {}
         policy = parse(PolicyConfig, POLICY | allowed)
         invitation = parse(Invitation, {"federation": "t", "address": "localhost:9443"})
