@@ -22,7 +22,7 @@ def site_for(context: Context) -> SitePort:
 
 def _simulated(context: Context) -> SitePort:
     """Return the site of a simulated node. Its ledger lives in the node's state."""
-    from cadp_fl.study.simulation import simulated_site, study_from_run_config
+    from cadp_fl.study.simulated_sites import simulated_site, study_from_run_config
 
     partition = int(context.node_config["partition-id"])  # first: only a simulated node reads the study and its plugins
     study, output = study_from_run_config(context.run_config, APP_FOLDER)

@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from cadp_fl.federated.flower_server import Workflow, describe_all
 from cadp_fl.federated.recorder import lines_to
-from cadp_fl.study.simulation import study_from_run_config
+from cadp_fl.study.simulated_sites import study_from_run_config
 
 APP_FOLDER = Path(__file__).resolve().parents[1]
 

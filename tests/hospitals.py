@@ -14,7 +14,7 @@ from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import open_policy
-from cadp_fl.site.answers import Answers
+from cadp_fl.site.reply_store import ReplyStore
 from cadp_fl.site.review import Review
 from cadp_fl.site.site import Site
 from tests.conftest import ROOT, TINY
@@ -68,7 +68,7 @@ class Hospitals:
         self.start()
 
     def start(self) -> None:
-        """Start every process anew: the nodes, the sites and the server's grid."""
+        """Start every process again: the nodes, the sites and the server's grid."""
         app = ClientApp()
         register(app, lambda context: self.site(self.names[int(context.node_config["partition-id"])]))
         self.grid = LocalGrid(app, len(self.names), {}, names=self.names)
@@ -95,7 +95,7 @@ class Hospitals:
                 outbox=place / "outbox",
                 simulation=False,
                 policy=self.policy,
-                answers=Answers(place / "answers"),
+                answers=ReplyStore(place / "answers"),
             )
         return self.called[name]
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
     {"errors", "stopping"},
-    {"ending", "json_text", "mounts", "outputs"},
+    {"ending", "json_text", "locks", "mounts", "outputs"},
     {"config", "device", "npz", "schedule", "storage", "weights"},
     {"data", "features", "privacy"},
     {"flow", "classifier"},
@@ -20,7 +20,8 @@ LEVELS = [
     {"report"},
     {"site"},
     {"federated"},
-    {"study", "phases", "bench"},
+    {"study", "standalone", "bench"},
+    {"deployment"},
     {"doctor"},
     {"cli"},
 ]

@@ -120,3 +120,15 @@ def test_an_override_needs_no_variable_of_the_value_that_it_replaces(quickstart,
 def test_a_path_may_start_at_home(quickstart, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_study(quickstart, ["data.path=~/x.npz"]).data.path == tmp_path / "x.npz"
+
+
+def test_an_earlier_word_is_read_with_a_note_that_says_the_new_one(quickstart, caplog):
+    from cadp_fl.config import renamed
+
+    renamed._note.cache_clear()
+    study = load_study(quickstart, ["release.labels=randomized"])
+    assert (study.release.labels, study.labels) == ("covered", "covered")
+    assert "release.labels: randomized is called covered now" in caplog.text
+    caplog.clear()
+    assert load_study(quickstart, ["release.labels=covered"]) == study
+    assert not caplog.text

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from cadp_fl.errors import DataError
-from cadp_fl.phases.predict import predict
+from cadp_fl.standalone.predict import predict
 from cadp_fl.storage import read_description, save_weights
 
 WEIGHTS = {"w": np.zeros(3, np.float32)}

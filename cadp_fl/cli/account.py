@@ -13,7 +13,7 @@ from cadp_fl.cli.options import AsJson, Override
 
 if TYPE_CHECKING:
     from cadp_fl.privacy.costs import Costs
-    from cadp_fl.study.account import MethodAccount, StudyAccount
+    from cadp_fl.study.planned_costs import MethodAccount, StudyAccount
 
 __all__ = ["account", "epsilon", "noise", "plan"]
 
@@ -45,7 +45,7 @@ def plan(
     compose to, and what one more round or release would cost. No record is
     read.
     """
-    from cadp_fl.study.account import account_study
+    from cadp_fl.study.planned_costs import account_study
 
     told = account_study(config, set_ or [])
     if as_json:

@@ -70,8 +70,8 @@ def init(
     agent's user's alone, but for what the SuperNode's group has to reach.
     """
     from cadp_fl.config import PolicyConfig, PrivacyUnit, SiteConfig, load_invitation, load_policy, parse
+    from cadp_fl.deployment.site_setup import count_units, make_site, refused_by
     from cadp_fl.privacy.accounting import largest_delta
-    from cadp_fl.site.setup import count_units, make_site, refused_by
 
     invited = load_invitation(invitation)
     if (data is None) == (rehearsal is None):

@@ -61,8 +61,8 @@ def audit(
     import torch
 
     from cadp_fl.evaluation.audit import AuditSettings
-    from cadp_fl.phases.audit import audit_all, everything
     from cadp_fl.privacy.noise import NoiseSource
+    from cadp_fl.standalone.audit import audit_all, everything
 
     if (epsilon is None) != (delta is None):
         raise InputError(

@@ -50,7 +50,7 @@ def init(
     coordinator's certificate; the invitation brings it to the sites.
     """
     from cadp_fl.config import CoordinatorConfig, parse
-    from cadp_fl.federated.coordinator import CoordinatorFolder, ServerFiles
+    from cadp_fl.deployment.coordinator import CoordinatorFolder, ServerFiles
 
     if (certificate is None) != (key is None) or (ca is not None and certificate is None):
         raise InputError(
@@ -91,8 +91,8 @@ def serve(
     coordinator admit FOLDER registers the admitted keys once the SuperLink
     runs.
     """
-    from cadp_fl.federated.coordinator import CoordinatorFolder
-    from cadp_fl.study import superlink
+    from cadp_fl.deployment import superlink
+    from cadp_fl.deployment.coordinator import CoordinatorFolder
 
     found = CoordinatorFolder.at(folder)
     if print_:
@@ -114,8 +114,8 @@ def admit(
     Without keys, those that are admitted already are registered, if they are
     not.
     """
-    from cadp_fl.federated.coordinator import CoordinatorFolder
-    from cadp_fl.study import registration
+    from cadp_fl.deployment import registration
+    from cadp_fl.deployment.coordinator import CoordinatorFolder
 
     fresh, registered = registration.admit(CoordinatorFolder.at(folder), keys or [])
     if quiet:
@@ -138,8 +138,8 @@ def remove(
 
     To be let in again it needs a new key.
     """
-    from cadp_fl.federated.coordinator import CoordinatorFolder
-    from cadp_fl.study.registration import is_up, synchronise
+    from cadp_fl.deployment.coordinator import CoordinatorFolder
+    from cadp_fl.deployment.registration import is_up, synchronise
 
     found = CoordinatorFolder.at(folder)
     found.expel(name)
@@ -154,8 +154,8 @@ def remove(
 @coordinator_app.command(epilog="Example: cadp-fl coordinator sites /srv/cadp-fl")
 def sites(folder: Folder, as_json: AsJson = False) -> None:
     """List the admitted sites, and which are connected."""
-    from cadp_fl.federated.coordinator import CoordinatorFolder
-    from cadp_fl.study.registration import is_up, node_states
+    from cadp_fl.deployment.coordinator import CoordinatorFolder
+    from cadp_fl.deployment.registration import is_up, node_states
 
     found = CoordinatorFolder.at(folder)
     is_served = is_up(found)
@@ -185,8 +185,8 @@ def purge(
 
     Admitted keys stay, and are registered afresh at the next start.
     """
-    from cadp_fl.federated.coordinator import CoordinatorFolder
-    from cadp_fl.study import superlink
+    from cadp_fl.deployment import superlink
+    from cadp_fl.deployment.coordinator import CoordinatorFolder
 
     found = CoordinatorFolder.at(folder)
     if not yes and not typer.confirm(f"Delete the database in {found.state} with all runs and releases in it?"):

@@ -1,4 +1,4 @@
-"""cadp-fl doctor: what breaks federations in practice, on either side, and how to mend it."""
+"""cadp-fl doctor: what breaks federations in practice, on either side, and how to fix it."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def doctor(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what breaks federations in practice, and say how to mend each.
+    """Look for what breaks federations in practice, and say how to fix each.
 
     Nothing is changed and no budget is spent. Run it as the user whose side it
     is. Exit status 1 if there is a fault.
@@ -47,8 +47,8 @@ def doctor(
         for finding in diagnosis.findings:
             line = Text(f"{finding.state:<8}", style=STYLES[finding.state])
             console.print(line.append(f" {finding.name}: {_line(finding.found)}", style="default"))
-            if finding.mend and finding.state != "ok":
-                console.print(Text(f"{'':<8}   Mend: {_line(finding.mend)}"))
+            if finding.fix and finding.state != "ok":
+                console.print(Text(f"{'':<8}   Fix: {_line(finding.fix)}"))
         counts = {state: sum(each.state == state for each in diagnosis.findings) for state in STYLES}
         console.print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     if diagnosis.is_faulty:

@@ -28,7 +28,7 @@ def pretrain(
     """
     from cadp_fl.cli.progress import progress_to
     from cadp_fl.config import load_study
-    from cadp_fl.phases.pretrain import pretrain
+    from cadp_fl.standalone.pretrain import pretrain
 
     console = console_to()
     study = load_study(config, set_ or [])
@@ -75,7 +75,7 @@ def train_central(
     from cadp_fl.cli.progress import progress_to
     from cadp_fl.config import load_study
     from cadp_fl.errors import InputError
-    from cadp_fl.phases.central import ClassifierOptions, train_central
+    from cadp_fl.standalone.central import ClassifierOptions, train_central
 
     if set_ and config is None:
         raise InputError(f"An override changes a study. Found --set {set_[0]} without --config; pass one.")
@@ -134,8 +134,8 @@ def predict(
     none. Probabilities are not calibrated.
     """
     from cadp_fl.outputs import check_new
-    from cadp_fl.phases.predict import predict, write_csv
     from cadp_fl.report.share import format_share
+    from cadp_fl.standalone.predict import predict, write_csv
 
     if output is not None:
         check_new(output, "A table")

@@ -38,7 +38,8 @@ def privatize(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of seeded noise; the study's by default.", min=0)] = None,
     labels: Annotated[
-        str | None, typer.Option(help="public, or randomized: by randomized response, so that the claim covers them.")
+        str | None,
+        typer.Option(help="public, or covered: drawn by randomized response, so that the claim covers them."),
     ] = None,
     unit: Annotated[str | None, typer.Option(help="record (the default) or patient: whom the claim protects.")] = None,
     records_per_patient: Annotated[int | None, typer.Option(help="m: records that each patient contributes.")] = None,
@@ -53,7 +54,7 @@ def privatize(
 
     Of a study, an option that is left out is the study's, and with seeded
     noise the bundle is the federation's. Labels are public by declaration, unless
-    they are randomized: every record leaves with its true label, and no claim
+    they are covered: every record leaves with its true label, and no claim
     covers it. So are the attributes of records that have some.
 
     With a site's folder, or with --policy and --ledger, what the site does not
@@ -65,8 +66,8 @@ def privatize(
     the same records composes with the first (epsilons and deltas add), and
     nothing here counts that.
     """
-    from cadp_fl.phases.privatize import make_release
-    from cadp_fl.phases.terms import ReleaseOptions
+    from cadp_fl.standalone.privatize import make_release
+    from cadp_fl.standalone.release_inputs import ReleaseOptions
 
     options = ReleaseOptions(
         site,
@@ -118,7 +119,7 @@ def export(
     For tools that do not read a bundle. Every shard is verified on the way,
     and nothing is overwritten.
     """
-    from cadp_fl.phases.export import export
+    from cadp_fl.standalone.export import export
 
     kind, output = to
     records = export(bundles, kind, output)

@@ -55,7 +55,7 @@ def _run(
 ) -> None:
     with stopping_at_once():
         from cadp_fl.cli.progress import progress_to, show_results
-        from cadp_fl.study.deployment import run_deployed
+        from cadp_fl.deployment.run import run_deployed
 
     console = outlasting()
     try:
@@ -74,7 +74,7 @@ def _run(
 
 def _left_going(output: Path) -> str:
     """Return what holds after Ctrl-C: a run that was started goes on."""
-    from cadp_fl.study.started import StartedRun
+    from cadp_fl.deployment.started_run import StartedRun
 
     if StartedRun.of(output) is None:
         return "Stopped. No run was started."
@@ -85,7 +85,7 @@ def _left_going(output: Path) -> str:
 
 
 def _status(output: Path, *, as_json: bool) -> None:
-    from cadp_fl.study.started import run_status
+    from cadp_fl.deployment.started_run import run_status
 
     told = run_status(output)
     if as_json:
@@ -116,7 +116,7 @@ def _lines(told: dict[str, Any]) -> list[str]:
 
 
 def _stop(output: Path) -> None:
-    from cadp_fl.study.started import stop_run
+    from cadp_fl.deployment.started_run import stop_run
 
     stop_run(output)
     typer.echo(f"Stopped. '{output}' holds what is known; go on with --resume.")

@@ -126,7 +126,7 @@ def show(path: SiteOrLedger, mark: Mark = None, policy: Policy = None, as_json: 
     and a run that stopped early gives nothing back.
     """
     from cadp_fl.config import load_policy
-    from cadp_fl.site.account import account_of
+    from cadp_fl.site.ledger_account import account_of
 
     folder = path if path.is_dir() else None
     path, mark, _ = _ledger_at(path, mark)
@@ -143,9 +143,9 @@ def show(path: SiteOrLedger, mark: Mark = None, policy: Policy = None, as_json: 
 def _account_with_own_policy(folder: Path, path: Path, mark: Path | None) -> dict[str, Any]:
     """Return what a site's ledger holds. It is shown whatever its policy.yaml is, and that is said."""
     from cadp_fl.config import load_policy
-    from cadp_fl.site.account import account_of
     from cadp_fl.site.agent import check_in_force
     from cadp_fl.site.folder import SiteFolder
+    from cadp_fl.site.ledger_account import account_of
     from cadp_fl.site.policy_file import sha256_of
 
     site = SiteFolder(folder.absolute())
@@ -176,7 +176,7 @@ def verify(
 
     Write the head down where this machine cannot reach, or send it to a
     witness: with --expect-head, a ledger that was put back together with its
-    mark, or made anew, is found out.
+    mark, or made again, is found out.
     """
     from cadp_fl.privacy.durable import DurableLedger
     from cadp_fl.privacy.mark import read_mark
@@ -399,8 +399,8 @@ def connect(
     Run it as the SuperNode's user, who can read nothing of the site but its
     node/ folder and reach the agent's socket.
     """
+    from cadp_fl.deployment import supernode
     from cadp_fl.site.folder import SiteFolder
-    from cadp_fl.study import supernode
 
     node = SiteFolder(folder.absolute()).node
     if print_:

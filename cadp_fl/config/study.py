@@ -13,6 +13,7 @@ from pydantic import Field, PlainValidator, ValidationInfo, field_validator, mod
 
 from cadp_fl.config.fitting import fitted
 from cadp_fl.config.policy import PolicyConfig
+from cadp_fl.config.renamed import renamed
 from cadp_fl.config.settings import (
     AttributeName,
     Count,
@@ -368,16 +369,16 @@ class ReleaseConfig(Settings):
     shrinkage: str = Field(
         "typical-set", description="how a noised latent is drawn towards the prior: typical-set or posterior-mean"
     )
-    labels: Literal["public", "randomized"] = Field(
+    labels: Literal["public", "covered"] = Field(
         description="public: a record's label may be known, and so may its attributes if it has some, and the relation "
-        "says so; randomized: a record leaves with a label by randomized response, and class counts are noised"
+        "says so; covered: a record leaves with a label by randomized response, and class counts are noised"
     )
     shard_records: int = Field(4096, ge=1, le=100_000, description="records in one file of a release")
 
-    @property
-    def coverage(self) -> Literal["public", "covered"]:
-        """Whether a record's label is public by declaration, or covered by every claim."""
-        return "public" if self.labels == "public" else "covered"
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _earlier_word(cls, labels: object) -> object:
+        return renamed("release.labels", labels, {"randomized": "covered"})
 
 
 class CentralTrainingConfig(Settings):
@@ -480,7 +481,7 @@ class StudyConfig(Settings):
     @property
     def labels(self) -> Literal["public", "covered"]:
         """Whether a record's label is public by declaration, or covered by every claim."""
-        return self.release.coverage
+        return self.release.labels
 
     @field_validator("plugins")
     @classmethod

@@ -47,11 +47,11 @@ def dataset_of(
         if first["loc"][0] == "attributes":
             raise DataError(
                 f"Records have up to {MAX_ATTRIBUTES} attributes, with names of 1 to 64 characters. Found {len(told)} "
-                "attributes; mend their names."
+                "attributes; correct their names."
             ) from error
         raise DataError(
             f"Records have a name, 1 or 3 channels, two or more classes and 2 to 256 levels. Found '{name}', images of "
-            f"shape {stack.shape[1:]}, {len(names)} classes and {levels} levels; mend the {first['loc'][0]}."
+            f"shape {stack.shape[1:]}, {len(names)} classes and {levels} levels; correct the {first['loc'][0]}."
         ) from error
     owners = None if patients is None else _integers(patients, "Patients")
     values = _attributes(told, len(stack)) if told else None
@@ -83,7 +83,9 @@ def _attributes(told: Mapping[str, Any], records: int) -> np.ndarray:
     """Return attributes as uint8, (records, attributes)."""
     columns = [np.asarray(values) for values in told.values()]
     if any(column.shape != (records,) or not np.isin(column, (0, 1)).all() for column in columns):
-        raise DataError(f"An attribute is 0 or 1 for each of the {records} records. Found others; mend the attributes.")
+        raise DataError(
+            f"An attribute is 0 or 1 for each of the {records} records. Found others; correct the attributes."
+        )
     return np.stack(columns, axis=1).astype(np.uint8)
 
 

@@ -159,7 +159,7 @@ class Source:
             return
         if self.test.schema != self.train.schema:
             raise DataError(
-                "The splits of a source have one schema. Training and test records differ; mend the source."
+                "The splits of a source have one schema. Training and test records differ; correct the source."
             )
         train, test = self.train, self.test
         for who, trained, tested in (("patient", train.patients, test.patients), ("record", train.ids, test.ids)):

@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 
 from cadp_fl.config import LOOPBACK
+from cadp_fl.deployment.certificates import end_of, names_of, verifying
+from cadp_fl.deployment.probe import probe
 from cadp_fl.doctor.finding import Finding, explained, fault, ok, skipped, warning
 from cadp_fl.errors import CadpError
-from cadp_fl.federated.certificates import end_of, names_of, verifying
-from cadp_fl.study.probe import probe
 from cadp_fl.study.proxies import proxy_to, shown
 
 __all__ = ["certificate_life", "clock", "way_to"]
@@ -71,11 +71,11 @@ def clock(ahead: float) -> Finding:
         ahead: seconds that this machine's clock is ahead of the coordinator's.
     """
     said = f"This machine's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's"
-    mend = "Set it by NTP (timedatectl set-ntp true), here or at the coordinator."
+    fix = "Set it by NTP (timedatectl set-ntp true), here or at the coordinator."
     if ahead >= AHEAD_FAULT or ahead <= -BEHIND_FAULT:
-        return fault(f"{said}; Flower refuses a node that is 5 s ahead, or 5 minutes behind.", mend, "clock")
+        return fault(f"{said}; Flower refuses a node that is 5 s ahead, or 5 minutes behind.", fix, "clock")
     if ahead >= AHEAD_WARNING or ahead <= -BEHIND_WARNING:
-        return warning(f"{said}.", mend, "clock")
+        return warning(f"{said}.", fix, "clock")
     return ok(f"{said}.", "clock")
 
 
@@ -87,11 +87,11 @@ def certificate_life(certificate: bytes, what: str, name: str = "certificate") -
     """
     end = end_of(certificate)
     days = (end - datetime.datetime.now(datetime.UTC)).days
-    mend = "Let the coordinator renew it: cadp-fl coordinator serve does, at its start, where the key is its own."
+    fix = "Let the coordinator renew it: cadp-fl coordinator serve does, at its start, where the key is its own."
     if days < 0:
-        return fault(f"{what}: it ended on {end:%Y-%m-%d}.", mend, name)
+        return fault(f"{what}: it ended on {end:%Y-%m-%d}.", fix, name)
     if days < LOW_DAYS:
-        return warning(f"{what}: it ends on {end:%Y-%m-%d}, in {days} days.", mend, name)
+        return warning(f"{what}: it ends on {end:%Y-%m-%d}, in {days} days.", fix, name)
     return ok(f"{what}: until {end:%Y-%m-%d}, {days} days.", name)
 
 

@@ -13,14 +13,14 @@ import psutil
 
 import cadp_fl
 from cadp_fl.config import CoordinatorConfig
+from cadp_fl.deployment.certificates import check_server_files
+from cadp_fl.deployment.coordinator import SUPERLINK_HOSTS, CoordinatorFolder
+from cadp_fl.deployment.probe import system_authorities
+from cadp_fl.deployment.registration import is_up, node_states
+from cadp_fl.deployment.superlink import programs
 from cadp_fl.doctor.connection import certificate_life, way_to
 from cadp_fl.doctor.finding import Check, Finding, UnmetError, fault, needed, ok, warning
 from cadp_fl.doctor.machine import memory, permissions_of, room
-from cadp_fl.federated.certificates import check_server_files
-from cadp_fl.federated.coordinator import SUPERLINK_HOSTS, CoordinatorFolder
-from cadp_fl.study.probe import system_authorities
-from cadp_fl.study.registration import is_up, node_states
-from cadp_fl.study.superlink import programs
 
 __all__ = ["COORDINATOR_CHECKS", "Coordinator"]
 
@@ -80,7 +80,7 @@ def _settings(coordinator: Coordinator) -> Iterator[Finding]:
         yield fault(
             f"The invitation is to '{invited.federation}' at {invited.address}, and the settings are of "
             f"'{config.federation}' at {config.address}.",
-            "Put back what was changed, or make a new folder and invite the sites anew.",
+            "Put back what was changed, or make a new folder and invite the sites again.",
         )
     else:
         yield ok(f"Federation '{config.federation}' at {config.address}; the invitation is {invited.fingerprint}.")
@@ -138,7 +138,7 @@ def _door(coordinator: Coordinator) -> Iterator[Finding]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     if done.returncode != 0:
         first = next((line for line in done.stderr.splitlines() if "[emerg]" in line), done.stderr)[:300]
-        yield fault(f"nginx does not take its settings: {first.strip()}", f"Mend '{coordinator.folder.nginx}'.")
+        yield fault(f"nginx does not take its settings: {first.strip()}", f"Correct '{coordinator.folder.nginx}'.")
     else:
         yield ok(f"{nginx} takes '{coordinator.folder.nginx}'.")
 

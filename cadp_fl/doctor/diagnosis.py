@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cadp_fl.deployment.coordinator import CoordinatorFolder
 from cadp_fl.doctor.coordinator import COORDINATOR_CHECKS, Coordinator
 from cadp_fl.doctor.finding import Check, Finding, examine
 from cadp_fl.doctor.node import NODE_CHECKS, Node
 from cadp_fl.doctor.round import ROUND_CHECKS
 from cadp_fl.doctor.site import SITE_CHECKS, Site
 from cadp_fl.errors import InputError
-from cadp_fl.federated.coordinator import CoordinatorFolder
 from cadp_fl.site.folder import NodeFolder, SiteFolder
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -42,7 +42,7 @@ class Diagnosis:
         return {"side": self.side, "faulty": self.is_faulty, "findings": told}
 
 
-_TOLD = ("state", "found", "mend")
+_TOLD = ("state", "found", "fix")
 
 
 def diagnose(path: Path, *, dummy_round: bool = False, debug: bool = False) -> Diagnosis:

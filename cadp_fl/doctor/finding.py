@@ -22,13 +22,13 @@ class Finding:
     Attributes:
         state: of what was looked at.
         found: the finding, in words.
-        mend: how to mend it.
+        fix: how to fix it.
         name: of what was looked at; its check's without one.
     """
 
     state: Literal["ok", "warning", "fault", "skipped"]
     found: str
-    mend: str = ""
+    fix: str = ""
     name: str = ""
 
 
@@ -55,14 +55,14 @@ def ok(found: str, name: str = "") -> Finding:
     return Finding("ok", found, name=name)
 
 
-def warning(found: str, mend: str, name: str = "") -> Finding:
+def warning(found: str, fix: str, name: str = "") -> Finding:
     """Return what works, but may not be meant so, or not for long."""
-    return Finding("warning", found, mend, name)
+    return Finding("warning", found, fix, name)
 
 
-def fault(found: str, mend: str, name: str = "") -> Finding:
+def fault(found: str, fix: str, name: str = "") -> Finding:
     """Return what does not work, or is not safe."""
-    return Finding("fault", found, mend, name)
+    return Finding("fault", found, fix, name)
 
 
 def skipped(why: str, name: str = "") -> Finding:
@@ -73,8 +73,8 @@ def skipped(why: str, name: str = "") -> Finding:
 def explained(error: Exception, name: str = "") -> Finding:
     """Return the fault that an error tells of. An error that nobody foresaw tells its type: its text may tell more."""
     if isinstance(error, CadpError):
-        found, semicolon, mend = str(error).rpartition("; ")
-        return fault(f"{found}.", mend[:1].upper() + mend[1:], name) if semicolon else fault(str(error), "", name)
+        found, semicolon, fix = str(error).rpartition("; ")
+        return fault(f"{found}.", fix[:1].upper() + fix[1:], name) if semicolon else fault(str(error), "", name)
     if isinstance(error, OSError) and error.strerror:
         where = f" '{error.filename}'" if error.filename else ""
         return fault(f"The system refused{where}: {error.strerror}.", "Look as the user that the folder is for.", name)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 import cadp_fl
 from cadp_fl.config import NodeConfig, load_node
+from cadp_fl.deployment.probe import system_authorities
 from cadp_fl.doctor.connection import way_to
 from cadp_fl.doctor.finding import Check, Finding, fault, needed, ok, skipped, warning
 from cadp_fl.doctor.machine import memory, room
@@ -22,7 +23,6 @@ from cadp_fl.site.client import AgentClient
 from cadp_fl.site.folder import NodeFolder
 from cadp_fl.site.keys import fingerprint
 from cadp_fl.site.protocol import Request
-from cadp_fl.study.probe import system_authorities
 
 __all__ = ["MANY_BYTES", "NODE_CHECKS", "SHARED_CHECKS", "Node", "answering"]
 
@@ -71,7 +71,7 @@ def _key(node: Node) -> Iterator[Finding]:
     """Look whether the key pair is one, of the kind that Flower takes."""
     config, folder = node.config, node.folder
     public_file = folder.public_key(config.site)
-    mend = "Bring both files back, or make the site's folder anew and have the new key admitted."
+    fix = "Bring both files back, or make a new folder of the site and have the new key admitted."
     if not os.access(folder.key, os.R_OK):
         yield fault(
             f"This user cannot read '{folder.key}'.",
@@ -82,14 +82,14 @@ def _key(node: Node) -> Iterator[Finding]:
         private = serialization.load_ssh_private_key(_read(folder.key), password=None)
         public = _read(public_file)
     except (ValueError, TypeError, UnsupportedAlgorithm, OSError):
-        yield fault("The site's key pair cannot be read as one in OpenSSH's format.", mend)
+        yield fault("The site's key pair cannot be read as one in OpenSSH's format.", fix)
         return
     if not isinstance(private, ec.EllipticCurvePrivateKey) or private.curve.name != "secp384r1":
-        yield fault("The SuperNode's key is none of EC P-384, which is what Flower takes.", mend)
+        yield fault("The SuperNode's key is none of EC P-384, which is what Flower takes.", fix)
         return
     own = private.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     if own.split()[:2] != public.split()[:2]:
-        yield fault(f"'{public_file}' is not the public key of '{folder.key}'.", mend)
+        yield fault(f"'{public_file}' is not the public key of '{folder.key}'.", fix)
     else:
         yield ok(f"EC P-384, {fingerprint(public)}.")
 
@@ -157,8 +157,8 @@ def _supernode(node: Node) -> Iterator[Finding]:
     if state == "stopped":
         yield fault(f"The SuperNode does not run, {when}.", CONNECT)
     elif state == "refused":
-        found, _, mend = reason.rpartition("; ")
-        yield fault(f"The SuperNode was refused, {when}: {found or reason}.", mend[:1].upper() + mend[1:] or CONNECT)
+        found, _, fix = reason.rpartition("; ")
+        yield fault(f"The SuperNode was refused, {when}: {found or reason}.", fix[:1].upper() + fix[1:] or CONNECT)
     elif not isinstance(pid, int) or since.timestamp() < psutil.boot_time() or not psutil.pid_exists(pid):
         yield fault(f"The SuperNode was {state} {when}, and is gone without a word.", f"Wait a minute. {CONNECT}")
     elif state == "connected":
@@ -166,7 +166,7 @@ def _supernode(node: Node) -> Iterator[Finding]:
     elif not reason and time.time() - since.timestamp() < PATIENCE_SECONDS:
         yield warning("The SuperNode is about to connect.", "Look again in a minute.")
     else:
-        yield fault(f"The SuperNode tries to connect, {when}. {reason}", "Mend what the lines above say.")
+        yield fault(f"The SuperNode tries to connect, {when}. {reason}", "Fix what the lines above say.")
 
 
 def _read(path: os.PathLike[str]) -> bytes:

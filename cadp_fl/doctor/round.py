@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cadp_fl.deployment.roll_call import ask_all
 from cadp_fl.doctor.coordinator import Coordinator
 from cadp_fl.doctor.finding import Check, Finding, UnmetError, fault, ok, warning
 from cadp_fl.errors import AgentError
-from cadp_fl.study.roll_call import ask_all
 
 __all__ = ["ROUND_CHECKS", "attendance"]
 
@@ -31,15 +31,16 @@ def attendance(result: Mapping[str, Any], admitted: list[str]) -> Iterator[Findi
     for node in nodes:
         name = node["name"] or f"node {node['node']}"
         if "error" in node:
-            mend = (
+            fix = (
                 "Have its steward start the agent: cadp-fl site serve."
                 if node["code"] == AgentError.code
                 else "Have its steward look: cadp-fl doctor, and the site's audit log."
             )
-            yield fault(f"{name}: {node['error']}.", mend)
+            yield fault(f"{name}: {node['error']}.", fix)
         elif node["name"] and node["site"] != node["name"]:
             yield fault(
-                f"{name}: calls itself '{node['site']}'.", "Make its name and that of its key's file agree; admit anew."
+                f"{name}: calls itself '{node['site']}'.",
+                "Make its name and that of its key's file agree; admit it again.",
             )
         elif _line(node["library"]) != _line(result["library"]):
             yield fault(

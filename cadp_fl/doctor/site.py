@@ -16,12 +16,12 @@ from cadp_fl.privacy.claims import format_epsilon
 from cadp_fl.privacy.mark import read_mark
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.policy import check_class_counts
-from cadp_fl.site.account import account_of
 from cadp_fl.site.agent import command
 from cadp_fl.site.description import Description
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.groups import gid_of
-from cadp_fl.site.opening import check_name, mark_of, open_ledger, open_site, read_records, records_of
+from cadp_fl.site.ledger_account import account_of
+from cadp_fl.site.open_site import check_name, mark_of, open_ledger, open_site, read_records, records_of
 from cadp_fl.site.permissions import open_to_others
 from cadp_fl.site.protocol import Request
 

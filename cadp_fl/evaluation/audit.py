@@ -3,7 +3,7 @@
 Attacks on a mechanism go through `privatize`, with latents of records and patients, and with covered labels; so do the
 laws of what no single record shows: noise is used once, the order says nothing, every unit is there once. What leaves
 beside a release is attacked where a site computes it: `noised_counts`, `clipped_sum`, `joint_moments`, `train_dp_sgd`.
-`cadp_fl.phases.audit` asks a whole site in memory, which this layer does not know.
+`cadp_fl.standalone.audit` asks a whole site in memory, which this layer does not know.
 
 An accountant bounds epsilon from above, for the mechanism that an event describes. An audit bounds it from below, for
 the code that runs. The lower bound is above the claim only by chance, at a false-alarm rate chosen beforehand, or

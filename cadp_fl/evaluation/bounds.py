@@ -30,7 +30,7 @@ __all__ = [
     "canaries_needed",
     "clopper_pearson",
     "gaussian_bound",
-    "gaussian_epsilon",
+    "certified_gaussian_epsilon",
     "linkage_bound",
     "pure_bound",
     "sampled_noise",
@@ -74,7 +74,7 @@ def gaussian_bound(true_positives: float, false_positives: float, delta: float) 
     References:
         Dong, Roth, Su, arXiv 1905.02383, definition 2.6; Nasr et al., arXiv 2302.07956, section 4.
     """
-    return gaussian_epsilon(float(ndtri(true_positives) - ndtri(false_positives)), delta)
+    return certified_gaussian_epsilon(float(ndtri(true_positives) - ndtri(false_positives)), delta)
 
 
 def sampled_noise(true_positives: float, false_positives: float, rate: float) -> float:
@@ -109,7 +109,7 @@ def sampled_noise(true_positives: float, false_positives: float, rate: float) ->
     return math.exp(root) * (1 + 1e-9)
 
 
-def gaussian_epsilon(mu: float, delta: float) -> float:
+def certified_gaussian_epsilon(mu: float, delta: float) -> float:
     """Return the least epsilon >= 0 at which the mu-GDP trade-off is (epsilon, delta)-DP; 0 for a mu of at most 0.
 
     It solves delta(epsilon) = delta for the Gaussian mechanism of sensitivity mu and standard deviation 1, to 1e-9 and

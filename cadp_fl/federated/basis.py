@@ -48,7 +48,7 @@ class Basis(BaseModel):
         """
         start = study.flow.pretrained
         return cls(
-            # In a simulation the device may be another name of the same GPU; see cadp_fl.study.simulation.
+            # In a simulation the device may be another name of the same GPU; see cadp_fl.study.simulated_sites.
             study=study.model_dump(mode="json", exclude={"device"}),
             plugins={plugin: _sha256(*_code_of(plugin)) for plugin in study.plugins},
             flow=flow_sha256(load_flow(start.path)[0]) if start is not None else "",

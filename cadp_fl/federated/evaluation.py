@@ -38,8 +38,8 @@ def evaluation_plan(study: StudyConfig, method: str, classes: int) -> Plan:
     told, event = study.evaluation, event_of(study, classes)
     budget = Budget.of(study.budget, study.labels)
     if event is None or told.epsilon is None or told.delta is None:
-        return Plan(method, (EXACT_TEST_RESULTS,), budget.delta, unit=budget.unit, labels="covered", units="test")
+        return Plan(method, (EXACT_TEST_RESULTS,), budget.delta, unit=budget.unit, labels="covered", split="test")
     share = study.budget.retry_reserve
     retry = Allowance(told.epsilon * share, told.delta * share)
     delta = told.delta * (1 - share) + retry.delta
-    return Plan(method, (event,), delta, unit=budget.unit, labels="covered", units="test", retry=retry)
+    return Plan(method, (event,), delta, unit=budget.unit, labels="covered", split="test", retry=retry)

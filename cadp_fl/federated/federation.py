@@ -16,7 +16,7 @@ from cadp_fl.site.protocol import Action, Reply, Request
 __all__ = ["Federation", "Missing", "Node", "Roster", "Traffic", "Transport"]
 
 _FREE: frozenset[Action] = frozenset({"describe", "reserve", "fetch", "account"})
-"""Actions that a site does anew whenever it is asked: they spend nothing, and no later request depends on them."""
+"""Actions that a site does again whenever it is asked: they spend nothing, and no later request depends on them."""
 
 
 _log = logging.getLogger(__name__)
@@ -242,5 +242,5 @@ def _check_came_again(before: Exchange, replies: Mapping[str, Reply], lost: Mapp
             raise FederationError(
                 f"A run goes on from the answers that it used before it was interrupted. That of '{site}' in "
                 f"'{before.phase}', round {before.round}, does not come again: {reason}. Resume the run when the site "
-                "is back, or start a new run, which spends anew."
+                "is back, or start a new run, which spends again."
             )

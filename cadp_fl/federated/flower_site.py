@@ -38,7 +38,7 @@ def simulation_site(
     device: str = "auto",
     outbox: Path | None = None,
 ) -> Site:
-    """Return the site of a simulated node, made anew for every message; its ledger lives in the node's state.
+    """Return the site of a simulated node, made again for every message; its ledger lives in the node's state.
 
     Args:
         context: of the node that got a message.

@@ -69,7 +69,7 @@ def _read(path: Path) -> list[Exchange]:
     except (ValueError, ValidationError) as error:
         raise InputError(
             f"A run is resumed from the exchanges that it wrote down. '{path}' holds something else; bring it back, or "
-            "start a new run, which spends anew."
+            "start a new run, which spends again."
         ) from error
     if len(whole) < len(data):
         os.truncate(path, len(whole))

@@ -320,7 +320,7 @@ class _Conductor:
 
     def _evaluation_of(self, method: str) -> GaussianHistogram | None:
         """Return the event of the one evaluation that a method's plan on test units holds; None where all are exact."""
-        planned = [event for plan in self._plans_of(method).values() if plan.units == "test" for event in plan.events]
+        planned = [event for plan in self._plans_of(method).values() if plan.split == "test" for event in plan.events]
         return next((event for event in planned if isinstance(event, GaussianHistogram)), None)
 
     def _plans_of(self, method: str) -> dict[str, Plan]:
@@ -330,7 +330,7 @@ class _Conductor:
     def _accounts(self, plan: Plan) -> dict[str, Account]:
         """Return the accounts of a plan, by site."""
         results = self._results
-        return (results.accounts if plan.units == "train" else results.test_accounts).setdefault(plan.method, {})
+        return (results.accounts if plan.split == "train" else results.test_accounts).setdefault(plan.method, {})
 
     def _reserve(self, method: str) -> None:
         """Let every site that has not done so set the method's plans aside, whole."""
@@ -430,7 +430,7 @@ class _Conductor:
                 raise ExchangeError(f"An account lists plans and events. That of '{site}' does not.") from error
             if deployed and reply.content.get("ledger") != "durable":
                 raise ExchangeError(
-                    f"A real site has a durable ledger. That of '{site}' is none; set the site up anew."
+                    f"A real site has a durable ledger. That of '{site}' is none; set the site up again."
                 )
             if any(plan.run != self._federation.run for plan, _ in told):
                 raise ExchangeError(f"An account is of the run that asks. That of '{site}' is not; audit the site.")

@@ -28,7 +28,7 @@ from cadp_fl.weights import get_weights
 
 __all__ = [
     "Classes",
-    "ToldMoments",
+    "NoisedMoments",
     "check_is_made_of",
     "check_parts",
     "fit_affine",
@@ -54,7 +54,7 @@ _FARTHEST = 20.0
 
 
 @dataclass(frozen=True, eq=False)
-class ToldMoments:
+class NoisedMoments:
     """What the sites told together.
 
     Attributes:
@@ -102,14 +102,14 @@ _FIT_TOLERANCE = 1e-3
 """Relative to a tensor's largest value: linear-algebra libraries differ by much less."""
 
 
-def save_moments(path: Path, told: ToldMoments) -> None:
+def save_moments(path: Path, told: NoisedMoments) -> None:
     """Write what the sites told together, for a run that goes on later."""
     save_weights(
         path, told.arrays(), kind="moments", description={"records": str(told.records), "sites": str(told.sites)}
     )
 
 
-def load_moments(path: Path, event: GaussianMoments, *, classes: int, dims: int) -> ToldMoments:
+def load_moments(path: Path, event: GaussianMoments, *, classes: int, dims: int) -> NoisedMoments:
     """Return what `save_moments` wrote.
 
     Raises:
@@ -122,10 +122,10 @@ def load_moments(path: Path, event: GaussianMoments, *, classes: int, dims: int)
         records, sites = int(described["records"]), int(described["sites"])
     except (KeyError, ValueError) as error:
         raise DataError(f"Stored moments say how many records they are of. '{path}' does not; run it again.") from error
-    return ToldMoments.of(arrays, event, classes=classes, dims=dims, records=records, sites=sites)
+    return NoisedMoments.of(arrays, event, classes=classes, dims=dims, records=records, sites=sites)
 
 
-def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, told: ToldMoments, *, trained: bool) -> None:
+def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, told: NoisedMoments, *, trained: bool) -> None:
     """Check that a flow is the one that moments make.
 
     It is a check of a server's word at a site: a flow that holds anything but what these numbers give, as one that was
@@ -161,7 +161,7 @@ class Classes:
     covariances: np.ndarray
 
 
-def fit_affine(flow: ConditionalFlow, told: ToldMoments) -> None:
+def fit_affine(flow: ConditionalFlow, told: NoisedMoments) -> None:
     """Set a warm-started flow's centre, spread and affine layer, in place, so that it is told's normal distributions.
 
     Args:
@@ -198,7 +198,7 @@ def check_parts(parts: Collection[str]) -> None:
         )
 
 
-def fit_classes(told: ToldMoments, frequencies: np.ndarray, block: np.ndarray) -> Classes:
+def fit_classes(told: NoisedMoments, frequencies: np.ndarray, block: np.ndarray) -> Classes:
     """Return a normal distribution for every class, whatever was told: a broken site spoils a flow, and no run.
 
     Args:
@@ -307,7 +307,7 @@ def _power_law(told: np.ndarray, frequencies: np.ndarray, variance: float) -> np
 
 
 def _scale(found: np.ndarray, prior: np.ndarray, noise: np.ndarray, *, start: float = 0.1, steps: int = 8) -> float:
-    """Return t with found ~ N(0, t prior + noise), about the likeliest: moments, weighed anew in every step."""
+    """Return t with found ~ N(0, t prior + noise), about the likeliest: moments, weighed again in every step."""
     scale = start
     for _ in range(steps):
         weights = prior / (scale * prior + noise) ** 2

@@ -56,18 +56,18 @@ class Budget:
     split: dict[str, float]
 
     @classmethod
-    def of(cls, config: BudgetConfig, labels: Labels, shares: Mapping[str, float] | None = None) -> "Budget":
+    def of(cls, config: BudgetConfig, labels: Labels, defaults: Mapping[str, float] | None = None) -> "Budget":
         """Return the budget that a study gives each of its methods.
 
         Args:
-            shares: of stages where the method's defaults are others than `SPLIT`.
+            defaults: shares of stages where the method's defaults are others than `SPLIT`.
 
         Raises:
             ConfigError: the split names no stage, or leaves nothing for the main one.
         """
         if unknown := sorted(set(config.split) - set(SPLIT)):
             raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
-        split = SPLIT | dict(shares or {}) | config.split
+        split = SPLIT | dict(defaults or {}) | config.split
         if sum(split[stage] for stage in _FIRST) >= 1 or sum(split[stage] ** 2 for stage in _OF_THE_REST) >= 1:
             raise ConfigError(
                 f"budget.split leaves a share to a method's last stage. With defaults it is {split}; let labels and "
@@ -127,14 +127,19 @@ class Budget:
         return self.split[stage] * (1 - sum(self.split[each] for each in _FIRST)) * self.epsilon
 
     def moments_events(
-        self, settings: MomentsConfig, radius: float, *, shares: int = 1, beside: Sequence[ProtectedEvent] | None = None
+        self,
+        settings: MomentsConfig,
+        radius: float,
+        *,
+        sharers: int = 1,
+        beside: Sequence[ProtectedEvent] | None = None,
     ) -> tuple[GaussianSum, GaussianMoments]:
         """Return what the centre and the moments around it cost, the centre `CENTRE_SHARE` of both in mu^2.
 
         Args:
             settings: weights.
             radius: R, of the ball around the centre. That of the sum is 1, which no record's features are longer than.
-            shares: K, sites whose values an aggregator adds up; each adds its part of the noise alone.
+            sharers: K, sites whose values an aggregator adds up; each adds its part of the noise alone.
             beside: the other events of the plan, where moments get all that those leave; without it, both cost the
                 moments' share by themselves.
 
@@ -150,14 +155,14 @@ class Budget:
                 stage="moments",
                 clip_norm=1.0,
                 noise_std=2 * m * noise / math.sqrt(CENTRE_SHARE),
-                shares=shares,
+                shares=sharers,
                 records_per_unit=m,
             )
             moments = GaussianMoments(
                 stage="moments",
                 noise_std=sensitivity * m * noise / math.sqrt(1 - CENTRE_SHARE),
                 clip_norm=radius,
-                shares=shares,
+                shares=sharers,
                 records_per_unit=m,
                 **weights,
             )

@@ -10,7 +10,7 @@ Order, and what a crash leaves: the entry is committed and synced to the databas
 the mark, then the caller hears of it. A crash in between leaves the database ahead of the mark, by an entry that nobody
 heard of and that counts. A mark ahead of the database is a database that was rolled back, and is refused.
 
-Every call opens the database anew, reads all of it from the disk and checks every hash, the names of its table and
+Every call opens the database again, reads all of it from the disk and checks every hash, the names of its table and
 triggers, and the mark: an edit is noticed by the next call, whoever made it and however. What is kept in memory is what
 was parsed, by its hash. The time is written down for people; nothing depends on a clock.
 """
@@ -226,7 +226,7 @@ class Chain:
         if not os.path.lexists(self.path):
             raise LedgerError(
                 f"A ledger is a file that was made before. Found none at '{self.path}'; check the path and the volume. "
-                "If it is lost, do not make one anew for the same population, whose budget is lost with it."
+                "If it is lost, do not make a new one for the same population, whose budget is lost with it."
             )
         return read_mark(self.mark)
 
@@ -302,4 +302,4 @@ _WAYS_OUT = {
 
 
 def _way_out(why: str) -> str:
-    return next((way for signs, way in _WAYS_OUT.items() if any(sign in why for sign in signs)), "mend that first")
+    return next((way for signs, way in _WAYS_OUT.items() if any(sign in why for sign in signs)), "fix that first")

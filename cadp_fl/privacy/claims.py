@@ -23,7 +23,7 @@ __all__ = [
     "EXACT_TEST_RESULTS",
     "FLOW_WEIGHTS",
     "LOCAL_TEST_RESULTS",
-    "PRIVATE_FLOW",
+    "FLOW_OF_PRIVATE_RECORDS",
     "SEEDED_NOISE",
     "UNNAMED_FLOW",
     "UNRECORDED_NOISE",
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 FLOW_WEIGHTS = Unprotected(stage="flow", what="weights of a flow trained without differential privacy")
-PRIVATE_FLOW = Unprotected(stage="flow", what="a flow trained on private records before this study")
+FLOW_OF_PRIVATE_RECORDS = Unprotected(stage="flow", what="a flow trained on private records before this study")
 UNNAMED_FLOW = Unprotected(stage="flow", what="a flow of which the plan does not say what it was trained on")
 CLASSIFIER_WEIGHTS = Unprotected(
     stage="classifier", what="weights of a classifier trained without differential privacy"
@@ -230,7 +230,7 @@ def left_unprotected(
     """
     left: list[Event] = []
     for plan, spent in plans:
-        if spent and (plan.units == units or (one_budget and units == "train")):
+        if spent and (plan.split == units or (one_budget and units == "train")):
             left += spent
             if any(event.stage == "release" for event in spent):
                 left += _said_and_unsaid(plan)
@@ -286,7 +286,7 @@ def plan_among(
         declared: conditions under which exact class counts were given out.
         one_budget: whether test units may be training units too.
     """
-    left = left_unprotected(others, plan.units, plan.keeps, declared, one_budget=one_budget)
+    left = left_unprotected(others, plan.split, plan.keeps, declared, one_budget=one_budget)
     return replace(plan, events=(*plan.events, *dict.fromkeys([*_weak_noise(plan, plan.events), *left, *before])))
 
 
@@ -328,17 +328,17 @@ class StageCost:
 
 def stage_costs(plan: Plan) -> tuple[StageCost, ...]:
     """Return what each event of a plan would cost by itself, at the delta of all, and what is set aside for retries."""
-    retries = StageCost("retries", "set aside", plan.retry.epsilon, plan.retry.epsilon, plan.retry.delta, plan.units)
+    retries = StageCost("retries", "set aside", plan.retry.epsilon, plan.retry.epsilon, plan.retry.delta, plan.split)
     return (*(_stage_cost(plan, event) for event in plan.events), *([retries] if plan.retry.epsilon else []))
 
 
 def _stage_cost(plan: Plan, event: Event) -> StageCost:
     delta = plan.delta - plan.retry.delta
     if isinstance(event, Unprotected):
-        return StageCost(event.stage, event.what, None, None, delta, plan.units)
+        return StageCost(event.stage, event.what, None, None, delta, plan.split)
     name = event.what if isinstance(event, DeclaredPublic) else event.kind
     alone = epsilons_of([event], delta)
-    return StageCost(event.stage, name, alone.replace_one, alone.add_remove, delta, plan.units)
+    return StageCost(event.stage, name, alone.replace_one, alone.add_remove, delta, plan.split)
 
 
 @dataclass(frozen=True)

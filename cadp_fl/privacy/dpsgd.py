@@ -174,7 +174,7 @@ def train_dp_sgd(
 
     Args:
         model: made of covered layers alone. Parameters that do not require gradients stay as they are.
-        loss: of each record by itself. It may draw at random, anew whenever it is called.
+        loss: of each record by itself. It may draw at random, again whenever it is called.
         event: clip norm, noise, sampling rate and steps; what the call costs.
         units: int64 (units, m), on the model's device: which records each privacy unit contributes, -1 for none; the
             first is no -1. `torch.arange(n)[:, None]` makes each record a unit.

@@ -18,11 +18,11 @@ from pydantic import Field, model_validator
 
 from cadp_fl.config import Settings, SplitRule, parse
 from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
-from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.chain import Chain, Link
 from cadp_fl.privacy.entries import SHA256, Entry, Sides, entry_from_json
 from cadp_fl.privacy.events import Event
 from cadp_fl.privacy.plan import METHOD_NAME, Allowance, Conditions, Plan, Unit
+from cadp_fl.privacy.rules import LedgerRules
 
 __all__ = ["DurableLedger", "LedgerTerms"]
 
@@ -193,10 +193,10 @@ class DurableLedger:
             LedgerError: the ledger cannot be trusted.
         """
         links = self._chain.read(thorough=True)
-        self.book(links)
+        self.rules(links)
         return links
 
-    def book(self, links: Sequence[Link] | None = None) -> Book:
+    def rules(self, links: Sequence[Link] | None = None) -> LedgerRules:
         """Return what entries amount to, once each has proved to be one; by default those that are there now.
 
         Raises:
@@ -204,12 +204,12 @@ class DurableLedger:
         """
         links = self._chain.read() if links is None else links
         self._entries = {link.hash: self._entries.get(link.hash) or _entry_of(link) for link in links[1:]}
-        return Book(self._entries.values(), adds_up=True, one_budget=self.terms.one_budget)
+        return LedgerRules(self._entries.values(), adds_up=True, one_budget=self.terms.one_budget)
 
     def check(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Check that a plan could be set aside now; raises what `reserve` would."""
         self._check_form(plan, limit)
-        _readable(self.book().reservation(plan, limit))
+        _readable(self.rules().reservation(plan, limit))
 
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event, if it fits below the limit together with all plans before it.
@@ -222,7 +222,7 @@ class DurableLedger:
             UnitError: the plan protects another unit than the ledger.
         """
         self._check_form(plan, limit)
-        self._append(lambda book: _readable(book.reservation(plan, limit)))
+        self._append(lambda rules: _readable(rules.reservation(plan, limit)))
 
     def _check_form(self, plan: Plan, limit: Allowance | None) -> None:
         """Check what can be said of a plan without looking at others."""
@@ -252,10 +252,10 @@ class DurableLedger:
         _check_request(request, body)
         name = ""
 
-        def make(book: Book) -> Entry:
+        def make(rules: LedgerRules) -> Entry:
             nonlocal name
-            name = book.name(key, event)
-            return book.spending(key, event, request, body)
+            name = rules.name(key, event)
+            return rules.spending(key, event, request, body)
 
         self._append(make)
         return name
@@ -266,19 +266,19 @@ class DurableLedger:
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""
-        return self.book().plans()
+        return self.rules().plans()
 
     def spent(self, key: str) -> tuple[Event, ...]:
         """Return what was spent of a plan, in order, retries included."""
-        return self.book().spent(key)
+        return self.rules().spent(key)
 
     def carried_out(self) -> tuple[tuple[Plan, tuple[Event, ...]], ...]:
         """Return every plan and what was spent of it, in order."""
-        return self.book().carried_out()
+        return self.rules().carried_out()
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to."""
-        return self.book().committed(units)
+        return self.rules().committed(units)
 
     def declare(self, conditions: Conditions) -> None:
         """Write down, once, that exact numbers of training records of each class are given out, before they are.
@@ -287,15 +287,15 @@ class DurableLedger:
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
         if conditions not in self.declared():
-            self._append(lambda book: book.declaring(conditions))
+            self._append(lambda rules: rules.declaring(conditions))
 
     def declared(self) -> tuple[Conditions, ...]:
         """Return the conditions under which such numbers were given out, in order."""
-        return self.book().declared()
+        return self.rules().declared()
 
     def registered(self) -> str | None:
         """Return the sha256 of the register that says on which side everyone was so far, or None."""
-        return self.book().registered()
+        return self.rules().registered()
 
     def register(self, sha256: str, *, before: str | None) -> bool:
         """Name the register that holds from now on, and return True; False where it is not `before` that held.
@@ -303,7 +303,7 @@ class DurableLedger:
         Raises:
             LedgerError: the ledger cannot be written to, or cannot be trusted.
         """
-        return self._append(lambda book: Sides(sha256) if book.registered() == before else None) is not None
+        return self._append(lambda rules: Sides(sha256) if rules.registered() == before else None) is not None
 
     def answered(self, request: str, body: str) -> str | None:
         """Return the sha256 of the answer that was stored for a request, or None.
@@ -313,7 +313,7 @@ class DurableLedger:
             LedgerError: the ledger cannot be trusted.
         """
         _check_request(request, body)
-        return self.book().answered(request, body)
+        return self.rules().answered(request, body)
 
     def store(self, request: str, answer: str) -> None:
         """Write down that a request's answer, of this sha256, is safe on the disk; only then may it be sent.
@@ -325,13 +325,13 @@ class DurableLedger:
         _check_request(request, answer)
         if not SHA256.fullmatch(answer):
             raise ExchangeError("An answer is named by its sha256. Found something else; give 64 hexadecimal digits.")
-        self._append(lambda book: book.storing(request, answer))
+        self._append(lambda rules: rules.storing(request, answer))
 
-    def _append(self, make: Callable[[Book], Entry | None]) -> Link | None:
+    def _append(self, make: Callable[[LedgerRules], Entry | None]) -> Link | None:
         """Add the entry that a function makes of those before; see `Chain.append`."""
 
         def tree(links: Sequence[Link]) -> dict[str, Any] | None:
-            entry = make(self.book(links))
+            entry = make(self.rules(links))
             return None if entry is None else entry.to_json()
 
         return self._chain.append(tree)

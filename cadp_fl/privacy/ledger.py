@@ -1,7 +1,7 @@
 """The ledger: what a site has promised to spend at most, and what it did spend.
 
-A method reserves its whole plan before its first event, and what is claimed is the reserved plan. `Book` has the rules;
-a ledger keeps the entries: `MemoryLedger` as long as a simulation, `cadp_fl.privacy.durable` for good.
+A method reserves its whole plan before its first event, and what is claimed is the reserved plan. `LedgerRules` has the
+rules; a ledger keeps the entries: `MemoryLedger` as long as a simulation, `cadp_fl.privacy.durable` for good.
 """
 
 import json
@@ -9,10 +9,10 @@ from collections.abc import MutableMapping
 from functools import lru_cache
 from typing import Any, Protocol
 
-from cadp_fl.privacy.book import Book
 from cadp_fl.privacy.entries import Entry, entry_from_json
 from cadp_fl.privacy.events import Event
 from cadp_fl.privacy.plan import Allowance, Conditions, Plan, Unit
+from cadp_fl.privacy.rules import LedgerRules
 
 __all__ = ["Ledger", "MemoryLedger", "Plan"]
 
@@ -128,18 +128,18 @@ class MemoryLedger:
 
     def check(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Check that a plan could be set aside now; raises what `reserve` would."""
-        self._book().reservation(plan, limit)
+        self._rules().reservation(plan, limit)
 
     def reserve(self, plan: Plan, limit: Allowance | None = None) -> None:
         """Set a plan aside before its first event; the limit holds for each plan by itself."""
-        if (entry := self._book().reservation(plan, limit)) is not None:
+        if (entry := self._rules().reservation(plan, limit)) is not None:
             self._append(entry)
 
     def spend(self, key: str, event: Event, *, request: str = "", body: str = "") -> str:
         """Write an event down before it is computed, and return its id."""
-        book = self._book()
-        name = book.name(key, event)
-        self._append(book.spending(key, event, request, body))
+        rules = self._rules()
+        name = rules.name(key, event)
+        self._append(rules.spending(key, event, request, body))
         return name
 
     def entries(self) -> int:
@@ -148,23 +148,23 @@ class MemoryLedger:
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""
-        return self._book().plans()
+        return self._rules().plans()
 
     def spent(self, key: str) -> tuple[Event, ...]:
         """Return what was spent of a plan, in order, retries included."""
-        return self._book().spent(key)
+        return self._rules().spent(key)
 
     def carried_out(self) -> tuple[tuple[Plan, tuple[Event, ...]], ...]:
         """Return every plan and what was spent of it, in order."""
-        return self._book().carried_out()
+        return self._rules().carried_out()
 
     def committed(self, units: str) -> Allowance:
         """Return what all plans on training units, or on test units, add up to."""
-        return self._book().committed(units)
+        return self._rules().committed(units)
 
     def answered(self, request: str, body: str) -> str | None:
         """Return None: a simulation computes again what was lost, and pays for it."""
-        self._book().answered(request, body)
+        self._rules().answered(request, body)
         return None
 
     def store(self, request: str, answer: str) -> None:
@@ -177,8 +177,8 @@ class MemoryLedger:
         """Return nothing."""
         return ()
 
-    def _book(self) -> Book:
-        return Book(map(_entry_of, self._store["entries"]), adds_up=self.adds_up)
+    def _rules(self) -> LedgerRules:
+        return LedgerRules(map(_entry_of, self._store["entries"]), adds_up=self.adds_up)
 
     def _append(self, entry: Entry) -> None:
         self._store["entries"] = [*self._store["entries"], json.dumps(entry.to_json())]

@@ -1,7 +1,7 @@
 """Mechanisms: clip a latent, add noise, and say what it cost.
 
 To add one, write a class with the members of `Mechanism` and put it into `MECHANISMS`; if no event says what it costs,
-add one to `accounting`.
+add one to `cadp_fl.privacy.events`.
 """
 
 from collections.abc import Sequence

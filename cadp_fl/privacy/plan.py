@@ -116,7 +116,7 @@ class Plan:
         delta: the delta at which epsilon is claimed, that of retries included; 0 only where no event has one.
         unit: what one neighbouring data set may change.
         labels: whether a record's label is public by declaration, or covered by the claim.
-        units: whose records the events are computed from: training units, or test units, which are others.
+        split: whose records the events are computed from: training units, or test units, which are others.
         retry: set aside for events whose result a crash lost; what they cost adds to that of the events.
         run: id of the run that the method is a part of; empty in a simulation, whose ledger knows only one.
         conditions: what else the claim rests on, as the site found it.
@@ -127,7 +127,7 @@ class Plan:
     delta: float
     unit: Unit = "record"
     labels: Labels = "public"
-    units: Split = "train"
+    split: Split = "train"
     retry: Allowance = field(default=NOTHING)
     run: str = ""
     conditions: Conditions = field(default=Conditions())
@@ -135,7 +135,7 @@ class Plan:
     @property
     def keeps(self) -> frozenset[str]:
         """What the claim does not cover of a replaced record, in words. Claims on test units cover labels too."""
-        return frozenset() if self.units == "test" else kept_by(self.labels, self.conditions)
+        return frozenset() if self.split == "test" else kept_by(self.labels, self.conditions)
 
     @property
     def key(self) -> str:
@@ -144,7 +144,7 @@ class Plan:
         A run's name is the server's choice: were the key of test units `<run>/<method>/test`, a method `test` of a run
         `<run>/<method>` would be charged to it, and training units with it.
         """
-        return "/".join([*([self.run] if self.run else []), self.method]) + (":test" if self.units == "test" else "")
+        return "/".join([*([self.run] if self.run else []), self.method]) + (":test" if self.split == "test" else "")
 
     @property
     def against(self) -> Against:
@@ -172,8 +172,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
+        fields = {"units" if name == "split" else name: value for name, value in vars(self).items()}
         return {
-            **vars(self),
+            **fields,
             "events": [event.model_dump() for event in self.events],
             "retry": vars(self.retry),
             "conditions": self.conditions.to_json(),
@@ -194,14 +195,14 @@ class Plan:
             raise ValueError(f"delta is between 0 and 1. Found {delta}.")
         if not (0 <= retry.delta < (delta or math.ulp(0.0)) and 0 <= retry.epsilon < math.inf):
             raise ValueError(f"a retry reserve is a part of the plan. Found {retry}.")
-        unit, labels, units = tree.get("unit", "record"), tree.get("labels", "public"), tree.get("units", "train")
-        if unit not in ("record", "patient") or labels not in ("public", "covered") or units not in ("train", "test"):
-            raise ValueError(f"a plan says what it protects. Found {unit!r}, {labels!r}, {units!r}.")
+        unit, labels, split = tree.get("unit", "record"), tree.get("labels", "public"), tree.get("units", "train")
+        if unit not in ("record", "patient") or labels not in ("public", "covered") or split not in ("train", "test"):
+            raise ValueError(f"a plan says what it protects. Found {unit!r}, {labels!r}, {split!r}.")
         events = events_from_json(tree["events"])
         if delta == 0 and has_delta(events):
             raise ValueError("Gaussian noise has a delta. Found 0.")
         conditions = Conditions.from_json(tree["conditions"]) if "conditions" in tree else Conditions("unrecorded")
-        return cls(str(tree["method"]), events, delta, unit, labels, units, retry, str(tree.get("run", "")), conditions)
+        return cls(str(tree["method"]), events, delta, unit, labels, split, retry, str(tree.get("run", "")), conditions)
 
 
 def _number(value: Any) -> float:

@@ -70,7 +70,7 @@ def open_policy(
 
 def allowance(policy: PolicyConfig, plan: Plan) -> Allowance | None:
     """Return what all plans on the units of a plan may cost together; None where evaluations are exact."""
-    if plan.units == "train":
+    if plan.split == "train":
         return Allowance(policy.epsilon, policy.delta)
     is_exact = not plan.protected().events
     rules = policy.evaluation
@@ -107,7 +107,7 @@ def check_plan(policy: PolicyConfig, plan: Plan, *, units: int, noise: str) -> N
         raise CohortError(
             f"A site takes part with {policy.min_units} training units (policy: min_units). It declares {units}."
         )
-    if plan.units == "test":
+    if plan.split == "test":
         _check_evaluations(policy, plan)
     else:
         _check_what_is_protected(policy, plan)

@@ -122,5 +122,5 @@ def _plan(results: Results, site: str, account: Account) -> Plan:
     others = [by_site[site] for by_site in sets if site in by_site]
     over = results.failure is None
     carried_out = [(each.plan, each.spent if over and each.spent is not None else each.plan.events) for each in others]
-    before = results.unprotected_before.get(site, {}).get(account.plan.units, (SILENT,))
+    before = results.unprotected_before.get(site, {}).get(account.plan.split, (SILENT,))
     return plan_among(account.plan, carried_out, before=before)

@@ -6,7 +6,6 @@ second socket, which the agent's user alone may open.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import socket
@@ -21,12 +20,13 @@ import cadp_fl
 from cadp_fl.config import SiteConfig, load_site
 from cadp_fl.ending import Ending
 from cadp_fl.errors import AgentError, CadpError, EditedPolicyError, ExchangeError, ReviewError, SeededNoiseError
+from cadp_fl.locks import hold
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.audit_log import MAX_TEXT, AuditLog, Repeats, describe_error
 from cadp_fl.site.client import MAX_REPLY_BYTES, ask
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.groups import gid_of
-from cadp_fl.site.opening import check_name, mark_of, open_site, read_records
+from cadp_fl.site.open_site import check_name, mark_of, open_site, read_records
 from cadp_fl.site.permissions import check_closed
 from cadp_fl.site.policy_file import changed_totals, changes_of, in_words, read_policy, sha256_of, totals_of
 from cadp_fl.site.protocol import Reply, Request
@@ -66,7 +66,10 @@ class Agent:
         folder.check()
         self._folder, self._tell = folder, tell
         self._config: SiteConfig = load_site(folder.config)
-        self._lock_file = _locked(folder.path / "agent.lock")
+        self._lock_file = hold(
+            folder.path / "agent.lock",
+            AgentError(f"A site has one agent. Another one serves '{folder.path}' already; stop that one first."),
+        )
         check_name(folder, self._config)
         check_closed(folder, mark_of(folder, self._config), gid_of(self._config.group))
         self._log, self._repeats = AuditLog(folder.audit), Repeats()
@@ -350,23 +353,6 @@ def _request_in(data: bytes | bytearray) -> Request:
 
 def _short(value: object) -> str:
     return value[:80] if isinstance(value, str) else ""
-
-
-def _locked(path: Path) -> int:
-    """Return the handle of a lock that this process holds.
-
-    Raises:
-        AgentError: another process holds it.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise AgentError(
-            f"A site has one agent. Another one serves '{path.parent}' already; stop that one first."
-        ) from error
-    return handle
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ class AuditLog:
         except OSError as error:
             raise CadpError(
                 f"What a site does is in its audit log first. '{self._path}' cannot be written to "
-                f"({error.strerror or type(error).__name__}); mend that."
+                f"({error.strerror or type(error).__name__}); fix that."
             ) from error
 
     def last(self, *whats: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class AuditLog:
         except OSError as error:
             raise CadpError(
                 f"A site's audit log says which policy holds. '{self._path}' cannot be read "
-                f"({error.strerror or type(error).__name__}); mend that."
+                f"({error.strerror or type(error).__name__}); fix that."
             ) from error
         return found
 

@@ -11,7 +11,7 @@ from cadp_fl.config import PolicyConfig
 from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.policy import check_class_counts
-from cadp_fl.site.holdings import Holdings
+from cadp_fl.site.context import SiteContext
 from cadp_fl.site.protocol import Request
 
 __all__ = ["COUNT_DOUBT", "ClassCounts"]
@@ -24,20 +24,20 @@ class ClassCounts:
     """What may be known of a site's classes.
 
     Args:
-        held: by the site.
+        context: what the site computes with.
         policy: says whether labels are public.
         folder: where noised counts are remembered.
     """
 
-    def __init__(self, held: Holdings, policy: PolicyConfig, folder: Path) -> None:
-        self._held, self._policy, self._folder = held, policy, folder
+    def __init__(self, context: SiteContext, policy: PolicyConfig, folder: Path) -> None:
+        self._context, self._policy, self._folder = context, policy, folder
 
     def public(self) -> dict[str, int] | None:
         """Return how many records of each class are contributed, by class that there are any of; None if covered."""
         if self._policy.labels == "covered":
             return None
-        train = self._held.data.train
-        counts = zip(train.schema.classes, self._held.units.class_counts(train), strict=True)
+        train = self._context.data.train
+        counts = zip(train.schema.classes, self._context.units.class_counts(train), strict=True)
         return {name: int(count) for name, count in counts if count}
 
     def check_public(self) -> None:
@@ -48,7 +48,7 @@ class ClassCounts:
         """
         public = self.public()
         if public is not None or self._policy.class_counts is not None:
-            check_class_counts(self._policy, public, self._held.data.train.schema.classes)
+            check_class_counts(self._policy, public, self._context.data.train.schema.classes)
 
     def remember(self, request: Request, method: str, noised: np.ndarray, noise_std: float) -> None:
         """Write down how many contributed records each class almost surely has at least.
@@ -56,7 +56,7 @@ class ClassCounts:
         Of several answers the smallest stands: one of many that are noisy enough would else show any number.
         """
         least = dict(
-            zip(self._held.data.train.schema.classes, (noised - COUNT_DOUBT * noise_std).tolist(), strict=True)
+            zip(self._context.data.train.schema.classes, (noised - COUNT_DOUBT * noise_std).tolist(), strict=True)
         )
         path = self._file(request, method)
         before = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else least

@@ -18,7 +18,7 @@ from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan
 
-__all__ = ["check_table", "exact_counts", "number_of_evaluations", "told_with_noise"]
+__all__ = ["check_table", "exact_counts", "number_of_evaluations", "noised_evaluation"]
 
 
 def check_table(event: GaussianHistogram, classes: int) -> None:
@@ -52,7 +52,7 @@ def exact_counts(model: torch.nn.Module, test: Dataset) -> dict[str, np.ndarray]
     return {"confusion": exact.confusion, "histograms": exact.histograms}
 
 
-def told_with_noise(
+def noised_evaluation(
     model: torch.nn.Module, test: Dataset, units: Units, event: GaussianHistogram, *, noise: NoiseSource
 ) -> dict[str, np.ndarray]:
     """Return the confusion counts and score histograms on what each test unit contributes, with noise, float64.

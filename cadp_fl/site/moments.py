@@ -20,7 +20,7 @@ from cadp_fl.privacy.moments import clipped_sum, joint_moments
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.weights import weights_sha256
 
-__all__ = ["GivenMoments", "check_moments", "features_of", "told_moments"]
+__all__ = ["GivenMoments", "check_moments", "features_of", "noised_moments"]
 
 MAX_NUMBERS = 1 << 25
 """Of one site's moments, 256 MiB."""
@@ -118,7 +118,7 @@ def features_of(front: FrontEnd, records: Dataset) -> np.ndarray:
     return features
 
 
-def told_moments(
+def noised_moments(
     front: FrontEnd,
     records: Dataset,
     units: Units,

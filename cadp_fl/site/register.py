@@ -1,6 +1,6 @@
 """Which side, training or test, every unit of a site has been on, so that no later export moves anybody.
 
-A source's own test split says who is tested on, and another export of the same people may draw it anew. So a ledger of
+A source's own test split says who is tested on, and another export of the same people may draw it again. So a ledger of
 such a source has a register beside it: the salted hash of every patient's id, of every record's id where patients are
 not known, or of what each record shows where nothing tells. The register is a file of its own, since hashes of short
 ids can be guessed by whoever knows the salt: an export of the ledger holds its SHA-256 alone.

@@ -1,6 +1,6 @@
 """A steward's decision on a release: whether its records may be fetched.
 
-A decision is on a whole bundle as it was made: no record is ever taken out of one, and a bundle that is made anew is a
+A decision is on a whole bundle as it was made: no record is ever taken out of one, and a bundle that is made again is a
 new event, which is paid for again. What a server sees of a decision depends on the records, and no epsilon covers it.
 """
 

@@ -30,16 +30,17 @@ from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Conditions, Plan
 from cadp_fl.privacy.policy import open_policy
-from cadp_fl.site.answers import Answers
 from cadp_fl.site.class_counts import ClassCounts
+from cadp_fl.site.context import SiteContext
 from cadp_fl.site.description import Description
-from cadp_fl.site.evaluation import exact_counts, told_with_noise
-from cadp_fl.site.holdings import Holdings
+from cadp_fl.site.evaluation import exact_counts, noised_evaluation
 from cadp_fl.site.mode import Mode
-from cadp_fl.site.moments import GivenMoments, check_moments, told_moments
+from cadp_fl.site.moments import GivenMoments, check_moments, noised_moments
+from cadp_fl.site.privacy_filter import PrivacyFilter
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.register import register_sides
-from cadp_fl.site.releasing import Releasing
+from cadp_fl.site.releases import Releases
+from cadp_fl.site.reply_store import ReplyStore
 from cadp_fl.site.requests import (
     CountRequest,
     DescribeRequest,
@@ -48,7 +49,6 @@ from cadp_fl.site.requests import (
     MomentsRequest,
     ReserveRequest,
 )
-from cadp_fl.site.spending import Spending
 from cadp_fl.site.training import Training
 from cadp_fl.weights import set_weights
 
@@ -103,7 +103,7 @@ class Site:
         outbox: Path,
         simulation: bool,
         policy: PolicyConfig | None = None,
-        answers: Answers | None = None,
+        answers: ReplyStore | None = None,
     ) -> None:
         if policy is None and not simulation:
             raise PrivacyError("A real site has a policy. Found none; write policy.yaml.")
@@ -116,7 +116,7 @@ class Site:
         ledger.check_terms(policy.population, unit, m)
         _check_disjoint(data)
         of_training, of_test = Units.of(data.train, unit, m), Units.of(data.test, unit, m)
-        spending = Spending(
+        privacy_filter = PrivacyFilter(
             ledger,
             policy,
             units=len(of_training),
@@ -124,11 +124,11 @@ class Site:
             conditions=Conditions(noise.kind, data.train.schema.classes, data.train.schema.attributes),
             mode=mode,
         )
-        self._held = held = Holdings(name, data, of_training, of_test, spending, noise, device, mode)
-        self._counts = ClassCounts(held, policy, outbox)
-        self._training = training = Training(held)
+        self._context = context = SiteContext(name, data, of_training, of_test, privacy_filter, noise, device, mode)
+        self._counts = ClassCounts(context, policy, outbox)
+        self._training = training = Training(context)
         self._given = GivenMoments(outbox)
-        self._releasing = releasing = Releasing(held, self._counts, self._given, policy, outbox)
+        self._releasing = releasing = Releases(context, self._counts, self._given, policy, outbox)
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,
@@ -191,7 +191,7 @@ class Site:
             LedgerError: it cannot be written.
         """
         if isinstance(self._ledger, DurableLedger) and not self._is_registered:
-            register_sides(self._ledger, self._held.data, begins=begins)
+            register_sides(self._ledger, self._context.data, begins=begins)
             self._is_registered = begins
 
     @property
@@ -204,10 +204,10 @@ class Site:
 
         A server that knows of a refusal at one site reserves nothing at the others.
         """
-        train, policy = self._held.data.train, self._policy
+        train, policy = self._context.data.train, self._policy
         counts = self._counts.public()
         if counts is not None:
-            self._held.spending.declare_class_counts()
+            self._context.privacy_filter.declare_class_counts()
         description = Description(
             site=self.name,
             library=cadp_fl.__version__,
@@ -215,18 +215,18 @@ class Site:
             unit=policy.unit,
             records_per_unit=policy.records_per_unit,
             labels=policy.labels,
-            train=len(self._held.units),
-            test=len(self._held.test_units),
+            train=len(self._context.units),
+            test=len(self._context.test_units),
             class_counts=counts,
-            noise=self._held.noise.kind,
+            noise=self._context.noise.kind,
         )
         content = description.model_dump(mode="json")
-        if not self._held.mode.is_real:  # a real site tells nothing of its records that is not public
-            content["simulation_only"] = {"records": Fingerprint.of(self._held.data).model_dump(mode="json")}
+        if not self._context.mode.is_real:  # a real site tells nothing of its records that is not public
+            content["simulation_only"] = {"records": Fingerprint.of(self._context.data).model_dump(mode="json")}
         self._objection, plans = "", _plans_in(parse(DescribeRequest, request.settings).plans, request.run)
         try:
             if plans:
-                self._held.spending.check(*plans)
+                self._context.privacy_filter.check(*plans)
         except PrivacyError as error:
             self._objection = str(error)
             content["refuses"] = error.code
@@ -234,14 +234,14 @@ class Site:
 
     def _reserve(self, request: Request) -> Reply:
         plans = _plans_in(parse(ReserveRequest, request.settings).plans, request.run)
-        if len({plan.units for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
+        if len({plan.split for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
-        self._held.spending.check(*plans)
+        self._context.privacy_filter.check(*plans)
         if any(event.stage == "release" for plan in plans for event in plan.events):
             self._counts.check_public()
         self.register_sides(begins=True)
-        self._held.spending.reserve(*plans)
-        return Reply({"unprotected_before": self._held.spending.unprotected_before(request.run)})
+        self._context.privacy_filter.reserve(*plans)
+        return Reply({"unprotected_before": self._context.privacy_filter.unprotected_before(request.run)})
 
     def _count(self, request: Request) -> Reply:
         """Answer with the noised number of contributed training records of each class.
@@ -249,20 +249,20 @@ class Site:
         Counts are integers and so is rounded noise: what is told is a rounded Gaussian mechanism, without low bits.
         """
         asked = parse(CountRequest, request.settings)
-        self._held.spending.plan(request, asked.method)
+        self._context.privacy_filter.plan(request, asked.method)
         if asked.event.histograms != 1 or asked.event.times != 1:
             raise ExchangeError("Classes are counted once, in one histogram. Found another event; ask for that.")
-        event_id = self._held.spending.spend(request, asked.method, asked.event)
-        counts = self._held.units.class_counts(self._held.data.train)
-        noised = noised_counts(counts, asked.event, noise=self._held.noise.child("counts", event_id))
-        told = dict(zip(self._held.data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
+        event_id = self._context.privacy_filter.spend(request, asked.method, asked.event)
+        counts = self._context.units.class_counts(self._context.data.train)
+        noised = noised_counts(counts, asked.event, noise=self._context.noise.child("counts", event_id))
+        told = dict(zip(self._context.data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
         self._counts.remember(request, asked.method, noised, asked.event.noise_std)
         return Reply({"class_counts": told})
 
     def _moments(self, request: Request) -> Reply:
         """Answer with the noised sum of the records' features, or with their noised moments around a centre."""
         asked = parse(MomentsRequest, request.settings)
-        schema, event = self._held.data.train.schema, asked.event
+        schema, event = self._context.data.train.schema, asked.event
         if schema.attributes:
             raise ExchangeError("Moments are of classes, and these records have attributes; leave the attributes out.")
         front = FrontEnd(asked.front_end, schema.shape)
@@ -272,32 +272,38 @@ class Site:
             raise ExchangeError(
                 f"Moments are told around a centre, {front.dims} numbers of float64. Found no such array; send it."
             )
-        event_id = self._held.spending.spend(request, asked.method, event)
-        noise = self._held.noise.child("moments", event_id)
-        told = told_moments(front, self._held.data.train, self._held.units, event, centre, noise=noise)
+        event_id = self._context.privacy_filter.spend(request, asked.method, event)
+        noise = self._context.noise.child("moments", event_id)
+        told = noised_moments(front, self._context.data.train, self._context.units, event, centre, noise=noise)
         if isinstance(event, GaussianMoments) and "counts" in told:
             self._counts.remember(request, asked.method, told["counts"], event.part_stds["counts"])
-        if centre is not None and self._held.mode.is_real:
-            self._given.remember(self._held.spending.plan(request, asked.method).key, asked.front_end, centre, told)
+        if centre is not None and self._context.mode.is_real:
+            self._given.remember(
+                self._context.privacy_filter.plan(request, asked.method).key, asked.front_end, centre, told
+            )
         return Reply({}, told)
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
-        self._held.spending.plan(request, asked.method, "test")
-        self._held.spending.check_evaluation(asked.event, len(self._held.data.test.schema.classes))
+        self._context.privacy_filter.plan(request, asked.method, "test")
+        self._context.privacy_filter.check_evaluation(asked.event, len(self._context.data.test.schema.classes))
         model = self._evaluated(asked)
         set_weights(model, request.arrays)
-        event_id = self._held.spending.spend(request, asked.method, asked.event or EXACT_TEST_RESULTS, units="test")
+        event_id = self._context.privacy_filter.spend(
+            request, asked.method, asked.event or EXACT_TEST_RESULTS, split="test"
+        )
         return self._evaluation_of(model, asked.event, event_id)
 
     def _train_local(self, request: Request) -> Reply:
         """Train a new classifier on the site's own records, and answer with its test results; it stays here."""
-        asked, held = parse(LocalRequest, request.settings), self._held
-        held.spending.check_evaluation(asked.evaluation, len(held.data.test.schema.classes))
-        held.spending.plan(request, asked.method)
-        model, method = held.classifier(asked.classifier, asked.seed), asked.method
-        held.spending.spend(request, method, LOCAL_TEST_RESULTS)  # a function of training records, noised or not
-        event_id = held.spending.spend(request, method, asked.evaluation or EXACT_TEST_RESULTS, units="test")
+        asked, context = parse(LocalRequest, request.settings), self._context
+        context.privacy_filter.check_evaluation(asked.evaluation, len(context.data.test.schema.classes))
+        context.privacy_filter.plan(request, asked.method)
+        model, method = context.classifier(asked.classifier, asked.seed), asked.method
+        context.privacy_filter.spend(
+            request, method, LOCAL_TEST_RESULTS
+        )  # a function of training records, noised or not
+        event_id = context.privacy_filter.spend(request, method, asked.evaluation or EXACT_TEST_RESULTS, split="test")
         self._training.local(model, asked)
         return self._evaluation_of(model, asked.evaluation, event_id)
 
@@ -306,22 +312,22 @@ class Site:
 
         What is exact is of all test records; what is noised, of those that each test unit contributes.
         """
-        test = self._held.data.test
+        test = self._context.data.test
         if event is None:
             return Reply({}, exact_counts(model, test))
-        noise = self._held.noise.child("evaluation", event_id)
-        return Reply({}, told_with_noise(model, test, self._held.test_units, event, noise=noise))
+        noise = self._context.noise.child("evaluation", event_id)
+        return Reply({}, noised_evaluation(model, test, self._context.test_units, event, noise=noise))
 
     def _account(self, request: Request) -> Reply:
-        return Reply(self._held.spending.account(request.run))
+        return Reply(self._context.privacy_filter.account(request.run))
 
     def _evaluated(self, asked: EvaluateRequest) -> torch.nn.Module:
         """Return what is evaluated, a classifier or a flow's Bayes rule, before its weights."""
         if asked.flow is None:
             assert asked.classifier is not None, "a request names one of the two"
-            return self._held.classifier(asked.classifier, asked.seed)
-        return FlowBayes.of(asked.flow, self._held.data.train.schema, seed=asked.seed, ridge=asked.ridge).to(
-            self._held.device
+            return self._context.classifier(asked.classifier, asked.seed)
+        return FlowBayes.of(asked.flow, self._context.data.train.schema, seed=asked.seed, ridge=asked.ridge).to(
+            self._context.device
         )
 
 

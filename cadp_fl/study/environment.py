@@ -1,18 +1,15 @@
-"""What every command that starts Flower has around it: an environment, a free port, and a lock."""
+"""What every command that starts Flower has around it: an environment, and a free port."""
 
-import fcntl
 import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-from cadp_fl.errors import CadpError
 from cadp_fl.study.proxies import direct_environment
 
-__all__ = ["flower_environment", "free_port", "locked", "printed"]
+__all__ = ["flower_environment", "free_port", "printed"]
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -45,24 +42,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-@contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock, which ends with this process at the latest.
-
-    Args:
-        refusal: a sentence on who holds it, and the way out.
-
-    Raises:
-        CadpError: another holds it.
-    """
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CadpError(refusal) from error
-        yield
-    finally:
-        os.close(handle)

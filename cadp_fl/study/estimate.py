@@ -29,7 +29,7 @@ from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, PhaseCost, plan_of
-from cadp_fl.federated.methods.central import draw_coordinates
+from cadp_fl.federated.methods.parts.central import draw_coordinates
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.private_training import train_flow_privately
@@ -43,7 +43,7 @@ from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Against
 from cadp_fl.release.privatize import ReleaseSettings, privatize
-from cadp_fl.site.moments import told_moments
+from cadp_fl.site.moments import noised_moments
 from cadp_fl.study.engine import check_engine, sites_at_once
 from cadp_fl.study.run import check_study
 
@@ -250,7 +250,7 @@ class _Probe:
         )
         for event in events:
             centre = np.zeros(front.dims)
-            told_moments(front, self._records, units, event, centre, noise=NoiseSource.from_entropy())
+            noised_moments(front, self._records, units, event, centre, noise=NoiseSource.from_entropy())
 
     def _train_flow_privately(self) -> None:
         flow = self._warm_flow()

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from cadp_fl.errors import CadpError, FlowerError
-from cadp_fl.federated.coordinator import CONNECTION, CoordinatorFolder
 from cadp_fl.outputs import replaced_file
 from cadp_fl.report.page import write_report
 from cadp_fl.study.app_folder import stage_app
-from cadp_fl.study.environment import flower_environment
 from cadp_fl.study.toml import toml_string
 
-__all__ = ["Flower", "follow", "note_end", "start_run", "superlink_of"]
+__all__ = ["Flower", "follow", "note_end", "start_run"]
 
 PAUSE_SECONDS = 0.1
 COMMAND_SECONDS = 120.0
@@ -173,12 +171,6 @@ def _toml(value: str | bool) -> str:
 def _said(answer: Mapping[str, Any]) -> str:
     lines = str(answer.get("error-message") or "").strip().splitlines()
     return lines[-1][:300] if lines else "it said nothing"
-
-
-def superlink_of(folder: Path) -> Flower:
-    """Return the SuperLink of a coordinator's folder."""
-    home = CoordinatorFolder(folder.resolve()).flower
-    return Flower(home, CONNECTION, dict(os.environ) | flower_environment(home))
 
 
 def start_run(flower: Flower, settings: Mapping[str, str | bool], *options: str) -> int:

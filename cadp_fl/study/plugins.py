@@ -108,7 +108,7 @@ def _run_file(plugin: str, module: str) -> None:
 def _failed(plugin: str, error: BaseException) -> ConfigError:
     said = " ".join(str(error).split())[:300]
     return ConfigError(
-        f"A plugin is imported without an error. '{plugin}' raised {type(error).__name__}: {said.rstrip('.')}; mend it."
+        f"A plugin is imported without an error. '{plugin}' raised {type(error).__name__}: {said.rstrip('.')}; fix it."
     )
 
 

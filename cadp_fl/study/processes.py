@@ -11,15 +11,15 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
 
 from cadp_fl.errors import CadpError
 
-__all__ = ["ProcessTracker"]
+__all__ = ["ProcessTracker", "ask_to_end"]
 
 MARK = "CADP_FL_SIMULATION"
 GRACE_SECONDS = 5.0
@@ -51,6 +51,32 @@ class ProcessTracker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    def start(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        folder: Path | None = None,
+        log: Path | None = None,
+    ) -> "subprocess.Popen[bytes]":
+        """Start a command in a session of its own: Ctrl-C reaches this process alone, which then ends it in order.
+
+        Args:
+            environment: beside that of this process.
+            folder: where it starts; here by default.
+            log: the file that what it prints is added to; a pipe by default.
+        """
+        with nullcontext(subprocess.PIPE) if log is None else log.open("ab") as stream:
+            return subprocess.Popen(
+                command,
+                cwd=folder,
+                env=self.environment | dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def alive(self) -> list[psutil.Process]:
         """Look for processes, and return all that were ever seen and still run."""
@@ -94,6 +120,15 @@ class ProcessTracker:
         self._guard.kill()  # which has no effect where it has ended
         self._guard.wait()
         self._guard = None
+
+
+def ask_to_end(*processes: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """Ask processes to end, the last one first, and give each a while to say good-bye."""
+    for process in reversed(processes):
+        process.terminate()
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
 
 
 def _runs(process: psutil.Process) -> bool:

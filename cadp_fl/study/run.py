@@ -26,9 +26,9 @@ from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.policy import allowance, check_plan
 from cadp_fl.release.privatize import check_release
 from cadp_fl.study.engine import check_engine
-from cadp_fl.study.launch import simulate
 from cadp_fl.study.plugins import load_plugins
-from cadp_fl.study.simulation import OUTBOX
+from cadp_fl.study.simulate import simulate
+from cadp_fl.study.simulated_sites import OUTBOX
 
 __all__ = [
     "check_same_study",

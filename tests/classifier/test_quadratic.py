@@ -11,7 +11,7 @@ from cadp_fl.classifier.storage import ClassifierCard, load_classifier, save_cla
 from cadp_fl.classifier.training import as_input
 from cadp_fl.config import ClassifierConfig
 from cadp_fl.data.schema import Schema
-from cadp_fl.phases.predict import predict
+from cadp_fl.standalone.predict import predict
 from cadp_fl.weights import get_weights
 
 SHAPE = (1, 8, 8)

@@ -178,7 +178,7 @@ def test_methods_that_protect_add_up(call, quickstart):
 
 
 def test_a_released_label_is_drawn_again_with_a_release(call, quickstart):
-    code, out, _ = call("plan", quickstart, "--set", "release.labels=randomized", "--set", "budget.retry_reserve=0.1")
+    code, out, _ = call("plan", quickstart, "--set", "release.labels=covered", "--set", "budget.retry_reserve=0.1")
     assert code == 0
     for sentence in (
         "one more release, its labels drawn again would be a new plan",

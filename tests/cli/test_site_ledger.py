@@ -11,7 +11,7 @@ from cadp_fl.errors import LedgerError
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.plan import Allowance, Plan
-from cadp_fl.site.account import account_of
+from cadp_fl.site.ledger_account import account_of
 from tests.cli.test_cli import call
 from tests.privacy.ledger_events import LAPLACE, STEP, WEIGHTS
 from tests.site.agents import make
@@ -111,7 +111,7 @@ def test_a_plan_that_protects_nothing_shows_no_epsilon(command, path, policy):
     """0.00 would read as the best guarantee there is."""
     ledger = DurableLedger.open(path, population="chest", unit="record")
     ledger.reserve(Plan("fedavg", (WEIGHTS,), 1e-6, run="r"), Allowance(10.0, 1e-4))
-    ledger.reserve(Plan("fedavg", (EXACT_TEST_RESULTS,), 1e-6, run="r", units="test"), None)
+    ledger.reserve(Plan("fedavg", (EXACT_TEST_RESULTS,), 1e-6, run="r", split="test"), None)
     code, out, _ = command("show", path)
     assert code == 0
     for name in ("r/fedavg ", "r/fedavg:test"):
@@ -127,8 +127,8 @@ def test_a_plan_that_protects_nothing_shows_no_epsilon(command, path, policy):
 
 def test_the_total_of_test_units_is_of_what_is_protected_where_something_is_not(command, path, tmp_path):
     ledger = DurableLedger.open(path, population="chest", unit="record")
-    ledger.reserve(Plan("a", (EXACT_TEST_RESULTS,), 1e-6, run="r", units="test"), None)
-    ledger.reserve(Plan("b", (LAPLACE,), 1e-6, run="r", units="test"), Allowance(10.0, 1e-4))
+    ledger.reserve(Plan("a", (EXACT_TEST_RESULTS,), 1e-6, run="r", split="test"), None)
+    ledger.reserve(Plan("b", (LAPLACE,), 1e-6, run="r", split="test"), Allowance(10.0, 1e-4))
     code, out, _ = command("show", path)
     assert code == 0
     assert "On test units, what is protected of all plans together: epsilon 0.50" in out

@@ -56,9 +56,9 @@ def test_attributes_are_columns_in_the_order_of_their_names():
         ({"attributes": {"hat": [0, 1, 2, 0]}}, "An attribute is 0 or 1 for each of the 4 records. Found others"),
         ({"attributes": {"hat": [0, 1, np.nan, 0]}}, "An attribute is 0 or 1"),
         ({"attributes": {"hat": [0, 1, 1]}}, "for each of the 4 records"),
-        ({"attributes": {"": [0, 1, 1, 0]}}, "names of 1 to 64 characters. Found 1 attributes; mend their names"),
-        ({"classes": ["only"]}, "two or more classes.* 1 classes .*mend the classes"),
-        ({"images": np.zeros((4, 8, 8)), "levels": 1}, "2 to 256 levels.* 1 levels; mend the levels"),
+        ({"attributes": {"": [0, 1, 1, 0]}}, "names of 1 to 64 characters. Found 1 attributes; correct their names"),
+        ({"classes": ["only"]}, "two or more classes.* 1 classes .*correct the classes"),
+        ({"images": np.zeros((4, 8, 8)), "levels": 1}, "2 to 256 levels.* 1 levels; correct the levels"),
     ],
 )
 def test_what_is_no_data_set_is_refused_in_one_sentence(change, sentence):

@@ -69,7 +69,7 @@ def test_every_ledger_holds_what_the_report_says(first, running):
     privacy = json.loads((first / "privacy.json").read_text())
     for site in SITES:
         ledger = DurableLedger.as_found(SiteFolder(running.folder / site).ledger)
-        plans = {plan.method: plan for plan in ledger.plans() if plan.units == "train"}
+        plans = {plan.method: plan for plan in ledger.plans() if plan.split == "train"}
         for method, told in privacy["methods"].items():
             assert told["sites"][site]["epsilon"] == pytest.approx(plans[method].protected().epsilon())
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from email.utils import formatdate
 from pathlib import Path
 
-from cadp_fl.federated.certificates import CertifiedKey, new_authority, new_server_key
+from cadp_fl.deployment.certificates import CertifiedKey, new_authority, new_server_key
 
 FLEET = "/v1/fleet/get-run"
 DOOR = {FLEET: (401, True)}

@@ -4,9 +4,9 @@ import datetime
 
 import pytest
 
+from cadp_fl.deployment import certificates
+from cadp_fl.deployment.certificates import new_authority, new_server_key
 from cadp_fl.doctor.connection import certificate_life, clock, way_to
-from cadp_fl.federated import certificates
-from cadp_fl.federated.certificates import new_authority, new_server_key
 from tests.doctor.servers import DOOR, FLEET, serving
 
 
@@ -41,7 +41,7 @@ def test_an_unknown_authority_is_a_fault(tmp_path):
         _, finding = way_to(address, other)
     assert finding.state == "fault"
     assert "signed by no authority that is known here" in finding.found
-    assert finding.mend
+    assert finding.fix
 
 
 def test_an_ended_certificate_is_a_fault(tmp_path, monkeypatch):

@@ -7,13 +7,13 @@ import socket
 import pytest
 
 from cadp_fl.config import CoordinatorConfig, parse
+from cadp_fl.deployment.certificates import CertifiedKey, new_authority, new_server_key
+from cadp_fl.deployment.coordinator import CoordinatorFolder
 from cadp_fl.doctor import coordinator as module
 from cadp_fl.doctor.coordinator import COORDINATOR_CHECKS, Coordinator
 from cadp_fl.doctor.diagnosis import diagnose
 from cadp_fl.doctor.finding import examine
 from cadp_fl.errors import InputError
-from cadp_fl.federated.certificates import CertifiedKey, new_authority, new_server_key
-from cadp_fl.federated.coordinator import CoordinatorFolder
 from cadp_fl.site.keys import new_key_pair
 from tests.doctor.servers import serving
 
@@ -62,7 +62,7 @@ def test_a_coordinator_where_all_is_well_has_no_fault(tmp_path, monkeypatch):
 
 def test_a_fresh_folders_certificates_are_well_and_an_ended_one_is_a_fault(folder, monkeypatch):
     assert [finding.state for finding in _look(folder, "certificates")] == ["ok", "ok"]
-    monkeypatch.setattr("cadp_fl.federated.certificates.SERVER_DAYS", 0)
+    monkeypatch.setattr("cadp_fl.deployment.certificates.SERVER_DAYS", 0)
     pair = new_server_key(new_authority("other"), ["localhost"])
     (folder.certificates / "proxy.crt").write_bytes(pair.certificate)
     found = _look(folder, "certificates")
@@ -105,9 +105,9 @@ def test_settings_that_nginx_does_not_take_are_a_fault_and_its_look_leaves_nothi
 
 
 def test_a_missing_nginx_is_a_fault_in_words(folder, monkeypatch):
-    monkeypatch.setattr("cadp_fl.study.superlink.shutil.which", lambda *_, **__: None)
+    monkeypatch.setattr("cadp_fl.deployment.superlink.shutil.which", lambda *_, **__: None)
     (finding,) = _look(folder, "door")
-    assert (finding.state, "nginx" in finding.mend or "install it" in finding.mend) == ("fault", True)
+    assert (finding.state, "nginx" in finding.fix or "install it" in finding.fix) == ("fault", True)
 
 
 def test_a_superlink_that_does_not_run_is_a_fault_and_what_needs_it_is_skipped(folder, tmp_path):

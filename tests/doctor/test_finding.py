@@ -34,7 +34,7 @@ def test_a_check_that_breaks_names_its_error_and_no_value():
     assert (before.found, after.found) == ("before", "all is well.")
     assert (finding.state, finding.name) == ("fault", "first")
     assert "KeyError" in finding.found
-    assert "4711" not in finding.found + finding.mend
+    assert "4711" not in finding.found + finding.fix
     with pytest.raises(KeyError):
         examine([Check("first", _broken)], "all", debug=True)
 
@@ -42,7 +42,7 @@ def test_a_check_that_breaks_names_its_error_and_no_value():
 def test_an_error_of_this_library_becomes_what_was_found_and_how_to_mend_it():
     (finding,) = examine([Check("ledger", _explained)], None)
     assert (finding.state, finding.found) == ("fault", "A ledger has a mark. Found none at 'x'.")
-    assert finding.mend == "Bring it back."
+    assert finding.fix == "Bring it back."
 
 
 def test_what_the_system_refuses_is_a_fault_in_words():

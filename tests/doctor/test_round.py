@@ -56,7 +56,7 @@ def test_a_site_whose_agent_is_down_is_named_with_the_way_out(grid, tmp_path):
     assert (east["code"], "error" in north) == (AgentError.code, False)
     finding = next(finding for finding in attendance(told, ["east", "north"]) if finding.state == "fault")
     assert finding.found.startswith("east:")
-    assert "cadp-fl site serve" in finding.mend
+    assert "cadp-fl site serve" in finding.fix
 
 
 def test_a_site_that_is_silent_is_named(grid, tmp_path, monkeypatch):

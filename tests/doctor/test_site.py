@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from cadp_fl.config import Invitation, PolicyConfig, SiteConfig, parse
+from cadp_fl.deployment.site_setup import make_site
 from cadp_fl.doctor.diagnosis import diagnose
 from cadp_fl.doctor.finding import examine
 from cadp_fl.doctor.node import NODE_CHECKS, Node
@@ -26,7 +27,6 @@ from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.site.client import AgentClient
 from cadp_fl.site.keys import new_key_pair
 from cadp_fl.site.protocol import Request
-from cadp_fl.site.setup import make_site
 from tests.doctor.servers import serving
 from tests.site.agents import POLICY, STUDY, served
 
@@ -114,7 +114,7 @@ def test_what_a_policy_gives_up_is_a_warning_in_words(tmp_path, policy, said):
     folder = _made(tmp_path / "north", **policy)
     warnings = [finding for finding in _look(folder, "policy") if finding.state == "warning"]
     assert [said in finding.found for finding in warnings] == [True]
-    assert all(finding.mend for finding in warnings)
+    assert all(finding.fix for finding in warnings)
 
 
 def test_a_policy_for_too_few_units_is_a_fault(folder):
@@ -142,7 +142,7 @@ def test_what_others_may_read_is_a_fault(folder, name):
     finding = _worst(_look(folder, "files"))
     assert finding.state == "fault"
     assert str(path) in finding.found
-    assert "chmod go-rwx" in finding.mend
+    assert "chmod go-rwx" in finding.fix
 
 
 def test_a_key_that_others_may_read_is_a_fault(folder):
@@ -156,7 +156,7 @@ def test_the_supernodes_group_has_its_part_and_no_more(tmp_path):
     folder = make(tmp_path / "north", group=str(os.getgid()))
     assert _worst(_look(folder, "files")).state == "ok"
     folder.node.path.chmod(0o770)
-    assert "chmod o-rwx,g-w" in _worst(_look(folder, "files")).mend
+    assert "chmod o-rwx,g-w" in _worst(_look(folder, "files")).fix
     folder.node.path.chmod(0o750)
     folder.path.chmod(0o750)
     assert _worst(_look(folder, "files")).state == "fault"
@@ -245,7 +245,7 @@ def test_a_device_that_is_not_there_is_a_fault(folder):
 def test_an_agent_that_does_not_run_is_a_fault(folder):
     finding = _worst(_look(folder, "agent"))
     assert finding.state == "fault"
-    assert "cadp-fl site serve" in finding.mend
+    assert "cadp-fl site serve" in finding.fix
 
 
 @pytest.mark.parametrize("name", ["control", "socket"])
@@ -265,7 +265,7 @@ def test_an_agent_without_its_policy_is_a_fault(folder):
         _edit(folder.policy, epsilon=9)
         finding = _worst(_look(folder, "agent"))
     assert finding.state == "fault"
-    assert "cadp-fl site reload" in finding.mend
+    assert "cadp-fl site reload" in finding.fix
 
 
 def test_an_agent_at_work_is_not_asked_for_a_round(folder, monkeypatch):
@@ -331,7 +331,7 @@ def test_a_folder_that_was_moved_is_told(folder):
 
 
 @pytest.mark.parametrize(
-    ("said", "found", "mend"),
+    ("said", "found", "fix"),
     [
         ({"state": "stopped", "pid": None}, "does not run", "cadp-fl site connect"),
         (
@@ -339,17 +339,17 @@ def test_a_folder_that_was_moved_is_told(folder):
             "not admitted",
             "Send it north.pub.",
         ),
-        ({"state": "connecting", "reason": "Nobody answers."}, "Nobody answers", "Mend"),
+        ({"state": "connecting", "reason": "Nobody answers."}, "Nobody answers", "Fix"),
         ({"pid": 1 << 30}, "gone without a word", "cadp-fl site connect"),
         ({"since": "2001-01-01T00:00:00+00:00"}, "gone without a word", "cadp-fl site connect"),
         ({"since": "yesterday"}, "damaged", "cadp-fl site connect"),
     ],
     ids=["stopped", "refused", "connecting", "killed", "before a restart", "damaged"],
 )
-def test_a_supernode_that_is_not_connected_is_a_fault(folder, said, found, mend):
+def test_a_supernode_that_is_not_connected_is_a_fault(folder, said, found, fix):
     _connection(folder, **said)
     (finding,) = _look(folder, "SuperNode")
-    assert (finding.state, found in finding.found, mend in finding.mend) == ("fault", True, True)
+    assert (finding.state, found in finding.found, fix in finding.fix) == ("fault", True, True)
 
 
 def test_a_supernode_that_was_never_started_is_a_fault(folder):
@@ -369,10 +369,10 @@ def test_the_command_says_what_is_wrong_and_exits_by_it(folder):
     assert "Traceback" not in done.stdout + done.stderr
     line = next(line for line in done.stdout.splitlines() if "policy.yaml" in line and line.startswith("fault"))
     assert "Others may reach" in line
-    assert "Mend: Run chmod go-rwx" in done.stdout
+    assert "Fix: Run chmod go-rwx" in done.stdout
     told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True).stdout)
     assert (told["side"], told["faulty"]) == ("site", True)
-    assert {"check", "state", "found", "mend"} == set(told["findings"][0])
+    assert {"check", "state", "found", "fix"} == set(told["findings"][0])
 
 
 def test_a_folder_of_nobodys_is_refused_in_one_sentence(tmp_path):

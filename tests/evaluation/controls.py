@@ -96,7 +96,7 @@ def noise_shared_by_a_batch(honest, latents, noise):
 
 
 def noise_repeated_by_releases(honest, latents, noise):
-    """A generator that is seeded anew for each batch."""
+    """A generator that is seeded again for each batch."""
     return honest(latents, noise=NoiseSource.from_seed(0))
 
 

@@ -7,9 +7,9 @@ from scipy.stats import binom
 
 from cadp_fl.evaluation.bounds import (
     canaries_needed,
+    certified_gaussian_epsilon,
     clopper_pearson,
     gaussian_bound,
-    gaussian_epsilon,
     linkage_bound,
     pure_bound,
 )
@@ -53,7 +53,7 @@ def test_any_threshold_on_a_gaussian_release_gives_its_epsilon_and_the_pure_boun
 @pytest.mark.parametrize("mu", [0.01, 0.268, 1.0, 8.0, 30.0])
 @pytest.mark.parametrize("delta", [1e-12, 1e-5, 0.1])
 def test_the_epsilon_of_a_gaussian_trade_off_is_where_its_delta_is_met(mu, delta):
-    epsilon = gaussian_epsilon(mu, delta)
+    epsilon = certified_gaussian_epsilon(mu, delta)
     assert gaussian_delta(epsilon, 1.0, mu) >= delta or epsilon == 0.0
     assert gaussian_delta(epsilon + 1e-6, 1.0, mu) <= delta
 

@@ -5,18 +5,18 @@ import pytest
 
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.storage import flow_sha256, load_flow
-from cadp_fl.phases.central import ClassifierOptions, train_central
-from cadp_fl.phases.export import export
-from cadp_fl.phases.pretrain import pretrain
-from cadp_fl.phases.privatize import make_release
-from cadp_fl.phases.terms import ReleaseOptions
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.release.dataset import load_release
+from cadp_fl.standalone.central import ClassifierOptions, train_central
+from cadp_fl.standalone.export import export
+from cadp_fl.standalone.pretrain import pretrain
+from cadp_fl.standalone.privatize import make_release
+from cadp_fl.standalone.release_inputs import ReleaseOptions
 from cadp_fl.study.estimate import estimate_study
 from cadp_fl.study.run import check_study
 from tests.conftest import PORTRAITS, ROOT, TINY, write_portraits
 from tests.federated.test_workflow import Run, printed
-from tests.phases.conftest import contents
+from tests.standalone.conftest import contents
 
 NAMES = ("hat", "smiling", "young")
 RELATION = "replace one record, keep its label and attributes"

@@ -47,7 +47,7 @@ def covered(tmp_path_factory):
         {
             "config": str(ROOT / "configs" / "quickstart.yaml"),
             "output-dir": str(tmp_path_factory.mktemp("covered") / "out"),
-            "set": "; ".join([*settings, "release.labels=randomized", "evaluation.every=5"]),
+            "set": "; ".join([*settings, "release.labels=covered", "evaluation.every=5"]),
         }
     )
     check_study(run.study)
@@ -113,7 +113,7 @@ def test_labels_and_counts_have_their_share_and_nothing_is_above_the_budget(cove
 
 
 def test_no_exact_class_count_and_no_true_label_crosses(covered):
-    """What describes a site names no class; counts are noised; labels of a release are drawn anew."""
+    """What describes a site names no class; counts are noised; labels of a release are drawn at random."""
     site_of = {10: "north", 11: "east", 12: "south"}
     told = {}
     for sent, reply in zip(covered.grid.sent, covered.grid.replies, strict=True):

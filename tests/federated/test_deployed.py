@@ -14,8 +14,8 @@ from cadp_fl.privacy.claims import CLASSIFIER_WEIGHTS
 from cadp_fl.privacy.events import events_from_json
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.release.bundle import open_bundle
-from cadp_fl.site.answers import Answers
 from cadp_fl.site.protocol import ACTIONS
+from cadp_fl.site.reply_store import ReplyStore
 from tests.federated.test_workflow import Killed
 from tests.hospitals import Hospitals
 
@@ -235,7 +235,7 @@ def test_a_site_whose_answer_was_not_used_is_not_asked_for_it_when_the_run_is_re
 def test_what_a_crash_at_a_site_lost_is_paid_for_again_and_stands_in_the_accounts(tmp_path, monkeypatch):
     hospitals, original, calls = (
         Hospitals(tmp_path, DP_SGD, "noise=entropy", "budget.retry_reserve=0.7"),
-        Answers.store,
+        ReplyStore.store,
         Counter(),
     )
 
@@ -245,7 +245,7 @@ def test_what_a_crash_at_a_site_lost_is_paid_for_again_and_stands_in_the_account
             raise Killed
         return original(answers, request, reply)
 
-    monkeypatch.setattr(Answers, "store", crashing)
+    monkeypatch.setattr(ReplyStore, "store", crashing)
     with pytest.raises(Killed):
         hospitals.go()
     monkeypatch.undo()

@@ -68,7 +68,7 @@ def stored_flow(folder, *overrides):
 @pytest.fixture(scope="module")
 def covered(tmp_path_factory):
     """The warm start alone; labels covered."""
-    overrides = WARM, "release.labels=randomized", "methods=[moments, flow-samples, flow-bayes, cadp]"
+    overrides = WARM, "release.labels=covered", "methods=[moments, flow-samples, flow-bayes, cadp]"
     return completed(tmp_path_factory.mktemp("covered"), *overrides)
 
 
@@ -87,7 +87,7 @@ def new(tmp_path_factory):
 @pytest.fixture(scope="module")
 def above(tmp_path_factory):
     """DP-SGD above a warm start; labels covered."""
-    overrides = WARM, *DP_SGD, SPLIT, "release.labels=randomized", "methods=[cadp, flow-bayes]"
+    overrides = WARM, *DP_SGD, SPLIT, "release.labels=covered", "methods=[cadp, flow-bayes]"
     return completed(tmp_path_factory.mktemp("above"), *overrides)
 
 

@@ -11,7 +11,7 @@ from cadp_fl.data.schema import Dataset, Schema, Source
 from cadp_fl.errors import InputError
 from cadp_fl.federated import basis
 from cadp_fl.site.protocol import ACTIONS
-from cadp_fl.study import simulation
+from cadp_fl.study import simulated_sites
 from tests.federated.test_deployed import kill
 from tests.federated.test_workflow import Killed, Run
 from tests.hospitals import Hospitals
@@ -38,7 +38,7 @@ def interrupted(run_config, *overrides):
 
 
 def resumed(run_config, *overrides):
-    simulation._dealt.cache_clear()  # as in a new process
+    simulated_sites._dealt.cache_clear()  # as in a new process
     return Run(run_config, FEDAVG, IID, *overrides)
 
 
@@ -46,13 +46,13 @@ def replace_source(monkeypatch, change):
     """Let another export of the same name and size be read from now on."""
     source = sources._read_digits(None)
     monkeypatch.setitem(sources.SOURCES, "digits", sources.Reader(lambda config: change(source)))
-    simulation._dealt.cache_clear()
+    simulated_sites._dealt.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_records():
     yield
-    simulation._dealt.cache_clear()
+    simulated_sites._dealt.cache_clear()
 
 
 def swapped_labels(source):

@@ -40,13 +40,13 @@ def gaussian_delta(mu, epsilon):
     return norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
 
 
-@pytest.mark.parametrize("labels", ["public", "randomized"])
+@pytest.mark.parametrize("labels", ["public", "covered"])
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 10.0])
 def test_a_plan_of_full_batches_costs_what_the_closed_form_says(quickstart, labels, epsilon):
     """Under replace-one T steps shift by 2 C sqrt(T) / sigma, noised counts by sqrt(2) / tau: squares add."""
     made, study = method(quickstart, "dp-sgd", f"budget.epsilon={epsilon}", f"release.labels={labels}")
     *counts, steps = made.events()
-    assert (steps.sampling_rate, steps.steps, len(counts)) == (1.0, 120, labels == "randomized")
+    assert (steps.sampling_rate, steps.steps, len(counts)) == (1.0, 120, labels == "covered")
     shift = (2 * steps.clip_norm / steps.noise_std) ** 2 * steps.steps
     shift += sum(2 / event.noise_std**2 for event in counts)
     assert gaussian_delta(math.sqrt(shift), epsilon) <= study.budget.delta
@@ -167,7 +167,7 @@ def told_counts(run):
 
 
 def test_covered_labels_are_balanced_by_the_noised_counts_and_by_nothing_else(tmp_path_factory):
-    run = trained(tmp_path_factory, "release.labels=randomized", "methods={dp-sgd: {rounds: 2, local_steps: 1}}")
+    run = trained(tmp_path_factory, "release.labels=covered", "methods={dp-sgd: {rounds: 2, local_steps: 1}}")
     told = told_counts(run)
     expected = class_weights({"all": told}, tuple(told))
     assert len(set(expected)) > 5

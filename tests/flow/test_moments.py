@@ -11,7 +11,7 @@ from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
-from cadp_fl.flow.moments import ToldMoments, check_parts, fit_affine, fit_classes
+from cadp_fl.flow.moments import NoisedMoments, check_parts, fit_affine, fit_classes
 from cadp_fl.flow.storage import FlowCard, flow_sha256, load_flow, save_flow
 from cadp_fl.privacy.moments import Moments
 
@@ -42,7 +42,7 @@ def moments_of(u, labels, **noise):
 
 
 def told(moments, records=CLASSES * EACH):
-    return ToldMoments(np.zeros(DIMS), moments, records)
+    return NoisedMoments(np.zeros(DIMS), moments, records)
 
 
 def fitted(moments, records=CLASSES * EACH):
@@ -227,7 +227,7 @@ def told_for(flow):
     """Return exact moments of drawn coordinates for a flow of four of them."""
     u, labels = drawn()
     u = u[:, :4] / 4
-    return u, labels, ToldMoments(np.full(4, 0.1), moments_of(u, labels), len(u))
+    return u, labels, NoisedMoments(np.full(4, 0.1), moments_of(u, labels), len(u))
 
 
 def test_the_flows_coordinates_are_of_the_normal_distributions_that_were_told():
@@ -271,7 +271,7 @@ def test_weights_of_a_fitted_flow_are_finite_whatever_was_told(parts):
         name: part[..., :4] if name == "sums" else part[..., :4, :4] for name, part in parts.items() if part.ndim > 1
     }
     moments = Moments(**{"counts": parts["counts"]} | cut, noise=dict.fromkeys(PARTS, 3.0))
-    fit_affine(flow, ToldMoments(np.zeros(4), moments, 40))
+    fit_affine(flow, NoisedMoments(np.zeros(4), moments, 40))
     assert all(torch.isfinite(each).all() for each in flow.parameters())
 
 

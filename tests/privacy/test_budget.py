@@ -63,7 +63,7 @@ def stages(draw):
         beside = budget.count_events()
         names = ("count_weight", "shared_weight", "class_weight")
         settings = MomentsConfig(**dict(zip(names, weights, strict=True)))
-        return *beside, *budget.moments_events(settings, clip_norm, shares=steps + 1, beside=beside)
+        return *beside, *budget.moments_events(settings, clip_norm, sharers=steps + 1, beside=beside)
 
     return {"dp-sgd": dp_sgd, "moments": moments}.get(kind, release)
 

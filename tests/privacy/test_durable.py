@@ -130,7 +130,7 @@ def test_plans_add_up_over_runs_and_processes_that_come_and_go(ledger, tmp_path)
     reopened(tmp_path).reserve(replace(TWO, run="second"), LIMIT)
     with pytest.raises(TotalBudgetError):
         reopened(tmp_path).reserve(Plan("m", (LAPLACE,), 1e-6, run="third"), LIMIT)
-    ledger.reserve(Plan("m", (LAPLACE,), 1e-6, run="third", units="test"), LIMIT)
+    ledger.reserve(Plan("m", (LAPLACE,), 1e-6, run="third", split="test"), LIMIT)
 
 
 def test_an_id_never_comes_twice(ledger):
@@ -761,13 +761,13 @@ def test_no_sequence_undercounts_or_overspends(tmp_path_factory, acts):
                 heard.append(act(handles[handle], name, number))
             except (BudgetError, ExchangeError, TotalBudgetError):
                 continue
-        book = handles[1 - handle].book()
-        assert book.committed("train").epsilon <= LIMIT.epsilon
-        for plan in book.plans():
+        rules = handles[1 - handle].rules()
+        assert rules.committed("train").epsilon <= LIMIT.epsilon
+        for plan in rules.plans():
             told = {each[2] for each in heard if each[0] == "spend" and each[1] == plan.key}
-            assert len(told) <= len(book.spent(plan.key)) <= 2
-        assert {each[1] for each in heard if each[0] == "plan"} <= {plan.key for plan in book.plans()}
-        assert all(book.answered(each[1], "b") == SHA for each in heard if each[0] == "answer")
+            assert len(told) <= len(rules.spent(plan.key)) <= 2
+        assert {each[1] for each in heard if each[0] == "plan"} <= {plan.key for plan in rules.plans()}
+        assert all(rules.answered(each[1], "b") == SHA for each in heard if each[0] == "answer")
     ids = [each[2] for each in heard if each[0] == "spend"]
     assert len(ids) == len(set(ids))
     DurableLedger.open(path, **TERMS).links()

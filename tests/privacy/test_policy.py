@@ -105,7 +105,7 @@ def test_the_defaults_are_careful():
         (AggregatorError, 319, {"aggregator": "trusted"}, plan(MOMENTS.model_copy(update={"shares": 11})), {}),
         (UnprotectedModelError, 313, {"unprotected": True, "public_flows": ()}, plan(), {}),
         (AggregatorError, 319, {}, plan(CENTRE.model_copy(update={"shares": 3}), MOMENTS), {}),
-        (EvaluationError, 317, {}, plan(TABLE, units="test"), {}),
+        (EvaluationError, 317, {}, plan(TABLE, split="test"), {}),
     ],
 )
 def test_a_plan_beyond_the_policy_is_refused_by_number(error, code, rules, asked, site):
@@ -124,7 +124,7 @@ def test_what_the_policy_allows_passes():
     check(policy(aggregator="trusted"), plan(SHARE))
     check(open_policy(labels="covered"), plan(SHARE))
     check(policy(labels="public", unprotected=True), plan(FLOW_WEIGHTS, RELEASE, labels="public"))
-    check(policy(evaluation={"epsilon": 1.0, "delta": 1e-5, "count": 4}), plan(TABLE, units="test"))
+    check(policy(evaluation={"epsilon": 1.0, "delta": 1e-5, "count": 4}), plan(TABLE, split="test"))
     check(open_policy(), plan(FLOW_WEIGHTS, RELEASED_RECORDS, labels="public"), units=1, noise="seeded")
 
 
@@ -187,12 +187,12 @@ def test_a_patients_records_of_a_class_count_as_one_unit():
 def test_a_plan_on_test_units_holds_counts_alone(event):
     rules = policy(evaluation={"exact": True, "epsilon": 1.0, "delta": 1e-5})
     with pytest.raises(EvaluationError):
-        check(rules, plan(TABLE, event, units="test"))
+        check(rules, plan(TABLE, event, split="test"))
 
 
 def test_a_table_on_test_units_counts_the_policys_records_of_a_patient():
     evaluation = {"epsilon": 1.0, "delta": 1e-5}
     rules = policy(unit="patient", records_per_patient=3, evaluation=evaluation)
     with pytest.raises(UnitError):
-        check(rules, plan(TABLE, unit="patient", units="test"))
-    check(rules, plan(TABLE.model_copy(update={"records_per_unit": 3}), unit="patient", units="test"))
+        check(rules, plan(TABLE, unit="patient", split="test"))
+    check(rules, plan(TABLE.model_copy(update={"records_per_unit": 3}), unit="patient", split="test"))

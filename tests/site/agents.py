@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cadp_fl.config import Invitation, PolicyConfig, SiteConfig, parse
+from cadp_fl.deployment.site_setup import make_site
 from cadp_fl.errors import AgentError
 from cadp_fl.site.agent import Agent, command
 from cadp_fl.site.folder import SiteFolder
-from cadp_fl.site.setup import make_site
 
 STUDY = """
 name: rehearsal

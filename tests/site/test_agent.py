@@ -245,7 +245,7 @@ def test_an_unforeseen_failure_crosses_as_a_number_and_is_logged_without_its_tex
     def broken(*_arguments, **_named):
         raise RuntimeError("pixel 17 of patient 4711")
 
-    monkeypatch.setattr("cadp_fl.site.site.told_moments", broken)
+    monkeypatch.setattr("cadp_fl.site.site.noised_moments", broken)
     with served(folder):
         client = AgentClient(folder.socket)
         client.call(_reserve(_plan(SUM)))
@@ -433,8 +433,8 @@ def test_nothing_is_built_for_who_reserved_nothing(folder, action, monkeypatch):
     def built(*_arguments, **_named):
         raise AssertionError("a server sized this, and had reserved nothing")
 
-    monkeypatch.setattr("cadp_fl.site.holdings.build_classifier", built)
-    monkeypatch.setattr("cadp_fl.site.holdings.ConditionalFlow", built)
+    monkeypatch.setattr("cadp_fl.site.context.build_classifier", built)
+    monkeypatch.setattr("cadp_fl.site.context.ConditionalFlow", built)
     classifier, epochs = (
         {"model": "cnn", "width": 512},
         {"epochs": 1, "batch_size": 1, "learning_rate": 1, "momentum": 0},

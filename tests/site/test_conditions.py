@@ -12,7 +12,7 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ConditionsError, ConfigError, FlowOriginError, SeededNoiseError
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.moments import ToldMoments, fit_affine
+from cadp_fl.flow.moments import NoisedMoments, fit_affine
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.privacy.claims import (
     EXACT_TEST_RESULTS,
@@ -37,9 +37,9 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Conditions, Plan
 from cadp_fl.release.manifest import manifest_from_json
 from cadp_fl.report.statement import statement_of_method
-from cadp_fl.site.account import account_of
-from cadp_fl.site.answers import Answers
+from cadp_fl.site.ledger_account import account_of
 from cadp_fl.site.protocol import Request
+from cadp_fl.site.reply_store import ReplyStore
 from cadp_fl.site.requests import (
     MOMENTS,
     FlowRequest,
@@ -108,7 +108,7 @@ class Hospital:
             outbox=self.folder / "outbox",
             simulation=False,
             policy=PolicyConfig(**{**rules, **allowed}),
-            answers=Answers(self.folder / "answers"),
+            answers=ReplyStore(self.folder / "answers"),
         )
 
     def claim(self, plan):
@@ -294,7 +294,7 @@ def given_out(site, run):
     centre = np.zeros(made.coarse_dims)
     site.call(asked_moments(CENTRE, run))
     arrays = {"centre": centre, **site.call(asked_moments(JOINT, run, centre)).arrays}
-    told = ToldMoments.of(arrays, JOINT, classes=3, dims=made.coarse_dims, records=200, sites=1)
+    told = NoisedMoments.of(arrays, JOINT, classes=3, dims=made.coarse_dims, records=200, sites=1)
     fit_affine(made, told)
     return made, told
 
@@ -305,7 +305,7 @@ def test_a_flow_is_named_of_what_was_given_out_and_of_nothing_else(hospital):
     made, told = flow(WARM), None
     shapes = {"centre": np.zeros(made.coarse_dims), "counts": np.ones(3), "sums": np.zeros((3, 4))}
     shapes |= {"shared": np.zeros(10), "second": np.zeros((3, 10))}
-    told = ToldMoments.of(shapes, JOINT, classes=3, dims=4, records=200, sites=1)
+    told = NoisedMoments.of(shapes, JOINT, classes=3, dims=4, records=200, sites=1)
     fit_affine(made, told)
     with pytest.raises(FlowOriginError, match="never asked for"):
         site.call(warm_release("r", made, told))
@@ -353,7 +353,7 @@ def test_a_shared_noise_is_whole_in_the_sum_of_all_that_share_it_and_one_more(ho
     site.call(asked_moments(centre, "r"))
     arrays = site.call(asked_moments(joint, "r", np.zeros(made.coarse_dims))).arrays
     parts = {"centre": np.zeros(made.coarse_dims), **arrays}
-    told = ToldMoments.of(parts, joint, classes=3, dims=made.coarse_dims, records=200 * sites, sites=sites)
+    told = NoisedMoments.of(parts, joint, classes=3, dims=made.coarse_dims, records=200 * sites, sites=sites)
     fit_affine(made, told)
     if refused:
         with pytest.raises(FlowOriginError, match="whole in the sum of 4 sites"):
@@ -380,7 +380,7 @@ def test_a_flow_of_one_sites_moments_is_made_of_what_that_site_gave_out(hospital
     reserve(site, "r", CENTRE, JOINT, EVENT)
     _, told = given_out(site, "r")
     for changed in ({"counts": told.moments.counts + 1.0}, {"centre": told.centre + 0.1}):
-        other = ToldMoments.of(told.arrays() | changed, JOINT, classes=3, dims=4, records=200, sites=1)
+        other = NoisedMoments.of(told.arrays() | changed, JOINT, classes=3, dims=4, records=200, sites=1)
         made = flow(WARM)
         fit_affine(made, other)
         with pytest.raises(FlowOriginError, match=r"what that site gave out|were asked for"):
@@ -395,7 +395,7 @@ def test_the_other_sites_part_of_a_sum_is_the_servers_word(hospital):
     requests = {}
     for name, centre in (("asked", told.centre), ("another", told.centre + 0.1)):
         arrays = told.arrays() | {"counts": told.moments.counts + 300.0, "centre": centre}
-        both = ToldMoments.of(arrays, JOINT, classes=3, dims=4, records=500, sites=2)
+        both = NoisedMoments.of(arrays, JOINT, classes=3, dims=4, records=500, sites=2)
         made = flow(WARM)
         fit_affine(made, both)
         requests[name] = warm_release("r", made, both)
@@ -426,7 +426,7 @@ def test_names_of_classes_that_hold_a_comma_are_not_taken_for_others():
 
 
 def test_a_ledger_that_does_not_say_who_was_tested_on_counts_what_was_told_of_test_units_against_all():
-    exact = Plan("t", (EXACT_TEST_RESULTS,), 1e-6, units="test", run="old")
+    exact = Plan("t", (EXACT_TEST_RESULTS,), 1e-6, split="test", run="old")
     later = Plan("m", (public(), EVENT), 1e-6, run="new", conditions=Conditions("entropy", SCHEMA.classes))
     for one_budget, guarantee in ((False, "end-to-end"), (True, "none")):
         among = plan_among(later, [(exact, (EXACT_TEST_RESULTS,))], one_budget=one_budget)

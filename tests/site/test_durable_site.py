@@ -18,8 +18,8 @@ from cadp_fl.privacy.events import GaussianHistogram, PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.privacy.policy import open_policy
-from cadp_fl.site.answers import Answers
 from cadp_fl.site.protocol import Request
+from cadp_fl.site.reply_store import ReplyStore
 from cadp_fl.site.requests import ClassifierRequest, DpSgdTraining
 from cadp_fl.site.site import Site
 from cadp_fl.weights import get_weights
@@ -43,7 +43,7 @@ def site(folder: Path, **allowed: object) -> Site:
         outbox=folder / "outbox",
         simulation=False,
         policy=open_policy(labels="covered").model_copy(update={"delta": 1e-3, "population": "p", **allowed}),
-        answers=Answers(folder / "answers"),
+        answers=ReplyStore(folder / "answers"),
     )
 
 
@@ -77,7 +77,7 @@ def test_plans_that_cost_next_to_nothing_do_not_fill_a_ledger(tmp_path):
 def test_two_plans_of_a_method_are_both_counted(tmp_path):
     both = [
         Plan("m", (COUNTS,), 1e-6, labels="covered"),
-        Plan("m", (COUNTS.model_copy(update={"stage": "evaluation"}),), 1e-6, labels="covered", units="test"),
+        Plan("m", (COUNTS.model_copy(update={"stage": "evaluation"}),), 1e-6, labels="covered", split="test"),
     ]
     request = Request("reserve", {"plans": [plan.to_json() for plan in both]}, run="r")
     with pytest.raises(BudgetError, match="would be number 2"):
@@ -134,7 +134,7 @@ def test_a_request_that_spends_has_an_id(tmp_path):
 def test_an_answer_that_a_crash_lost_is_spent_and_a_retry_is_paid_from_the_reserve(tmp_path, retry, monkeypatch):
     made = site(tmp_path)
     reserve(made, retry)
-    monkeypatch.setattr(Answers, "store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(ReplyStore, "store", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         made.call(count())
     monkeypatch.undo()
@@ -213,7 +213,7 @@ def test_a_site_that_is_killed_between_any_two_steps_never_tells_two_draws(tmp_p
 
 def dp_sgd(site_made, *, run, method, event):
     classifier = ClassifierConfig(model="linear")
-    weights = get_weights(site_made._held.classifier(classifier, 0))
+    weights = get_weights(site_made._context.classifier(classifier, 0))
     training = DpSgdTraining(event=event, learning_rate=1.0, momentum=0.0)
     asked = ClassifierRequest(method=method, classifier=classifier, seed=0, round=1, training=training)
     return Request("train_classifier", asked.model_dump(mode="json"), weights, run=run, id=f"{run}/train")
@@ -222,7 +222,7 @@ def dp_sgd(site_made, *, run, method, event):
 def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
     """A run's name is the server's choice: with method `test` of run `r/m` it once named the test plan of `r`, `m`."""
     made = site(tmp_path)
-    plan = Plan("m", (STEPS,), 1e-4, labels="covered", units="test")
+    plan = Plan("m", (STEPS,), 1e-4, labels="covered", split="test")
     made._ledger.reserve(replace(plan, run="r"), Allowance(100.0, 1e-3))  # whatever a policy says of it
     with pytest.raises(BudgetError, match="reserves a plan"):
         made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
@@ -235,7 +235,7 @@ def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
 def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_path):
     made = site(tmp_path)
     made.call(Request("reserve", {"plans": [Plan("m", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r"))
-    classes = len(made._held.data.train.schema.classes)
+    classes = len(made._context.data.train.schema.classes)
     for wrong in ([1.0] * (classes + 1), [0.0] * classes, [-1.0] * classes, [1e4] * classes, [float("nan")] * classes):
         request = dp_sgd(made, run="r", method="m", event=STEPS)
         request.settings["training"]["class_weights"] = wrong
@@ -251,9 +251,9 @@ def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_
 def test_a_policy_that_became_stricter_holds_for_plans_that_were_reserved_before(tmp_path):
     made = site(tmp_path)
     made.call(Request("reserve", {"plans": [Plan("m", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r"))
-    allowed = made._held.spending._policy
+    allowed = made._context.privacy_filter._policy
     for stricter, refusal in (({"min_units": 1000}, CohortError), ({"epsilon": 1e-3}, TotalBudgetError)):
-        made._held.spending._policy = allowed.model_copy(update=stricter)
+        made._context.privacy_filter._policy = allowed.model_copy(update=stricter)
         with pytest.raises(refusal):
             made.call(dp_sgd(made, run="r", method="m", event=STEPS))
     assert made._ledger.spent("r/m") == ()

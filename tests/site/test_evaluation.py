@@ -19,7 +19,7 @@ from cadp_fl.privacy.events import DeclaredPublic, LatentGaussian, PoissonGaussi
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan
-from cadp_fl.site.evaluation import told_with_noise
+from cadp_fl.site.evaluation import noised_evaluation
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import EpochTraining, EvaluateRequest, LocalRequest
 from cadp_fl.site.site import Site
@@ -68,7 +68,7 @@ def site(evaluation=RULES, *, test=None, noise=None, simulation=False, **changes
 
 
 def plan(event=EVENT, method="m", delta=DELTA, **changes):
-    return Plan(method, (event,), delta, labels="covered", units="test", **changes)
+    return Plan(method, (event,), delta, labels="covered", split="test", **changes)
 
 
 def reserve(made, reserved, run=""):
@@ -303,7 +303,7 @@ def test_a_test_patient_contributes_its_first_records_alone():
     little, test = event.model_copy(update={"noise_std": 1e-3}), dataset(TESTED, 1, patients)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
     units = Units.of(test, "patient", 2)
-    arrays = told_with_noise(model, test, units, little, noise=NoiseSource.from_seed(0))
+    arrays = noised_evaluation(model, test, units, little, noise=NoiseSource.from_seed(0))
     first = test.select(np.array([0, 1, 20, 21, 22]))  # of the second patient there is one, and a blank is none
     expected = table_of(log_odds(model, torch.from_numpy(first.images)).numpy(), first.labels)
     for name, counts in zip(("confusion", "histograms"), expected, strict=True):
@@ -334,7 +334,7 @@ def test_exact_test_results_spoil_no_claim_on_training_units():
     made.call(evaluate(None))
     flow = DeclaredPublic(stage="flow", what="a flow of public records", sha256="0" * 64)
     release = LatentGaussian(stage="release", clip_norm=1.0, noise_std=100.0)
-    assert made._held.spending.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"
+    assert made._context.privacy_filter.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"
 
 
 def test_exact_evaluations_read_a_record_that_is_alone_in_its_class_pixel_by_pixel():

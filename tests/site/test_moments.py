@@ -16,7 +16,7 @@ from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, CohortError, ConfigError, ExchangeError, LedgerError, PrivacyError
 from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.moments import ToldMoments, fit_affine
+from cadp_fl.flow.moments import NoisedMoments, fit_affine
 from cadp_fl.flow.storage import flow_sha256
 from cadp_fl.flow.training import dequantize
 from cadp_fl.privacy.durable import DurableLedger
@@ -27,10 +27,10 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site import moments as of_moments
-from cadp_fl.site.answers import Answers
 from cadp_fl.site.class_counts import COUNT_DOUBT
-from cadp_fl.site.moments import check_moments, features_of, told_moments
+from cadp_fl.site.moments import check_moments, features_of, noised_moments
 from cadp_fl.site.protocol import Request
+from cadp_fl.site.reply_store import ReplyStore
 from cadp_fl.site.requests import MOMENTS as PREFIX
 from cadp_fl.site.requests import MadeOf, MomentsRequest, PrivateFlowRequest, ReleaseRequest
 from cadp_fl.site.site import Site
@@ -123,7 +123,7 @@ def exact(data, centre, units=None, radius=0.3):
 
 def test_a_site_spends_before_it_tells():
     made = reserve(site(), SUM, MOMENTS)
-    made._held.spending.spend = lambda *_: (_ for _ in ()).throw(LedgerError("The disk is full."))
+    made._context.privacy_filter.spend = lambda *_: (_ for _ in ()).throw(LedgerError("The disk is full."))
     for request in (asked(SUM, None), asked()):
         with pytest.raises(LedgerError, match="disk is full"):
             made.call(request)
@@ -200,7 +200,7 @@ def test_a_hostile_centre_gives_finite_answers_of_the_same_noise(centre):
 def quiet(seed, event, data=None, units=None, centre=0.05):
     """Return what a site would tell with a noise of next to nothing."""
     data = data or dataset()
-    return told_moments(
+    return noised_moments(
         FrontEnd(FRONT_END, SCHEMA.shape),
         data,
         units or Units.of(data, "record"),
@@ -307,7 +307,7 @@ def test_the_same_request_is_answered_once_and_the_same_again_by_a_new_process(t
             simulation=False,
             noise=NoiseSource.from_entropy(),
             ledger=DurableLedger.open(path, population="p", unit="record"),
-            answers=Answers(tmp_path / "answers"),
+            answers=ReplyStore(tmp_path / "answers"),
             population="p",
             delta=1e-3,
         )
@@ -354,7 +354,7 @@ def test_more_numbers_than_fit_are_refused_before_any_is_held(monkeypatch):
     monkeypatch.setattr(of_moments, "MAX_NUMBERS", 4 * TRIANGLE - 1)
     made = reserve(site(), MOMENTS)
     with monkeypatch.context() as patched:
-        patched.setattr("cadp_fl.site.site.told_moments", None)
+        patched.setattr("cadp_fl.site.site.noised_moments", None)
         with pytest.raises(ConfigError, match="make 40"):
             made.call(asked())
     assert spent(made) == []
@@ -370,7 +370,7 @@ def release(arrays=None):
     flow = ConditionalFlow(WARM, SCHEMA.shape, 3, seed=0)
     blank = {"counts": np.ones(3), "sums": np.zeros((3, DIMS)), "shared": np.zeros(TRIANGLE)}
     parts = {"centre": np.zeros(DIMS), **(arrays or blank | {"second": np.zeros((3, TRIANGLE))})}
-    told = ToldMoments.of(parts, CLEAR, classes=3, dims=DIMS, records=60, sites=1)
+    told = NoisedMoments.of(parts, CLEAR, classes=3, dims=DIMS, records=60, sites=1)
     fit_affine(flow, told)
     settings = ReleaseRequest(
         method="m", flow=WARM, seed=0, mechanism="gaussian", event=RELEASE, latent_dims=4, shrinkage="typical-set",

@@ -13,13 +13,12 @@ from typer.testing import CliRunner
 from cadp_fl.cli.main import app
 from cadp_fl.config import FlowConfig, Invitation, PolicyConfig, SiteConfig, load_policy, load_site, parse
 from cadp_fl.data.schema import Schema
+from cadp_fl.deployment.site_setup import make_site
 from cadp_fl.doctor.finding import examine
 from cadp_fl.doctor.site import SITE_CHECKS, Site
 from cadp_fl.errors import CadpError, DataError, EvaluationError, InputError, LedgerError, TotalBudgetError
 from cadp_fl.evaluation.noised import evaluation_event
 from cadp_fl.flow.storage import FlowCard, flow_sha256, save_flow
-from cadp_fl.phases.privatize import make_release
-from cadp_fl.phases.terms import ReleaseOptions
 from cadp_fl.privacy.chain import Chain
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.events import GaussianSum
@@ -27,11 +26,12 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Allowance, Conditions, Plan
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.site.agent import Agent
-from cadp_fl.site.opening import open_site, read_records, records_of
+from cadp_fl.site.open_site import open_site, read_records, records_of
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.register import register_sides
 from cadp_fl.site.requests import ReserveRequest
-from cadp_fl.site.setup import make_site
+from cadp_fl.standalone.privatize import make_release
+from cadp_fl.standalone.release_inputs import ReleaseOptions
 from tests.site.agents import served
 
 COUNT = 600
@@ -102,8 +102,8 @@ def _opened(folder):
     return open_site(folder, config, policy, read_records(config), noise=NoiseSource.from_entropy())
 
 
-def _held(folder):
-    data = _opened(folder)._held.data
+def _ids_by_side(folder):
+    data = _opened(folder)._context.data
     return _ids(data.train), _ids(data.test)
 
 
@@ -118,13 +118,13 @@ def _by_hand(flow, data, output, **options):
 
 
 def _plan(units, event=SUM, method="m", run="r", delta=1e-6):
-    return Plan(method, (event,), delta, labels="public" if units == "train" else "covered", units=units, run=run)
+    return Plan(method, (event,), delta, labels="public" if units == "train" else "covered", split=units, run=run)
 
 
 @pytest.mark.parametrize("by", ["patients", "ids"])
 def test_agent_and_release_by_hand_and_doctor_agree_on_who_is_tested_on(made, flow, tmp_path, by):
     folder = made(flow=flow, by=by)
-    train, test = _held(folder)
+    train, test = _ids_by_side(folder)
     assert train | test == set(range(COUNT))
     assert 60 < len(test) < 180
     assert not train & test
@@ -139,7 +139,7 @@ def test_agent_and_release_by_hand_and_doctor_agree_on_who_is_tested_on(made, fl
 
 def test_a_release_by_hand_of_an_export_in_another_order_holds_out_the_same_people(made, flow, tmp_path):
     folder = made(flow=flow)
-    train, _ = _held(folder)
+    train, _ = _ids_by_side(folder)
     half = np.arange(COUNT)[::-1][: COUNT // 2]
     _write(tmp_path / "half.npz", half)
     released = _by_hand(flow, tmp_path / "half.npz", tmp_path / "a", policy=folder.policy, ledger=folder.ledger)
@@ -148,10 +148,10 @@ def test_a_release_by_hand_of_an_export_in_another_order_holds_out_the_same_peop
 
 def test_rows_that_are_prepended_sorted_or_exported_again_move_nobody(made, tmp_path):
     folder = made(ids=np.random.default_rng(0).permutation(COUNT))
-    train, test = _held(folder)
+    train, test = _ids_by_side(folder)
     for ids in (np.arange(COUNT), np.append(COUNT + 5, np.arange(COUNT)), np.arange(COUNT + 50)[::-1]):
         _write(tmp_path / "north.npz", ids)
-        now_train, now_test = _held(folder)
+        now_train, now_test = _ids_by_side(folder)
         assert not now_train & test
         assert not now_test & train
 
@@ -196,7 +196,7 @@ def test_records_that_would_change_the_rule_are_refused(made, flow, tmp_path, be
 def test_the_sources_own_split_is_that_of_the_sites_own_file(made, flow, tmp_path):
     """Another file of the same people may have a test patient among those to train on."""
     folder = made(flow=flow, by=None, test=np.arange(COUNT, COUNT + 200))
-    assert _held(folder) == (set(range(COUNT)), set(range(COUNT, COUNT + 200)))
+    assert _ids_by_side(folder) == (set(range(COUNT)), set(range(COUNT, COUNT + 200)))
     apart = {"policy": folder.policy, "ledger": folder.ledger}
     _write(tmp_path / "other.npz", np.arange(200, COUNT + 200), by=None, test=np.arange(200))
     with pytest.raises(InputError, match="another file may split people in another way"):
@@ -209,9 +209,9 @@ def test_without_ids_nobody_is_tested_on_and_no_evaluation_is_answered(made, flo
         made(flow=flow, by=None)
     folder = made(flow=flow, by=None, test_fraction=0)
     site = _opened(folder)
-    assert (len(site._held.data.train), len(site._held.data.test)) == (COUNT, 0)
+    assert (len(site._context.data.train), len(site._context.data.test)) == (COUNT, 0)
     with pytest.raises(EvaluationError, match="This site has none"):
-        site._held.spending.reserve(_plan("test", evaluation_event(1.0, 1e-6, 2)))
+        site._context.privacy_filter.reserve(_plan("test", evaluation_event(1.0, 1e-6, 2)))
     assert _by_hand(flow, folder.path, tmp_path / "a") == COUNT
     _edit(folder.config, test_fraction=0.2)
     with pytest.raises(LedgerError, match="is fixed when a ledger is made"):
@@ -263,15 +263,15 @@ def test_a_ledger_that_does_not_say_who_was_tested_on_opens_with_one_budget_for_
     ledger.reserve(tested, Allowance(3.0, 1e-5))
     assert ledger.committed("train") == ledger.committed("test")
     site = _opened(folder)
-    assert (len(site._held.data.train), len(site._held.data.test)) == (COUNT, 0)
+    assert (len(site._context.data.train), len(site._context.data.test)) == (COUNT, 0)
     big = SUM.model_copy(update={"noise_std": 8.0})
     with pytest.raises(TotalBudgetError, match="All plans together stay within"):
-        site._held.spending.reserve(_plan("train", big))
+        site._context.privacy_filter.reserve(_plan("train", big))
     with pytest.raises(EvaluationError):
-        site._held.spending.reserve(_plan("test", evaluation_event(0.1, 1e-6, 2), run="s"))
+        site._context.privacy_filter.reserve(_plan("test", evaluation_event(0.1, 1e-6, 2), run="s"))
     with pytest.raises(EvaluationError):
-        site._held.spending.spend(Request("evaluate", {}, run="r"), "m", tested.events[0], units="test")
-    site._held.spending.reserve(_plan("train"))
+        site._context.privacy_filter.spend(Request("evaluate", {}, run="r"), "m", tested.events[0], split="test")
+    site._context.privacy_filter.reserve(_plan("train"))
     (records,) = [check for check in SITE_CHECKS if check.name == "records"]
     assert any("its format is 1" in finding.found for finding in examine([records], Site(folder)))
     shown = CliRunner().invoke(app, ["site", "ledger", "show", str(folder.path)])
@@ -314,7 +314,7 @@ def test_a_test_split_that_an_export_draws_again_is_refused_once_a_plan_is_reser
     (records,) = [check for check in SITE_CHECKS if check.name == "records"]
     assert examine([records], Site(folder))[0].state == "fault"
     _write(tmp_path / "north.npz", everyone[200:], by=by, test=everyone[:200])
-    assert len(_held(folder)[0]) == COUNT
+    assert len(_ids_by_side(folder)[0]) == COUNT
 
 
 def test_who_is_new_may_be_on_either_side_and_stays_there(made, tmp_path):

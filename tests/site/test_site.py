@@ -288,7 +288,7 @@ def test_a_plan_that_takes_long_to_price_is_refused_before_it_is_priced(events, 
         monkeypatch.setattr(f"cadp_fl.privacy.{module}.epsilon_of", lambda *_: pytest.fail("it was priced"))
     made = site()
     with pytest.raises((BudgetError, ExchangeError), match=found):
-        made.call(Request("reserve", {"plans": [Plan("m", tuple(events), 1e-6, units=units).to_json()]}))
+        made.call(Request("reserve", {"plans": [Plan("m", tuple(events), 1e-6, split=units).to_json()]}))
     assert made.call(Request("account")).content["accounts"] == []
 
 
@@ -359,7 +359,7 @@ def local(method="m"):
 
 def test_a_site_that_trains_alone_tells_its_test_results_and_writes_them_down_as_unprotected():
     made = reserved(LOCAL_TEST_RESULTS)
-    made.call(Request("reserve", {"plans": [Plan("m", (EXACT_TEST_RESULTS,), 1e-5, units="test").to_json()]}))
+    made.call(Request("reserve", {"plans": [Plan("m", (EXACT_TEST_RESULTS,), 1e-5, split="test").to_json()]}))
     reply = made.call(local())
     assert (set(reply.arrays), dict(reply.content)) == ({"confusion", "histograms"}, {})
     assert reply.arrays["confusion"].sum() == 10

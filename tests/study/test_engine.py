@@ -14,9 +14,10 @@ import torch
 from cadp_fl.cli import main as cli
 from cadp_fl.config import load_study
 from cadp_fl.errors import CadpError, ConfigError, FlowerError, InputError
-from cadp_fl.study import engine, launch
+from cadp_fl.study import engine
+from cadp_fl.study import simulate as launch
 from cadp_fl.study.engine import PREFIX, RAY_BYTES, cause_in, check_engine, cpus, short_place
-from cadp_fl.study.launch import _Start
+from cadp_fl.study.simulate import _Start
 from tests.conftest import ROOT
 
 
@@ -249,7 +250,7 @@ class Late:
 
         monkeypatch.setattr(launch, "start_run", started)
         monkeypatch.setattr(launch, "follow", followed)
-        monkeypatch.setattr(launch, "_start_superlink", lambda environment, log: "127.0.0.1:1")
+        monkeypatch.setattr(launch, "_start_superlink", lambda tracker, environment, log: "127.0.0.1:1")
         monkeypatch.setattr(launch.Flower, "keep_log", lambda self, run_id, log: None)
         monkeypatch.setattr(launch._Engine, "_new_folder", lambda self, place: new(tmp_path / str(next(folders))))
         self.output = new(tmp_path / "run")

@@ -29,7 +29,7 @@ def test_shares_of_stages_that_a_method_lacks_are_named():
         "flow-samples": ("moments", "labels"),
         "dp-sgd": ("moments", "labels"),
     }
-    covered = unused("{labels: 0.1}", "release.labels=randomized")
+    covered = unused("{labels: 0.1}", "release.labels=covered")
     assert "cadp" not in covered
     assert covered["dp-sgd"] == ("labels",)
 

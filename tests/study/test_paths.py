@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from cadp_fl.config import Invitation, PolicyConfig, SiteConfig, load_study, parse
+from cadp_fl.deployment.run import check_deployed
+from cadp_fl.deployment.site_setup import make_site
 from cadp_fl.errors import ConfigError, InputError
-from cadp_fl.site.setup import make_site
-from cadp_fl.study.deployment import check_deployed
 from cadp_fl.study.run import check_study
 from tests.cli.test_cli import call
 from tests.conftest import ROOT

@@ -8,7 +8,7 @@ from cadp_fl.classifier.models import CLASSIFIERS
 from cadp_fl.config import dump_study, load_study
 from cadp_fl.errors import ConfigError
 from cadp_fl.study.plugins import REGISTRIES, load_plugins
-from cadp_fl.study.simulation import study_from_run_config
+from cadp_fl.study.simulated_sites import study_from_run_config
 from clients.client_app import site_for
 
 pytestmark = pytest.mark.usefixtures("own_registries")
@@ -75,9 +75,9 @@ def test_a_node_that_is_not_simulated_imports_no_plugin(run_config, plugin):
 @pytest.mark.parametrize(
     ("code", "sentence"),
     [
-        ("raise ValueError('odd\\nvalue.')", "raised ValueError: odd value; mend it"),
-        ("import nothing_of_this_name", "raised ModuleNotFoundError: No module named 'nothing_of_this_name'; mend it"),
-        ("raise SystemExit(3)", "raised SystemExit: 3; mend it"),
+        ("raise ValueError('odd\\nvalue.')", "raised ValueError: odd value; fix it"),
+        ("import nothing_of_this_name", "raised ModuleNotFoundError: No module named 'nothing_of_this_name'; fix it"),
+        ("raise SystemExit(3)", "raised SystemExit: 3; fix it"),
         ("x = (", "raised SyntaxError: "),
         ("CLASSIFIERS['cnn'] = CLASSIFIERS['linear']", "changed 'cnn' of CLASSIFIERS; give its own another name"),
         ("del CLASSIFIERS['cnn']", "changed 'cnn' of CLASSIFIERS"),

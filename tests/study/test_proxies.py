@@ -14,11 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cadp_fl.deployment.certificates import new_authority
+from cadp_fl.deployment.probe import probe
 from cadp_fl.doctor.connection import way_to
 from cadp_fl.errors import InputError
-from cadp_fl.federated.certificates import new_authority
 from cadp_fl.study.environment import flower_environment
-from cadp_fl.study.probe import probe
 from cadp_fl.study.proxies import direct_environment, proxy_to, shown
 from tests.doctor.servers import serving
 

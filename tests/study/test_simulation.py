@@ -7,7 +7,7 @@ from cadp_fl.config import load_study
 from cadp_fl.errors import DataError
 from cadp_fl.site.protocol import Request
 from cadp_fl.study.run import check_study
-from cadp_fl.study.simulation import simulated_site
+from cadp_fl.study.simulated_sites import simulated_site
 
 
 @pytest.fixture

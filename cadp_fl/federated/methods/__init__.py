@@ -1,6 +1,7 @@
 """The methods that a study compares, in one registry.
 
-To add one, write a class with the members of `Method` in a file of its own and put it into `METHODS`.
+Each is a file of its own, which says its formula; `parts` has what several of them are made of. To add one, write a
+class with the members of `Method` and put it into `METHODS`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,10 +10,16 @@ from cadp_fl.config import StudyConfig
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.federated.methods.base import Method
-from cadp_fl.federated.methods.cadp import Cadp, CadpGivenFlow
-from cadp_fl.federated.methods.federated_classifier import DpSgd, DpSgdCnn, DpSgdDct, FedAvg
+from cadp_fl.federated.methods.cadp import Cadp
+from cadp_fl.federated.methods.cadp_given_flow import CadpGivenFlow
+from cadp_fl.federated.methods.dp_sgd import DpSgd
+from cadp_fl.federated.methods.dp_sgd_cnn import DpSgdCnn
+from cadp_fl.federated.methods.dp_sgd_dct import DpSgdDct
+from cadp_fl.federated.methods.fedavg import FedAvg
+from cadp_fl.federated.methods.flow_bayes import FlowBayesRule
+from cadp_fl.federated.methods.flow_samples import FlowSamples
 from cadp_fl.federated.methods.local import Local
-from cadp_fl.federated.methods.of_flow import FlowBayesRule, FlowSamples, Moments
+from cadp_fl.federated.methods.moments import Moments
 
 __all__ = ["METHODS", "build_methods", "check_shapes"]
 

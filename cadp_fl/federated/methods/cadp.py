@@ -1,34 +1,21 @@
-"""`cadp` and `cadp-given-flow`: a flow, then privatized records, then a classifier.
+"""`cadp`: a flow within the budget, privatized records, and a classifier on them and on what the flow draws.
 
-Given the flow, the release is (epsilon, delta)-DP. `cadp` takes a flow in which the sites' records had no unprotected
-part: one that is made of noised moments or by DP-SGD within the same budget, or that was trained on public records.
-`cadp-given-flow` is the paper's protocol: the flow is trained on the same records without DP, leaves the sites, and is
-not covered.
+    f = affine(noised moments) [then DP-SGD];   x' = f^-1(clip(f(x, y); C) + noise, y)
+
+All of it costs at most the study's (epsilon, delta), end-to-end: no record has an unprotected part in the flow. It is
+made of noised moments or by DP-SGD within the same budget, or was trained on public records.
 """
 
-import math
-import shutil
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 
-from cadp_fl.classifier.models import QUADRATIC, check_classifier
-from cadp_fl.config import ClassifierConfig, ReleaseConfig, Settings, StudyConfig, parse
+from cadp_fl.classifier.models import QUADRATIC
+from cadp_fl.config import Settings, StudyConfig, parse
 from cadp_fl.data.schema import Schema
-from cadp_fl.errors import ExchangeError
-from cadp_fl.federated.methods.base import (
-    PhaseCost,
-    StudyRun,
-    Trained,
-    bytes_of,
-    plan_of,
-)
-from cadp_fl.federated.methods.central import (
-    CHECKPOINTS,
+from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained
+from cadp_fl.federated.methods.parts.central import (
     central_classifier,
     central_cost,
     coordinates_of,
@@ -36,26 +23,12 @@ from cadp_fl.federated.methods.central import (
     fit_to_coordinates,
     train_centrally,
 )
-from cadp_fl.federated.methods.given_flow import GivenFlow
-from cadp_fl.federated.methods.private_flow import PrivateFlow
-from cadp_fl.federated.releases import fetch_releases
+from cadp_fl.federated.methods.parts.dp_flow import DpFlow
+from cadp_fl.federated.methods.parts.releasing import ReleasingMethod
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.storage import FlowCard, flow_sha256
-from cadp_fl.privacy.claims import claim_of, relation_of
-from cadp_fl.privacy.events import Event, RandomizedResponse
-from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
-from cadp_fl.release.dataset import ReleasedRecords, load_release
-from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json
-from cadp_fl.release.privatize import ReleaseSettings, check_release
-from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import MOMENTS, MadeOf, ReleaseRequest
-from cadp_fl.weights import get_weights
+from cadp_fl.release.dataset import ReleasedRecords
 
-__all__ = ["Cadp", "CadpGivenFlow", "release_request"]
-
-
-class _Settings(Settings):
-    """`cadp-given-flow` takes its settings from the study's flow, release and classifier."""
+__all__ = ["Cadp"]
 
 
 class _CadpSettings(Settings):
@@ -67,152 +40,14 @@ class _CadpSettings(Settings):
     )
 
 
-class _Releasing(ABC):
-    """A flow, one release a site, a central classifier on the pooled releases."""
-
-    name: ClassVar[str]
-
-    def __init__(self, study: StudyConfig, flow: GivenFlow | PrivateFlow, classifier: ClassifierConfig) -> None:
-        self._study, self._flow, self._classifier = study, flow, classifier
-        check_classifier(classifier)
-        budget, release = flow.budget, study.release
-        self._labels = budget.label_events()
-        self._beside = (*(() if self._flow.tells_counts else budget.count_events()), *self._labels)
-        self._mechanism = mechanism_type(release.mechanism).calibrated(
-            release.clip_norm,
-            budget.epsilon,
-            budget.delta,
-            records_per_unit=budget.records_per_unit,
-            beside=(*self._flow.protected(), *self._beside),
-        )
-
-    @abstractmethod
-    def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
-        """Return the central classifier, and its figures."""
-
-    def _central_cost(self, schema: Schema, released: int) -> PhaseCost:
-        """Return what the central phase will take on as many released records."""
-        return central_cost(self._study, self._classifier, schema, method=self.name, records=released, fits=False)
-
-    def phases(self) -> dict[str, int]:
-        """Return the number of rounds of every phase, in order."""
-        own = {f"{self.name}/release": 1, f"{self.name}/fetch": 1, f"{self.name}/central": CHECKPOINTS}
-        return self._flow.phases() | own
-
-    def events(self) -> tuple[Event, ...]:
-        """Return everything that the method will spend at a site."""
-        return (*self._flow.events(), *self._beside, self._mechanism.event())
-
-    def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
-        """Return what each phase will take."""
-        largest, dims, release = max(sizes), math.prod(schema.shape), self._study.release
-        made = self._flow.card(schema).build()
-        check_release(release.mechanism, release.shrinkage, self._release_settings(made).latent_dims, made.dims)
-        flow = bytes_of(made)
-        return [
-            *self._flow.costs(schema, sizes),
-            PhaseCost(f"{self.name}/release", 1, flow, 0, "release", largest),
-            PhaseCost(f"{self.name}/fetch", 1, 0, largest * (dims + 8 + len(schema.attributes)), "release", 0),
-            self._central_cost(schema, sum(sizes)),
-        ]
-
-    def run(self, run: StudyRun) -> Trained:
-        """Train the flow, collect the releases, train the classifier."""
-        flow, card = self._flow.make(run)
-        folders = self._releases(run, flow, card)
-        released = load_release(*folders)
-        trained = self.classify(run, flow, released)
-        release = self._release_settings(flow)
-        trained.release = {
-            "mechanism": self._mechanism.name,
-            **release.parameters(flow.dims).model_dump(),
-            "correlation": release.correlation,
-            **_released_labels(released),
-        }
-        return trained
-
-    def _release_settings(self, flow: ConditionalFlow) -> ReleaseSettings:
-        release = self._study.release
-        dims = release.latent_dims or flow.leading_dims
-        return ReleaseSettings(self._mechanism, dims, release.shrinkage, *self._labels)
-
-    def _releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> list[Path]:
-        """Ask each site for its release, fetch it, and return the folders of all."""
-        phase, folder = f"{self.name}/fetch", run.release_folder(self.name)
-        if not run.is_finished(phase):
-            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt had fetched
-            manifests = self._ask_for_releases(run, flow, card)
-            review_seconds = run.study.sites.review_timeout_seconds if run.federation.is_deployed else 0.0
-            fetch_releases(run.federation, manifests, folder, phase=phase, review_seconds=review_seconds)
-            run.finish(f"{self.name}/release")  # not before all is fetched: what a site keeps ready may go with it
-            run.finish(phase)
-        return sorted(folder.iterdir())
-
-    def _ask_for_releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> dict[str, Manifest]:
-        """Let each site privatize its records, and return the manifests."""
-        settings = release_request(self.name, run.study.release, self._mechanism, flow, card, *self._labels)
-        told, weights = self._flow.made_of(run, flow), get_weights(flow)
-        if told is not None:
-            settings = settings.model_copy(update={"made_of": MadeOf(records=told.records, sites=told.sites)})
-            weights |= {f"{MOMENTS}{name}": array for name, array in told.arrays().items()}
-        expected = {
-            "dataset": run.schema,
-            "mechanism": settings.mechanism,
-            "parameters": self._release_settings(flow).parameters(flow.dims),
-            "flow_sha256": flow_sha256(flow),
-            "noise": run.study.noise,
-        }
-        study = run.study
-        plan = plan_of(self, study)
-        relation = relation_of(study.budget.unit, study.labels, run.schema.attributes)
-        allowed = ReleaseClaim.of(claim_of(plan), relation)
-        manifests: dict[str, Manifest] = {}
-
-        def check(site: str, reply: Reply) -> None:
-            manifest = manifest_from_json(str(reply.content.get("manifest", "")))
-            records = run.sizes[site] * study.budget.records_per_unit
-            for field, value in (expected | {"site": site, "records": records}).items():
-                if getattr(manifest, field) != value:
-                    raise ExchangeError(
-                        f"A release is the one that was asked for. In that of '{site}', {field} is "
-                        f"{getattr(manifest, field)!s:.100}, not {value!s:.100}; refuse it."
-                    )
-            if manifest.claim.exceeds(allowed):
-                raise ExchangeError(
-                    f"A release claims no more than its plan allows, {allowed.guarantee}. That of '{site}' claims "
-                    f"{manifest.claim.guarantee}, or other numbers; refuse it."
-                )
-            manifests[site] = manifest
-
-        phase = f"{self.name}/release"
-        request = Request("release", settings.model_dump(mode="json"), weights)
-        replies = run.federation.ask(request, phase=phase, check=check)
-        run.federation.recorder.round(phase, 1, 1, records={site: manifests[site].records for site in replies})
-        return {site: manifests[site] for site in replies}
-
-
-class CadpGivenFlow(_Releasing):
-    """The paper's protocol: the flow is trained on the same records without privacy, and is not covered."""
-
-    name: ClassVar[str] = "cadp-given-flow"
-
-    def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
-        parse(_Settings, settings, where=f"methods.{self.name}")
-        super().__init__(study, GivenFlow(self.name, study), study.classifier)
-
-    def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
-        """Return the study's classifier, trained on privatized records alone."""
-        return train_centrally(run, self._classifier, released.images, released.labels)
-
-
-class Cadp(_Releasing):
+class Cadp(ReleasingMethod):
     """The whole inside of the budget: a flow that is made under privacy, or public, and the release."""
 
     name: ClassVar[str] = "cadp"
 
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
         self._settings = parse(_CadpSettings, settings, where=f"methods.{self.name}")
-        super().__init__(study, PrivateFlow(self.name, study), central_classifier(study, self._settings.model))
+        super().__init__(study, DpFlow(self.name, study), central_classifier(study, self._settings.model))
 
     def _central_cost(self, schema: Schema, released: int) -> PhaseCost:
         """Return what the central phase will take on as many released records, and on what the flow draws."""
@@ -229,32 +64,3 @@ class Cadp(_Releasing):
         drawn, labels = draw_coordinates(flow, self._settings.drawn, generator=generator)
         both, of_both = torch.cat([told, drawn]), torch.cat([released.labels, labels])
         return fit_to_coordinates(run, self._classifier, flow, both, of_both)
-
-
-def _released_labels(released: ReleasedRecords) -> dict[str, Any]:
-    """Return how many records each site released of every class, and the classes of which no site released any."""
-    by_site = {manifest.site: manifest.released_labels for manifest in released.manifests}
-    empty = [name for name in released.schema.classes if not any(counts[name] for counts in by_site.values())]
-    return {"released_labels": by_site, "classes_without_records": empty}
-
-
-def release_request(
-    method: str,
-    release: ReleaseConfig,
-    mechanism: Mechanism,
-    flow: ConditionalFlow,
-    card: FlowCard,
-    labels: RandomizedResponse | None = None,
-) -> ReleaseRequest:
-    """Return the request to privatize every training record of a site with a flow."""
-    return ReleaseRequest(
-        method=method,
-        flow=card.config.architecture(),
-        seed=card.seed,
-        mechanism=mechanism.name,
-        event=mechanism.event(),
-        labels=labels,
-        latent_dims=release.latent_dims or flow.leading_dims,
-        shrinkage=release.shrinkage,
-        shard_records=release.shard_records,
-    )

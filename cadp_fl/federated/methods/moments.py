@@ -1,66 +1,26 @@
-"""Asking sites for noised moments: a sum first, of which the centre is made, then moments around that centre."""
+"""`moments`: `flow-samples` of the warm start alone.
 
-from collections.abc import Callable
+    mean, covariances = sum phi(u_i, y_i) + N(0, sigma^2 I);   u ~ N(mean_y, covariance_y)
 
-import numpy as np
+An affine layer that is fitted to noised moments, and no gradient step.
+"""
 
-from cadp_fl.config import FrontEndConfig
-from cadp_fl.errors import ExchangeError
-from cadp_fl.features.front_end import FrontEnd
-from cadp_fl.federated.methods.base import StudyRun
-from cadp_fl.flow.moments import ToldMoments
-from cadp_fl.privacy.events import GaussianMoments, GaussianSum
-from cadp_fl.privacy.moments import Moments
-from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import MomentsRequest
+from typing import Any, ClassVar
 
-__all__ = ["ask_for_moments"]
+from cadp_fl.config import StudyConfig
+from cadp_fl.errors import ConfigError
+from cadp_fl.federated.methods.flow_samples import FlowSamples
+
+__all__ = ["Moments"]
 
 
-def ask_for_moments(
-    run: StudyRun, front_end: FrontEndConfig, sum_event: GaussianSum, event: GaussianMoments, *, phase: str
-) -> ToldMoments:
-    """Return the noised moments of all sites together, around a centre that is their noised mean.
+class Moments(FlowSamples):
+    """`flow-samples` of the warm start alone: an affine layer of noised moments, and no gradient step."""
 
-    Args:
-        front_end: of the flow; gives the features.
-        sum_event: what the sum costs a site.
-        event: what the moments cost it.
-        phase: of the run.
+    name: ClassVar[str] = "moments"
+    trains: ClassVar[bool] = False
 
-    Raises:
-        FederationError: too few sites are left: fewer than the quorum, or than share one noise.
-    """
-    dims, classes = FrontEnd(front_end, run.schema.shape).dims, len(run.schema.classes)
-    sums: dict[str, np.ndarray] = {}
-    moments: dict[str, Moments] = {}
-
-    def add_sum(site: str, reply: Reply) -> None:
-        total = reply.arrays.get("sum")
-        if total is None or total.shape != (dims,) or total.dtype != np.float64 or not np.isfinite(total).all():
-            raise ExchangeError(f"A sum is {dims} finite numbers, float64. That of '{site}' is not.")
-        sums[site] = total
-
-    def add_moments(site: str, reply: Reply) -> None:
-        moments[site] = Moments.of(reply.arrays, event, classes=classes, dims=dims)
-
-    def ask(number: int, told: GaussianSum | GaussianMoments, check: Callable[[str, Reply], None]) -> int:
-        settings = MomentsRequest(method=run.method, front_end=front_end, event=told)
-        arrays = {"centre": centre} if number == 2 else {}
-        request = Request("moments", settings.model_dump(mode="json"), arrays)
-        replies = run.federation.ask(request, phase=phase, round=number, of=2, check=check)
-        run.federation.require(phase, len(replies), least=told.shares + 1 if told.shares > 1 else 0)
-        run.federation.recorder.round(phase, number, 2)
-        return sum(run.sizes[site] for site in replies) * run.study.budget.records_per_unit
-
-    records = ask(1, sum_event, add_sum)
-    centre = _in_unit_ball(np.sum([sums[site] for site in sorted(sums)], axis=0) / records)
-    records = ask(2, event, add_moments)
-    return ToldMoments(centre, Moments.total([moments[site] for site in sorted(moments)]), records, len(moments))
-
-
-def _in_unit_ball(mean: np.ndarray) -> np.ndarray:
-    """Return a noised mean of vectors of norm at most 1, with a norm of at most 1 again."""
-    finite = np.clip(mean, -1e9, 1e9)
-    within: np.ndarray = finite / max(1.0, float(np.linalg.norm(finite)))
-    return within
+    def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
+        if not study.flow.is_warm:
+            raise ConfigError("The method moments is a warm start alone. This study has none; give flow.warm_start.")
+        super().__init__(settings, study)

@@ -1,0 +1,163 @@
+"""What a site releases: privatized records, made once, kept ready, and fetched shard by shard."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from cadp_fl.config import PolicyConfig, parse
+from cadp_fl.errors import ExchangeError, FlowOriginError, PrivacyError
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.moments import NoisedMoments, check_is_made_of
+from cadp_fl.flow.storage import flow_sha256
+from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.events import GaussianMoments, PoissonGaussian, Unprotected
+from cadp_fl.privacy.mechanisms import mechanism_of
+from cadp_fl.privacy.plan import Plan
+from cadp_fl.privacy.policy import check_class_counts
+from cadp_fl.release.bundle import open_bundle, write_bundle
+from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
+from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
+from cadp_fl.site.class_counts import ClassCounts
+from cadp_fl.site.context import SiteContext
+from cadp_fl.site.moments import GivenMoments
+from cadp_fl.site.protocol import Reply, Request
+from cadp_fl.site.requests import MOMENTS, FetchRequest, ReleaseRequest
+from cadp_fl.site.review import Review
+
+__all__ = ["Releases"]
+
+
+class Releases:
+    """The releases of a site.
+
+    Args:
+        context: what the site computes with.
+        counts: what is known of its classes.
+        given: what moments it gave out.
+        policy: what it allows.
+        outbox: folder of releases that are ready to be fetched.
+    """
+
+    def __init__(
+        self,
+        context: SiteContext,
+        counts: ClassCounts,
+        given: GivenMoments,
+        policy: PolicyConfig,
+        outbox: Path,
+    ) -> None:
+        self._context, self._counts, self._given, self._policy, self._outbox = context, counts, given, policy, outbox
+
+    def release(self, request: Request) -> Reply:
+        """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
+        asked = parse(ReleaseRequest, request.settings)
+        plan, schema = self._context.privacy_filter.plan(request, asked.method), self._context.data.train.schema
+        flow = self._context.flow(asked.flow, asked.seed, request)
+        labels = "public" if asked.labels is None else "covered"
+        check_release(
+            asked.mechanism,
+            asked.shrinkage,
+            asked.latent_dims,
+            flow.dims,
+            labels=labels,
+            attributes=len(schema.attributes),
+        )
+        if plan.labels == "covered" and asked.labels is None:
+            raise PrivacyError("A release that covers labels draws them at random. Found one with the true ones.")
+        check_class_counts(self._policy, self._counts.known(request, asked.method), schema.classes)
+        mechanism = mechanism_of(asked.mechanism, asked.event)
+        if isinstance(asked.event, Unprotected) and self._context.mode.is_real:
+            raise PrivacyError(
+                f"A real site releases no record unprotected. Found the mechanism '{asked.mechanism}'; choose one that "
+                "adds noise."
+            )
+        settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
+        sha256 = flow_sha256(flow)
+        self._context.privacy_filter.check_flow(plan, sha256, starts=False)
+        self._check_is_made(plan, flow, asked, request)
+        claim = ReleaseClaim.of(
+            self._context.privacy_filter.claim(plan), relation_of(plan.unit, plan.labels, schema.attributes)
+        )
+        event_id = self._context.privacy_filter.spend(request, asked.method, *settings.cost)
+        head = ReleaseHead(
+            site=self._context.name,
+            dataset=schema,
+            mechanism=asked.mechanism,
+            parameters=settings.parameters(flow.dims),
+            noise=self._context.noise.kind,
+            claim=claim,
+            flow_sha256=sha256,
+            event_id=event_id,
+        )
+        parts, cost = privatize(
+            flow,
+            self._context.data.train,
+            settings,
+            noise=self._context.noise.child("release", event_id),
+            device=self._context.device,
+            units=self._context.units,
+            part_records=asked.shard_records,
+        )
+        assert cost == settings.cost, "what was written down is what is drawn"
+        folder = self._outbox / event_id
+        if not self._context.mode.is_durable:  # a release of an interrupted run may lie there, whose ledger is gone
+            shutil.rmtree(folder, ignore_errors=True)
+        manifest = write_bundle(head, parts, folder)
+        return Reply({"manifest": manifest_to_json(manifest)})
+
+    def _check_is_made(self, plan: Plan, flow: ConditionalFlow, asked: ReleaseRequest, request: Request) -> None:
+        """Check that the plan's noised values were given out, and that the flow is made of them as far as that shows.
+
+        Raises:
+            FlowOriginError: it is not.
+            ExchangeError: the moments that it is said to be made of are none.
+        """
+        self._context.privacy_filter.check_was_given_out(plan)
+        moments = next((event for event in plan.events if isinstance(event, GaussianMoments)), None)
+        if moments is None:
+            return
+        if asked.made_of is None or not asked.flow.is_warm:
+            raise FlowOriginError(
+                "A flow that is made of moments comes with them, added up over sites. Found none, or a flow without a "
+                "warm start; send them."
+            )
+        if moments.shares > 1 and asked.made_of.sites <= moments.shares:
+            raise FlowOriginError(
+                f"Noise that {moments.shares} sites share is whole in the sum of {moments.shares + 1} sites: each "
+                f"knows its own part. The sum that came is of {asked.made_of.sites}; ask all of them."
+            )
+        new = self._context.new_flow(asked.flow, asked.seed)
+        told = NoisedMoments.of(
+            {name.removeprefix(MOMENTS): array for name, array in request.arrays.items() if name.startswith(MOMENTS)},
+            moments,
+            classes=len(self._context.data.train.schema.classes),
+            dims=new.coarse_dims,
+            records=asked.made_of.records,
+            sites=asked.made_of.sites,
+        )
+        if self._context.mode.is_real:  # whose record of what was given out does not outlive an interruption
+            self._given.check(
+                plan.key,
+                asked.flow.front_end,
+                told.centre,
+                told.moments.arrays(),
+                is_alone=asked.made_of.sites == 1,
+            )
+        trained = any(event.stage == "flow" and isinstance(event, PoissonGaussian) for event in plan.events)
+        check_is_made_of(flow.cpu(), new, told, trained=trained)
+        flow.to(self._context.device)
+
+    def fetch(self, request: Request) -> Reply:
+        """Answer with a shard that has been paid for: the same bytes, however often."""
+        asked = parse(FetchRequest, request.settings)
+        release = self._outbox / asked.event_id
+        if not release.is_dir():
+            raise ExchangeError(f"A shard is fetched from a release that was made. Found none of '{asked.event_id}'.")
+        bundle = open_bundle(release)
+        if self._policy.review:
+            Review(self._outbox).check(bundle.manifest)
+        data = bundle.data(asked.shard)
+        if self._context.mode.is_real:
+            Review(self._outbox).note_fetched(asked.event_id)
+        return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
