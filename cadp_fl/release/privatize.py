@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cadp_fl.config import ReleaseConfig
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
 from cadp_fl.device import PhysicalBatch
@@ -33,7 +34,7 @@ from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.manifest import ReleaseParameters
 
-__all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize"]
+__all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize", "released_dims"]
 
 BATCH_RECORDS = 512
 MAX_BATCH_VALUES = 1 << 23
@@ -103,6 +104,11 @@ class ReleaseSettings:
         """Correlation of a noised latent with its record's, for a record that follows the flow."""
         clipped = self.mechanism.clipped_normal(self.latent_dims)
         return clipped.overlap / math.sqrt(clipped.power + self.mechanism.noise_variance)
+
+
+def released_dims(release: ReleaseConfig, flow: ConditionalFlow) -> int:
+    """Return how many leading latent dimensions a release privatizes: by default those that move the image."""
+    return release.latent_dims or flow.leading_dims
 
 
 def check_release(

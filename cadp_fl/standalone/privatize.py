@@ -36,7 +36,7 @@ from cadp_fl.privacy.claims import (
 from cadp_fl.privacy.events import GaussianHistogram
 from cadp_fl.privacy.mechanisms import mechanism_type
 from cadp_fl.release.manifest import Manifest, manifest_from_json
-from cadp_fl.release.privatize import check_release
+from cadp_fl.release.privatize import check_release, released_dims
 from cadp_fl.report.statement import assumptions, caution_on_flow, not_covered, statement_of_method
 from cadp_fl.site.audit_log import describe_error
 from cadp_fl.site.class_counts import COUNT_DOUBT
@@ -116,7 +116,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     check_release(
         release.mechanism,
         release.shrinkage,
-        release.latent_dims or flow.dims,
+        released_dims(release, flow),
         flow.dims,
         labels=release.labels,
         attributes=len(card.dataset.attributes),

@@ -42,7 +42,7 @@ from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.mechanisms import GaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Against
-from cadp_fl.release.privatize import ReleaseSettings, privatize
+from cadp_fl.release.privatize import ReleaseSettings, privatize, released_dims
 from cadp_fl.site.moments import noised_moments
 from cadp_fl.study.engine import check_engine, sites_at_once
 from cadp_fl.study.run import check_study
@@ -275,7 +275,7 @@ class _Probe:
         flow = self._warm_flow() if self._study.flow.is_warm else self._flow()
         settings = ReleaseSettings(
             GaussianMechanism(1.0, 1.0),
-            self._study.release.latent_dims or flow.leading_dims,
+            released_dims(self._study.release, flow),
             self._study.release.shrinkage,
         )
         parts, _ = privatize(flow, self._records, settings, noise=NoiseSource.from_entropy(), device=self._device)

@@ -26,7 +26,7 @@ from cadp_fl.privacy.events import Event, RandomizedResponse
 from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
 from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json
-from cadp_fl.release.privatize import ReleaseSettings, check_release
+from cadp_fl.release.privatize import ReleaseSettings, check_release, released_dims
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import MOMENTS, MadeOf, ReleaseRequest
 from cadp_fl.weights import get_weights
@@ -100,8 +100,7 @@ class ReleasingMethod(ABC):
 
     def _release_settings(self, flow: ConditionalFlow) -> ReleaseSettings:
         release = self._study.release
-        dims = release.latent_dims or flow.leading_dims
-        return ReleaseSettings(self._mechanism, dims, release.shrinkage, *self._labels)
+        return ReleaseSettings(self._mechanism, released_dims(release, flow), release.shrinkage, *self._labels)
 
     def _releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> list[Path]:
         """Ask each site for its release, fetch it, and return the folders of all."""
@@ -181,7 +180,7 @@ def release_request(
         mechanism=mechanism.name,
         event=mechanism.event(),
         labels=labels,
-        latent_dims=release.latent_dims or flow.leading_dims,
+        latent_dims=released_dims(release, flow),
         shrinkage=release.shrinkage,
         shard_records=release.shard_records,
     )
