@@ -19,9 +19,10 @@ from cadp_fl.deployment import registration, superlink, supernode
 from cadp_fl.deployment.certificates import verifying
 from cadp_fl.deployment.coordinator import CoordinatorFolder
 from cadp_fl.errors import CadpError, InputError
+from cadp_fl.locks import locked
 from cadp_fl.site.folder import SiteFolder
 from cadp_fl.site.keys import new_key_pair
-from cadp_fl.study.environment import free_port, locked
+from cadp_fl.study.environment import free_port
 from tests.conftest import ROOT
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")

@@ -704,7 +704,7 @@ def test_what_a_site_says_beside_its_reply_cannot_fake_progress(run_config, lie)
 
 
 def test_a_late_site_rejoins_and_is_counted_once(run_config):
-    run = Run(run_config, "sites.timeout_seconds=0.5", "methods={fedavg: {rounds: 3}}")
+    run = Run(run_config, "sites.timeout_seconds=3", "methods={fedavg: {rounds: 3}}")
     run.grid.fail[(11, ACTIONS["train_classifier"])] = "late-once"
     assert run.go() == "incomplete"
     kind = ACTIONS["train_classifier"]
