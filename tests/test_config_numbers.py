@@ -48,7 +48,7 @@ NUMBERS = {name: annotation for name, annotation in FIELDS.items() if _numbers(a
 
 def test_the_law_sees_the_numbers_of_configs_methods_and_requests():
     names = " ".join(NUMBERS)
-    for known in ("CentralTrainingConfig.weight_decay", "_DpSgdSettings.rounds", "FlowRequest.seed", "min_units"):
+    for known in ("CentralTrainingConfig.weight_decay", "DpSgdSettings.rounds", "FlowRequest.seed", "min_units"):
         assert known in names
     assert "PolicyConfig.class_counts" in names
     assert "BudgetConfig.split" in names
