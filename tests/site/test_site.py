@@ -284,7 +284,7 @@ def steps_of_dp_sgd(steps, noise_std=20.0):
 )
 @pytest.mark.parametrize("units", ["train", "test"])
 def test_a_plan_that_takes_long_to_price_is_refused_before_it_is_priced(events, found, units, monkeypatch):
-    for module in ("plan", "book"):
+    for module in ("plan", "rules"):
         monkeypatch.setattr(f"cadp_fl.privacy.{module}.epsilon_of", lambda *_: pytest.fail("it was priced"))
     made = site()
     with pytest.raises((BudgetError, ExchangeError), match=found):
