@@ -39,7 +39,7 @@ def plan(
     set_: Override = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what every method of a study would spend at a site.
+    """Show what every method of a study would spend at a site.
 
     Event by event and composed, with the retry reserve, what all methods would
     compose to, and what one more round or release would cost. No record is
@@ -60,7 +60,7 @@ def epsilon(
     delta: _Delta = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what events cost, each alone and all as one plan that was fixed in advance.
+    """Show what events cost, each alone and all as one plan that was fixed in advance.
 
     An event is written gaussian:clip-norm=1,noise-std=7.46 or
     laplace:clip-norm=1,noise-scale=2 or
@@ -89,7 +89,7 @@ def noise(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell the least noise with which an event, and all beside it, meets a budget."""
+    """Show the least noise with which an event, and all beside it, meets a budget."""
     from cadp_fl.privacy.costs import least_noise
     from cadp_fl.privacy.notation import parse_event, parse_noiseless
 

@@ -233,7 +233,7 @@ def _labels(npz: Npz, split: str, records: int) -> np.ndarray:
 
 
 def _is_one_hot(values: np.ndarray) -> bool:
-    """Tell whether every row holds one 1 and zeros."""
+    """Return whether every row holds one 1 and zeros."""
     return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all())
 
 

@@ -140,7 +140,7 @@ def _post(client: httpx.Client, path: str) -> httpx.Response:
 
 
 def _is_superlinks(answer: httpx.Response) -> bool:
-    """Tell whether the SuperLink itself refused: a door before it does not speak as it does."""
+    """Return whether the SuperLink itself refused: a door before it does not speak as it does."""
     try:
         return list(answer.json()) == ["detail"]
     except (ValueError, TypeError):

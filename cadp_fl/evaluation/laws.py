@@ -194,7 +194,7 @@ def _release_of_units(mechanism: Mechanism, *, clip_norm: float, noise: NoiseSou
 
 
 def _is_bright(units: np.ndarray) -> np.ndarray:
-    """Tell which units are bright: one of 2 i and 2 i + 1, in turns."""
+    """Return which units are bright: one of 2 i and 2 i + 1, in turns."""
     bright: np.ndarray = (units + units // 2) % 2 == 0
     return bright
 

@@ -89,7 +89,7 @@ class _Reviews:
         return {site: each for site, each in wanted.items() if not waiting or site in waiting}
 
     def wait(self, site: str, error: CadpError) -> bool:
-        """Tell whether a site is asked again: its steward has not approved the release, and there is time."""
+        """Return whether a site is asked again: its steward has not approved the release, and there is time."""
         if not isinstance(error, ReviewError) or time.monotonic() >= self._deadline:
             return False
         self._waiting.add(site)
@@ -118,7 +118,7 @@ class IncomingRelease:
         return len(self.writer) == len(self.manifest.shards)
 
     def waits_for(self, number: int) -> bool:
-        """Tell whether the shard of a number is the next one."""
+        """Return whether the shard of a number is the next one."""
         return len(self.writer) == number < len(self.manifest.shards)
 
     def request(self) -> Request:

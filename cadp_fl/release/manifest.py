@@ -115,7 +115,7 @@ class ReleaseClaim(_Model):
         return self
 
     def exceeds(self, allowed: "ReleaseClaim") -> bool:
-        """Tell whether this claims other than what is allowed, and no weaker guarantee."""
+        """Return whether this claims other than what is allowed, and no weaker guarantee."""
         order = ("none", "given-flow", "end-to-end")
         return self != allowed and order.index(self.guarantee) >= order.index(allowed.guarantee)
 

@@ -227,7 +227,7 @@ def test_what_every_site_refused_is_said_not_to_have_left(run_config):
     assert (refused["guarantee"], refused["sites"]) == (None, {})
     assert "cadp-given-flow: was not run" in privacy["statement"]
     assert "left the sites" not in privacy["statement"]
-    assert "Nothing was told of test records" in privacy["statement"]
+    assert "Nothing was given out about test records" in privacy["statement"]
     assert all(both["epsilon"] == 0 for both in privacy["all_methods_together"]["sites"].values())
     assert "was not run" in (run.folder / "report.html").read_text()
 

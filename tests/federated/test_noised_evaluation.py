@@ -91,7 +91,7 @@ def test_an_evaluation_costs_its_budget_at_most_and_stands_on_a_line_of_its_own(
 
 def test_the_statement_and_the_report_say_how_test_units_are_protected(noised, exact):
     statement = noised.json("privacy.json")["statement"]
-    assert "of each method's classifier, when it was final, noised confusion counts" in statement
+    assert "noised confusion counts and score histograms of each method's classifier, when it was final," in statement
     assert "'replace one record', that would be, had the noise not been seeded, (20.00, 0.0001)-" in statement
     assert "No test record is a training record, so this is apart from every claim" in statement
     told = exact.json("privacy.json")["statement"]

@@ -118,7 +118,9 @@ def test_a_run_that_stopped_before_any_test_names_no_test_result(tmp_path, evalu
     privacy = told(hospitals, "privacy.json")
     line = privacy["test_units"]
     assert line["told_of"] == []
-    assert line["statement"].startswith("Nothing was told of test records. What was reserved for that counts as spent")
+    assert line["statement"].startswith(
+        "Nothing was given out about test records. What was reserved for that counts as spent"
+    )
     assert privacy["methods"]["dp-sgd"]["statement"].startswith("dp-sgd: was not run. Its plan was reserved, and")
     assert privacy["methods"]["fedavg"]["statement"].endswith("all that was reserved counts as spent.")
     text = page(hospitals)
@@ -131,7 +133,7 @@ def test_a_run_that_was_killed_says_what_it_does_not_know(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD)
     kill(hospitals, ACTIONS["train_classifier"], 1)
     privacy = told(hospitals, "privacy.json")
-    assert "whether anything was told of them is not known here" in privacy["test_units"]["statement"]
+    assert "whether anything was given out about them is not known here" in privacy["test_units"]["statement"]
     assert "left the sites" not in privacy["test_units"]["statement"]
     assert "It may not have been carried out in full" in privacy["methods"]["dp-sgd"]["statement"]
 

@@ -35,7 +35,7 @@ def no_proxies(monkeypatch):
 
 
 def httpx_says(address: str) -> bool:
-    """Tell whether httpx itself calls an address through a proxy."""
+    """Return whether httpx itself calls an address through a proxy."""
     with httpx.Client() as client:
         return client._transport_for_url(httpx.URL(f"https://{address}")) is not client._transport
 

@@ -76,7 +76,7 @@ class StudyRun:
     finish: Callable[[str], None]
 
     def evaluates(self, number: int, of: int, *, every: int = 1) -> bool:
-        """Tell whether a classifier is evaluated after a round: after every few of them, or the last alone with noise.
+        """Return whether a classifier is evaluated after a round: every few rounds, or the last alone with noise.
 
         Args:
             number: of the round, from 1.
