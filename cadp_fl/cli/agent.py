@@ -191,10 +191,10 @@ def serve(
 
     say = teller(silent=quiet)
 
-    def tell(line: str) -> None:
+    def announce(line: str) -> None:
         say(f"{time.strftime('%H:%M:%S')}  {line}")
 
-    agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, tell=tell)
+    agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, announce=announce)
 
     def end(_number: int, _frame: object) -> None:
         if agent.is_stopping:

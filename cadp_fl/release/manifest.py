@@ -169,7 +169,7 @@ class Manifest(ReleaseHead):
         on_grid = self.parameters.grid is not None
         if self.mechanism == (GaussianMechanism.name if on_grid else GridGaussianMechanism.name):
             raise ValueError(
-                f"the mechanism '{GridGaussianMechanism.name}' tells its grid, and '{GaussianMechanism.name}' has none"
+                f"the mechanism '{GridGaussianMechanism.name}' states its grid, and '{GaussianMechanism.name}' has none"
             )
         unpacked = self.records * (math.prod(self.dataset.shape) + 8 + len(self.dataset.attributes))
         if unpacked > MAX_RELEASE_BYTES:

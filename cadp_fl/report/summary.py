@@ -242,7 +242,7 @@ def _test_results(results: Results) -> tuple[list[str], bool]:
 
 
 def _test_units(results: Results, claims: RunClaims) -> dict[str, Any]:
-    """Return the line of the test units: what left of them, by method and site, and what all of it adds up to."""
+    """Return the line of the test units: what was given out about them, by method and site, and the total."""
     tested, is_known = _test_results(results)
     accounts, metrics = results.test_accounts, results.study.evaluation.metrics
     return {

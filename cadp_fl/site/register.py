@@ -44,7 +44,7 @@ class Register:
 
     @property
     def kinds(self) -> set[str]:
-        """What told who is who so far."""
+        """What has said who is who so far."""
         return {kind for kind, _ in self.sides}
 
     def with_units_of(self, data: SiteData) -> "Register":

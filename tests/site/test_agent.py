@@ -299,7 +299,7 @@ def test_a_release_that_waits_is_one_line_until_something_changes(folder, monkey
 
     monkeypatch.setattr(Site, "answer", answer)
     lines = []
-    with served(folder, tell=lines.append):
+    with served(folder, announce=lines.append):
         for _ in range(5):
             _fetch(folder)
         _fetch(folder, event="cadp-release-2")
@@ -456,7 +456,7 @@ def test_nothing_is_built_for_who_reserved_nothing(folder, action, monkeypatch):
 
 def test_no_request_writes_to_the_stewards_terminal(folder):
     said = []
-    with served(folder, tell=said.append):
+    with served(folder, announce=said.append):
         for action in ("x\n\x1b[2Jreload : answered", "A", "x" * 41):
             with pytest.raises(ExchangeError):
                 AgentClient(folder.socket).call(Request(action))

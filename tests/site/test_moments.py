@@ -163,7 +163,7 @@ def test_a_plan_without_the_event_pays_for_none_and_one_with_it_pays_once(event)
 def test_an_event_of_another_stage_is_refused_even_if_it_was_planned(event, stage):
     event = event.model_copy(update={"stage": stage})
     made = reserve(site(), event)
-    with pytest.raises(ExchangeError, match="Moments are told in stage 'moments'"):
+    with pytest.raises(ExchangeError, match="Moments are released in stage 'moments'"):
         made.call(asked(event))
     assert spent(made) == []
 
@@ -198,7 +198,7 @@ def test_a_hostile_centre_gives_finite_answers_of_the_same_noise(centre):
 
 
 def quiet(seed, event, data=None, units=None, centre=0.05):
-    """Return what a site would tell with a noise of next to nothing."""
+    """Return what a site would release with a noise of next to nothing."""
     data = data or dataset()
     return noised_moments(
         FrontEnd(FRONT_END, SCHEMA.shape),
