@@ -71,7 +71,7 @@ class _Reviews:
     """The stewards' approvals that a fetch waits for.
 
     Args:
-        federation: is told of every site that waits.
+        federation: hears of every site that waits.
         phase: of the run.
         rounds: of the phase.
         seconds: how long to wait for all of them.
@@ -99,7 +99,7 @@ class _Reviews:
         return True
 
     def pause(self) -> bool:
-        """Wait a little if any site waits, and tell so."""
+        """Wait a little if any site waits, and return whether one does."""
         if self._waiting:
             time.sleep(min(REVIEW_PAUSE_SECONDS, max(0.0, self._deadline - time.monotonic())))
         return bool(self._waiting)
