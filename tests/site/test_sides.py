@@ -275,7 +275,7 @@ def test_a_ledger_that_does_not_say_who_was_tested_on_opens_with_one_budget_for_
     (records,) = [check for check in SITE_CHECKS if check.name == "records"]
     assert any("its format is 1" in finding.found for finding in examine([records], Site(folder)))
     shown = CliRunner().invoke(app, ["site", "ledger", "show", str(folder.path)])
-    assert "counts as told of training units too" in shown.output
+    assert "counts for training units too" in shown.output
 
 
 def test_terms_say_who_is_tested_on_in_words_and_for_good(made):
