@@ -59,7 +59,7 @@ def read_medmnist_as(path: Path, schema: Schema) -> Source:
         label = schema.classes[-1]
         if label not in schema.attributes or schema.classes != _classes_of(label):
             raise DataError(
-                "Which attribute of a multi-label file is the label is told by classes named 'not NAME' and 'NAME'. "
+                "Classes named 'not NAME' and 'NAME' say which attribute of a multi-label file is the label. "
                 f"Found '{schema.classes[0]}' and '{label}'; leave data.classes out where the flow is trained."
             )
         settings |= {"label": label, "attributes": schema.attributes}
