@@ -115,7 +115,9 @@ def init(
     if not quiet:
         typer.echo(f"Ledger: {path}, of {ledger.terms.protects}. Mark: {ledger.mark}.")
         typer.echo(ledger.terms.sides.in_words)
-        typer.echo(f"Head: {ledger.links()[-1].hash} (written down elsewhere, it tells this ledger from any other)")
+        typer.echo(
+            f"Head: {ledger.links()[-1].hash} (written down elsewhere, it distinguishes this ledger from any other)"
+        )
 
 
 @ledger_app.command(epilog="Example: cadp-fl site ledger show north")

@@ -104,7 +104,7 @@ class GivenMoments:
 
 
 def _given(front_end: FrontEndConfig, centre: np.ndarray, moments: Mapping[str, np.ndarray]) -> list[str]:
-    """Return what tells moments from all others: their front end, and hashes of their centre and of their numbers."""
+    """Return what identifies moments: their front end, and hashes of their centre and of their numbers."""
     return [front_end.model_dump_json(), weights_sha256({"centre": centre}), weights_sha256(moments)]
 
 

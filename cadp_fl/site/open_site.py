@@ -43,7 +43,7 @@ def new_split_rule(config: SiteConfig, source: Source) -> SplitRule:
     """Return the rule that a new ledger of the site keeps: who is tested on.
 
     Raises:
-        DataError: some are to be tested on, and the records tell neither whom nor who is who.
+        DataError: some are to be tested on, and the records say neither whom nor who is who.
     """
     if config.rehearsal is not None:
         return rehearsal_rule(source)
