@@ -91,7 +91,7 @@ def _open(folder):
     [({"dataset": None}, "a name that all sites share"), ({"classes": None}, "no class that its records alone show")],
     ids=["dataset", "classes"],
 )
-def test_a_site_tells_nothing_of_itself_that_is_read_from_its_records(own, edit, reason):
+def test_a_site_says_nothing_of_itself_that_is_read_from_its_records(own, edit, reason):
     settings = yaml.safe_load(own.config.read_text())
     for key in edit:
         settings.pop(key, None)
