@@ -41,7 +41,7 @@ class Ending:
         self._wished = True
 
     def is_set(self) -> bool:
-        """Tell whether it was wished."""
+        """Return whether it was wished."""
         return self._wished
 
     def wait(self, seconds: float = float("inf")) -> bool:
@@ -104,7 +104,7 @@ def interruptible() -> Iterator[None]:
 
 
 def interrupted() -> bool:
-    """Tell whether this process was ever interrupted."""
+    """Return whether this process was ever interrupted."""
     return _interrupts.last is not None
 
 

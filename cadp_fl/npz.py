@@ -1,6 +1,6 @@
 """An npz read without trust: no pickle is opened, and every size is bounded before anything is allocated.
 
-An npz is a zip of `NAME.npy` members. A size is told three times, by the zip's directory, by the npy header and by the
+An npz is a zip of `NAME.npy` members. A size is given three times, by the zip's directory, by the npy header and by the
 bytes that unpack; they have to agree, and stay below the caller's limit.
 """
 

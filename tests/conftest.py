@@ -43,11 +43,11 @@ def write_portraits(path: Path) -> Path:
     generator = np.random.default_rng(0)
     named = {}
     for split, count in (("train", 200), ("val", 40), ("test", 60)):
-        told = generator.integers(0, 2, (count, 3), dtype=np.uint8)
+        attributes = generator.integers(0, 2, (count, 3), dtype=np.uint8)
         images = generator.integers(0, 100, (count, 8, 8), dtype=np.uint8)
         for column in range(3):
-            images[:, 2 * column : 2 * column + 2] += 100 * told[:, column, None, None]
-        named |= {f"{split}_images": images, f"{split}_labels": told}
+            images[:, 2 * column : 2 * column + 2] += 100 * attributes[:, column, None, None]
+        named |= {f"{split}_images": images, f"{split}_labels": attributes}
     np.savez_compressed(path, **named)
     return path
 

@@ -36,9 +36,9 @@ def test_a_bounded_delta_gives_away_nobody_with_a_chance_of_one_in_a_hundred(uni
 
 def test_every_key_of_a_policy_that_the_page_explains_has_its_default():
     """Keys that are not there yet are skipped: the page and the policy are written side by side."""
-    told = dict(re.findall(r"`([a-z_.]+): ([\w.]+)`(?=[^|\n]*\|[^|\n]*\|$)", PAGE, re.M))
-    assert {"unprotected", "made_flows", "review", "most_plans"} <= set(told)
+    settings = dict(re.findall(r"`([a-z_.]+): ([\w.]+)`(?=[^|\n]*\|[^|\n]*\|$)", PAGE, re.M))
+    assert {"unprotected", "made_flows", "review", "most_plans"} <= set(settings)
     fields = PolicyConfig.model_fields
-    for key, value in told.items():
+    for key, value in settings.items():
         if key in fields:
             assert str(fields[key].default).lower() == value.lower(), key

@@ -39,6 +39,6 @@ def test_a_link_lies_where_it_points(tmp_path, monkeypatch):
     assert network_file_system(tmp_path / "near" / "ledger.db") == "smb3"
 
 
-def test_a_root_on_the_network_is_told(monkeypatch):
+def test_a_root_on_the_network_is_reported(monkeypatch):
     monkeypatch.setattr("psutil.disk_partitions", lambda all: [SimpleNamespace(mountpoint="/", fstype="nfs")])
     assert network_file_system(Path("/anywhere")) == "nfs"

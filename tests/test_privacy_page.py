@@ -31,23 +31,23 @@ def steps(rate, noise_std, count):
 
 
 @pytest.mark.parametrize(
-    ("event", "told"),
+    ("event", "texts"),
     [
         (release(7.4612), ("1.000", "0.469")),
         (steps(0.1, 2.0, 1), (".460", ".369")),
         (steps(0.064, 1.1, 500), ("14.25", "8.31")),
     ],
 )
-def test_the_epsilons_of_the_page_are_the_accountants(event, told):
-    for relation, text in zip(BOTH, told, strict=True):
+def test_the_epsilons_of_the_page_are_the_accountants(event, texts):
+    for relation, text in zip(BOTH, texts, strict=True):
         assert text in PAGE
         assert epsilon_of([event], 1e-5, relation) == pytest.approx(float(text), rel=0.01)
 
 
-@pytest.mark.parametrize(("m", "told"), [(5, "2.44"), (10, "3.62")])
-def test_the_cost_of_a_patient_is_the_accountants(m, told):
-    assert f"{told} " in PAGE
-    assert epsilon_of([release(7.4612, m)], 1e-5) == pytest.approx(float(told), abs=0.006)
+@pytest.mark.parametrize(("m", "text"), [(5, "2.44"), (10, "3.62")])
+def test_the_cost_of_a_patient_is_the_accountants(m, text):
+    assert f"{text} " in PAGE
+    assert epsilon_of([release(7.4612, m)], 1e-5) == pytest.approx(float(text), abs=0.006)
 
 
 def test_the_classical_formula_adds_too_little_noise_above_8_4():
@@ -88,15 +88,15 @@ def test_the_error_of_a_sum_of_shares_is_below_what_the_page_says():
     assert 2 * math.log10(10_000) - (math.pi * 64) ** 2 / 2 / math.log(10) < -8_700  # off a diagonal, s is 64 / sqrt(2)
 
 
-@pytest.mark.parametrize(("batch", "told"), [(1, 187), (2, 127), (128, 5.4)])
-def test_a_clip_by_column_sums_leaves_these_norms(batch, told):
+@pytest.mark.parametrize(("batch", "mean"), [(1, 187), (2, 127), (128, 5.4)])
+def test_a_clip_by_column_sums_leaves_these_norms(batch, mean):
     generator = torch.Generator().manual_seed(0)
     norms = []
     for _ in range(50):
         z = torch.randn(batch, 784, generator=generator)
         norms.append((z / torch.linalg.matrix_norm(z, ord=1)).abs().sum(dim=1).max())
-    assert f"{told}" in PAGE
-    assert torch.stack(norms).mean() == pytest.approx(told, rel=0.05)
+    assert f"{mean}" in PAGE
+    assert torch.stack(norms).mean() == pytest.approx(mean, rel=0.05)
 
 
 def test_the_relations_of_the_page_are_those_that_are_printed():

@@ -99,12 +99,12 @@ def test_a_public_call_takes_what_it_took(call):
     found = importlib.import_module(module)
     for part in call.removeprefix(f"{module}.").split("."):
         found = getattr(found, part)
-    parameters, starred, told = inspect.signature(found).parameters.values(), False, []
+    parameters, starred, names = inspect.signature(found).parameters.values(), False, []
     for parameter in parameters:
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
-            told, starred = [*told, "*"], True
-        told.append(parameter.name)
-    assert ", ".join(told) == CALLS[call]
+            names, starred = [*names, "*"], True
+        names.append(parameter.name)
+    assert ", ".join(names) == CALLS[call]
 
 
 def test_the_page_lists_the_public_names():

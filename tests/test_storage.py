@@ -41,14 +41,14 @@ def test_one_kind_in_place_of_another_is_named(tmp_path, kind, asked):
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "cadp-fl \x1b[31m 1"}])
-def test_a_file_of_other_software_is_told_as_that_and_not_repeated(tmp_path, metadata):
+def test_a_file_of_other_software_is_named_as_that_and_not_repeated(tmp_path, metadata):
     save_file(WEIGHTS, tmp_path / "x", metadata)
     with pytest.raises(DataError, match="is a safetensors file of other software; give a flow") as refused:
         read_description(tmp_path / "x", kind="flow")
     assert "\x1b" not in str(refused.value)
 
 
-def test_another_format_is_told_as_another_version(tmp_path):
+def test_another_format_is_named_as_another_version(tmp_path):
     save_file(WEIGHTS, tmp_path / "x", {"format": "cadp-fl flow 2"})
     with pytest.raises(DataError, match="stored by another version of cadp-fl, in format 2"):
         read_description(tmp_path / "x", kind="flow")

@@ -2,7 +2,7 @@
 
     ratio = median over the turns of (reference's seconds per item / our seconds per item)
 
-Rates of one run compare with nothing but each other; the ratio is what can be told to others.
+Rates of one run compare with nothing but each other; the ratio is what can be reported to others.
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """The flow that one would write with FrEIA alone: the reference of the flow benchmarks.
 
-The architecture of `ConditionalFlow` with hard permutations, told the condition as FrEIA does it: one-hot, spread over
+The architecture of `ConditionalFlow` with hard permutations, given the condition as FrEIA does it: one-hot, spread over
 the pixels of each scale, and joined with the input of every subnet.
 """
 

@@ -107,7 +107,7 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _processor() -> str:
-    """Return the processor's name, or its architecture where the system does not tell."""
+    """Return the processor's name, or its architecture where the system does not give it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

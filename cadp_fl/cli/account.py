@@ -39,7 +39,7 @@ def plan(
     set_: Override = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what every method of a study would spend at a site.
+    """Show what every method of a study would spend at a site.
 
     Event by event and composed, with the retry reserve, what all methods would
     compose to, and what one more round or release would cost. No record is
@@ -47,11 +47,11 @@ def plan(
     """
     from cadp_fl.study.planned_costs import account_study
 
-    told = account_study(config, set_ or [])
+    planned = account_study(config, set_ or [])
     if as_json:
-        typer.echo(json.dumps(told.to_json(), indent=2))
+        typer.echo(json.dumps(planned.to_json(), indent=2))
     else:
-        _print_study(console_to(), told)
+        _print_study(console_to(), planned)
 
 
 @account.command(epilog="Example: cadp-fl account epsilon gaussian:clip-norm=1,noise-std=7.4612 --delta 1e-5")
@@ -60,7 +60,7 @@ def epsilon(
     delta: _Delta = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what events cost, each alone and all as one plan that was fixed in advance.
+    """Show what events cost, each alone and all as one plan that was fixed in advance.
 
     An event is written gaussian:clip-norm=1,noise-std=7.46 or
     laplace:clip-norm=1,noise-scale=2 or
@@ -89,7 +89,7 @@ def noise(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell the least noise with which an event, and all beside it, meets a budget."""
+    """Show the least noise with which an event, and all beside it, meets a budget."""
     from cadp_fl.privacy.costs import least_noise
     from cadp_fl.privacy.notation import parse_event, parse_noiseless
 
@@ -157,38 +157,39 @@ def _print_costs(console: Console, costs: "Costs") -> None:
     console.print(table)
 
 
-def _print_study(console: Console, told: "StudyAccount") -> None:
+def _print_study(console: Console, study: "StudyAccount") -> None:
     from cadp_fl.privacy.claims import format_against, format_epsilon
 
-    for each in told.methods:
+    for each in study.methods:
         _print_method(console, each)
-    together = told.together
+    together = study.together
     if together.epsilon is None:
         console.print(
             f"All methods on the same records: no guarantee. Unprotected: {'; '.join(together.unprotected)}. What is "
-            f"protected adds up to epsilon {format_epsilon(told.protected_together.replace_one)}.",
+            f"protected adds up to epsilon {format_epsilon(study.protected_together.replace_one)}.",
             soft_wrap=True,
         )
     else:
         console.print(
             f"All methods on the same records: epsilon {format_epsilon(together.epsilon)} (add-or-remove "
-            f"{format_epsilon(told.protected_together.add_remove)}) at delta {together.delta:g}"
+            f"{format_epsilon(study.protected_together.add_remove)}) at delta {together.delta:g}"
             f"{format_against(together.against)}; across plans, epsilons and deltas add.",
             soft_wrap=True,
         )
-    _print_test(console, told)
+    _print_test(console, study)
     console.print(
-        f"Relation: {told.relation}. delta is small enough for sites of up to {told.careful_cohort} {told.unit}s, and "
-        f"of up to {told.largest_cohort} whose policies allow a large delta. No record was read, and nothing was run."
-        + (" Noise is SEEDED: such a run protects nothing, and no epsilon holds." if told.noise == "seeded" else ""),
+        f"Relation: {study.relation}. delta is small enough for sites of up to {study.careful_cohort} {study.unit}s, "
+        f"and of up to {study.largest_cohort} whose policies allow a large delta. No record was read, and nothing was "
+        "run."
+        + (" Noise is SEEDED: such a run protects nothing, and no epsilon holds." if study.noise == "seeded" else ""),
         soft_wrap=True,
     )
 
 
-def _print_test(console: Console, told: "StudyAccount") -> None:
+def _print_test(console: Console, study: "StudyAccount") -> None:
     from cadp_fl.privacy.claims import format_epsilon
 
-    test = told.test
+    test = study.test
     if test.each is None or test.together is None:
         said = (
             "exact test results leave (evaluation.metrics: exact), and no epsilon covers them; a real site refuses "
@@ -201,22 +202,22 @@ def _print_test(console: Console, told: "StudyAccount") -> None:
             f"epsilon {both}, under '{test.relation}'"
         )
     console.print(
-        f"Test {told.unit}s: {said}. No test {told.unit} is a training {told.unit}: this is apart from all else.",
+        f"Test {study.unit}s: {said}. No test {study.unit} is a training {study.unit}: this is apart from all else.",
         soft_wrap=True,
     )
 
 
-def _print_method(console: Console, told: "MethodAccount") -> None:
+def _print_method(console: Console, planned: "MethodAccount") -> None:
     from cadp_fl.privacy.claims import format_against, format_epsilon
 
-    delta, claim = told.costs.delta or 0.0, told.claim
-    table = _cost_table(f"{told.method}: epsilon of each event alone, at delta {delta:g}", told.costs)
-    if told.retry.epsilon:
+    delta, claim = planned.costs.delta or 0.0, planned.claim
+    table = _cost_table(f"{planned.method}: epsilon of each event alone, at delta {delta:g}", planned.costs)
+    if planned.retry.epsilon:
         table.add_row(
             "retries",
-            f"set aside for results that a crash lost; adds, and so does its delta {told.retry.delta:g}",
-            format_epsilon(told.retry.epsilon),
-            format_epsilon(told.retry.epsilon),
+            f"set aside for results that a crash lost; adds, and so does its delta {planned.retry.delta:g}",
+            format_epsilon(planned.retry.epsilon),
+            format_epsilon(planned.retry.epsilon),
         )
     figures = {
         "end-to-end": (claim.epsilon, claim.epsilon_add_remove),
@@ -231,7 +232,7 @@ def _print_method(console: Console, told: "MethodAccount") -> None:
     guarantee = f"{words}{format_against(claim.against)}; at delta {claim.delta:g}"
     table.add_row("in all", guarantee, *(format_epsilon(figure) for figure in figures))
     console.print(table)
-    for more in told.one_more:
+    for more in planned.one_more:
         console.print(
             f"  {more.what} would be a new plan, epsilon {format_epsilon(more.cost.replace_one)} (add-or-remove "
             f"{format_epsilon(more.cost.add_remove)}) at delta {more.delta:g}; across plans epsilons and deltas add: "

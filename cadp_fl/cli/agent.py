@@ -191,10 +191,10 @@ def serve(
 
     say = teller(silent=quiet)
 
-    def tell(line: str) -> None:
+    def announce(line: str) -> None:
         say(f"{time.strftime('%H:%M:%S')}  {line}")
 
-    agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, tell=tell)
+    agent = Agent(SiteFolder(folder.absolute()), seeded_noise=seeded_noise, announce=announce)
 
     def end(_number: int, _frame: object) -> None:
         if agent.is_stopping:
@@ -210,20 +210,20 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     from cadp_fl.site.agent import command
     from cadp_fl.site.folder import SiteFolder
 
-    told = command(SiteFolder(folder.absolute()), "status")
+    state = command(SiteFolder(folder.absolute()), "status")
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(state, indent=2))
         return
-    since = datetime.fromtimestamp(told["since"], tz=UTC).isoformat(timespec="seconds")
+    since = datetime.fromtimestamp(state["since"], tz=UTC).isoformat(timespec="seconds")
     typer.echo(
-        f"The agent of site '{told['site']}' runs since {since} (process {told['pid']}): {told['answered']} answers."
+        f"The agent of site '{state['site']}' runs since {since} (process {state['pid']}): {state['answered']} answers."
     )
-    busy = told["busy_with"]
+    busy = state["busy_with"]
     seconds = 0 if busy is None else time.time() - busy["since"]
     typer.echo("It is idle." if busy is None else f"It has been busy with '{busy['action']}' for {seconds:.0f} s.")
     typer.echo(
         "Its policy is that of policy.yaml."
-        if told["policy_in_force"]
+        if state["policy_in_force"]
         else "policy.yaml was edited: every request is refused until cadp-fl site reload."
     )
 
@@ -234,10 +234,10 @@ def reload(folder: Folder, quiet: Silent = False) -> None:
     from cadp_fl.site.folder import SiteFolder
     from cadp_fl.site.policy_file import in_words
 
-    told = command(SiteFolder(folder.absolute()), "reload")
+    answer = command(SiteFolder(folder.absolute()), "reload")
     if quiet:
         return
-    if told["changed"]:
-        typer.echo(f"The edited policy is in force. {in_words(told['changes'])}")
+    if answer["changed"]:
+        typer.echo(f"The edited policy is in force. {in_words(answer['changes'])}")
     else:
         typer.echo("The policy is the one that was in force.")

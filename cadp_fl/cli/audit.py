@@ -176,7 +176,7 @@ def _print_limits(console: Console, epsilons: tuple[float, ...], delta: float) -
     console.print(table)
     console.print(
         "canaries: with fewer, an audit of a single run cannot show that epsilon is exceeded, at a false alarm of "
-        f"{ONE_RUN_FALSE_ALARM:g}, even if it guesses every one right. linked: how often, at most, an attacker tells "
-        "which of so many equally likely records a released one is of.",
+        f"{ONE_RUN_FALSE_ALARM:g}, even if it guesses every one right. linked: how often, at most, an attacker finds "
+        "out which of so many equally likely records a released one is of.",
         soft_wrap=True,
     )

@@ -117,13 +117,13 @@ def _clock(seconds: float) -> str:
 def _print_comparison(console: Console, tree: dict[str, Any], output: Path) -> None:
     from cadp_fl.report.comparison_page import TEXT, notes_of, tables_of
 
-    for told in tables_of(tree):
-        shown = [index for index, heading in enumerate(told.headings) if heading in SHOWN]
-        table = Table(title=told.title, title_justify="left")
+    for comparison in tables_of(tree):
+        shown = [index for index, heading in enumerate(comparison.headings) if heading in SHOWN]
+        table = Table(title=comparison.title, title_justify="left")
         for index in shown:
-            heading = told.headings[index]
+            heading = comparison.headings[index]
             table.add_column(heading, justify="left" if heading in TEXT else "right", no_wrap=heading != "guarantee")
-        for row in told.rows:
+        for row in comparison.rows:
             table.add_row(*(row[index].partition(":")[0] for index in shown))
         console.print(table)
     for note in notes_of(tree):

@@ -18,12 +18,12 @@ def estimate_tables(console: Console, estimate: Estimate) -> None:
     for heading in ("method", "stage", "event", "replace-one", "add-or-remove"):
         table.add_column(heading, justify="right" if "-o" in heading else "left")
     for method, stage in ((method, stage) for method, stages in estimate.stages.items() for stage in stages):
-        on_test, told = stage.units == "test", f"{stage.event}, delta {stage.delta:g}"
+        on_test, test_event = stage.units == "test", f"{stage.event}, delta {stage.delta:g}"
         unprotected = "exact test results" if on_test else "NOT protected"
         table.add_row(
             method,
             "test units" if on_test else stage.stage,
-            unprotected if stage.epsilon is None else told if on_test else stage.event,
+            unprotected if stage.epsilon is None else test_event if on_test else stage.event,
             _bound(stage.epsilon),
             _bound(stage.epsilon_add_remove),
         )

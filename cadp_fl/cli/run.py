@@ -87,31 +87,31 @@ def _left_going(output: Path) -> str:
 def _status(output: Path, *, as_json: bool) -> None:
     from cadp_fl.deployment.started_run import run_status
 
-    told = run_status(output)
+    status = run_status(output)
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(status, indent=2))
         return
-    for line in _lines(told):
+    for line in _lines(status):
         typer.echo(plain(line))
 
 
-def _lines(told: dict[str, Any]) -> list[str]:
+def _lines(status: dict[str, Any]) -> list[str]:
     """Return a run's status as text."""
     lines = [
-        f"Run {told['flower_run']} over the federation '{told['federation']}', started {told['started']}. Flower says: "
-        f"{told['flower']}."
+        f"Run {status['flower_run']} over the federation '{status['federation']}', started {status['started']}. "
+        f"Flower says: {status['flower']}."
     ]
-    if told["phase"] is not None:
-        answered = ", ".join(told["answered"]) or "no site yet"
+    if status["phase"] is not None:
+        answered = ", ".join(status["answered"]) or "no site yet"
         lines.append(
-            f"{told['phase']}  {told['round']}/{told['of']}  answered: {answered}. Last step: {told['since']}."
+            f"{status['phase']}  {status['round']}/{status['of']}  answered: {answered}. Last step: {status['since']}."
         )
     else:
         lines.append("No site has been asked anything yet.")
-    lines += [f"  {each['site']} {each['reason']}" for each in told["waiting"]]
-    lines += [f"  {gap['site']} was missing in {gap['phase']}: {gap['reason']}" for gap in told["missing"]]
-    if told["end"] is not None:
-        lines.append(f"It ended: {told['end']['status']}. {told['end']['reason']}".rstrip())
+    lines += [f"  {each['site']} {each['reason']}" for each in status["waiting"]]
+    lines += [f"  {gap['site']} was missing in {gap['phase']}: {gap['reason']}" for gap in status["missing"]]
+    if status["end"] is not None:
+        lines.append(f"It ended: {status['end']['status']}. {status['end']['reason']}".rstrip())
     return lines
 
 

@@ -75,7 +75,7 @@ def init(
     """Make the ledger of a population, once and for all.
 
     Its terms are those of --policy, or are given one by one. A ledger is never
-    made over another, nor where its mark tells that there was one. It is for
+    made over another, nor where its mark shows that there was one. It is for
     releases by hand: nobody is ever tested on, and a file's test split is left
     alone. Of a site that is tested on too, cadp-fl site init makes the ledger.
     """
@@ -115,7 +115,9 @@ def init(
     if not quiet:
         typer.echo(f"Ledger: {path}, of {ledger.terms.protects}. Mark: {ledger.mark}.")
         typer.echo(ledger.terms.sides.in_words)
-        typer.echo(f"Head: {ledger.links()[-1].hash} (written down elsewhere, it tells this ledger from any other)")
+        typer.echo(
+            f"Head: {ledger.links()[-1].hash} (written down elsewhere, it distinguishes this ledger from any other)"
+        )
 
 
 @ledger_app.command(epilog="Example: cadp-fl site ledger show north")
@@ -242,7 +244,7 @@ def export(
 
 
 def _ledger_at(path: Path, mark: Path | None) -> tuple[Path, Path | None, Path | None]:
-    """Return a ledger's database, its mark and its policy, as far as a path and an option tell."""
+    """Return a ledger's database, its mark and its policy, as far as a path and an option name them."""
     from cadp_fl.config import load_site
     from cadp_fl.site.folder import SiteFolder
 
@@ -297,8 +299,8 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
         console.print(table)
     if "split" not in tree:
         console.print(
-            "The ledger does not say who was tested on (its format is 1): what was told of test units counts as told "
-            "of training units too.",
+            "The ledger does not say who was tested on (its format is 1): what was given out about test units counts "
+            "for training units too.",
             soft_wrap=True,
         )
     for units, total in tree["totals"].items():

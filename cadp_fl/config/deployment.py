@@ -57,7 +57,7 @@ class CoordinatorConfig(Settings):
 
 
 class Invitation(Settings):
-    """What a coordinator tells its sites: where it is, and which certificates it proves that by. It is public."""
+    """What a coordinator sends its sites: where it is, and which certificates it proves that by. It is public."""
 
     federation: SiteName = Field(description="name of the federation")
     address: _Address = Field(description="host and port of the coordinator")

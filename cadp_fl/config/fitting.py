@@ -74,7 +74,7 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def _is_one(kind: Any, value: Any) -> bool:
-    """Tell whether a value is of a type, as YAML and JSON have them: a whole number is a number, and true is none."""
+    """Return whether a value is of a type, as YAML and JSON have them: a whole number is a number, and true is none."""
     if kind is float or kind is int:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is bool:

@@ -15,7 +15,7 @@ _Delta = Annotated[float, Field(gt=0, lt=1)]
 
 
 class EvaluationPolicy(Settings):
-    """What may be told of classifiers on the site's test records, which are never trained on."""
+    """What may be given out about classifiers on the site's test records, which are never trained on."""
 
     exact: bool = Field(
         False,
@@ -57,7 +57,8 @@ class PolicyConfig(PrivacyUnit):
         "small with almost no noise; what is below this is refused, whatever its epsilon",
     )
     labels: Literal["public", "covered"] = Field(
-        "covered", description="covered: nothing tells a record's label, nor how many records a class has, but noised"
+        "covered",
+        description="covered: a record's label, and how many records a class has, leave with noise or not at all",
     )
     mechanisms: tuple[str, ...] = Field(
         ("grid-gaussian", "gaussian", "laplace"),
@@ -106,7 +107,7 @@ class PolicyConfig(PrivacyUnit):
     )
     seeded_noise: bool = Field(False, description="whether noise may come from a seed, which protects nothing")
     review: bool = Field(True, description="whether a release waits for the steward's approval")
-    evaluation: EvaluationPolicy | None = Field(None, description="nothing is told of test records without it")
+    evaluation: EvaluationPolicy | None = Field(None, description="nothing is given out about test records without it")
     most_plans: Count = Field(
         1000,
         le=1_000_000,

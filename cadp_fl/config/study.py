@@ -68,7 +68,7 @@ class DataConfig(Settings):
     label: AttributeName | None = Field(
         None,
         description="which attribute is the class to be learned, by name or by column from 0, where a record has "
-        "several; the flow is told all, and all are public: they leave with the record, and no claim covers them",
+        "several; the flow is given all, and all are public: they leave with the record, and no claim covers them",
     )
     attributes: tuple[AttributeName, ...] | None = Field(
         None, min_length=2, max_length=1000, description="one name an attribute; 0, 1, ... by default"
@@ -169,7 +169,7 @@ class FrontEndConfig(Settings):
         description="root mean square of the lowest frequencies' image, beyond which contrast is cut off",
     )
     descriptor: Literal["oriented-gradients", "none"] = Field(
-        "oriented-gradients", description="what else of an image is told, so that classes differ"
+        "oriented-gradients", description="what else of an image is used, so that classes differ"
     )
     image_weight: float = Field(
         0.4, gt=0, le=1, description="alpha: share of the lowest frequencies in the norm, beside a descriptor"
@@ -227,7 +227,7 @@ class MomentsConfig(Settings):
     noise: Literal["each-site", "aggregator"] = Field(
         "each-site",
         description="each-site: every site adds all of its noise, which holds against the server; aggregator: sites "
-        "add shares of one noise, and the server, which adds up what they tell, is trusted not to look before",
+        "add shares of one noise, and the server, which adds up what they send, is trusted not to look before",
     )
     ridge: float = Field(
         1.5,
@@ -412,7 +412,7 @@ class BudgetConfig(PrivacyUnit):
         {},
         description="shares of epsilon of the stages beside a method's release or classifier, which gets the rest: "
         "labels (0.2 by default; 0.02 above a warm start) and counts (0.05), where labels are covered and no moments "
-        "tell counts; of what those leave, moments (0.95) and "
+        "hold counts; of what those leave, moments (0.95) and "
         "flow (0.25), where a method has them beside another stage",
     )
     retry_reserve: float = Field(
@@ -426,7 +426,7 @@ class EvaluationConfig(Settings):
     every: Count = Field(2, description="rounds between two evaluations of a federated baseline, if they are exact")
     metrics: Literal["exact", "noised"] = Field(
         "exact",
-        description="exact: as only a simulation, or a site whose policy says so, tells; noised: each method's "
+        description="exact: as only a simulation, or a site whose policy says so, gives out; noised: each method's "
         "classifier is evaluated once, when it is final, since each evaluation spends",
     )
     epsilon: float | None = Field(

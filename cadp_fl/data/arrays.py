@@ -39,22 +39,22 @@ def dataset_of(
     Raises:
         DataError: a type, a shape or a range is wrong.
     """
-    stack, names, told = _stack(np.asarray(images)), tuple(str(each) for each in classes), dict(attributes or {})
+    stack, names, columns = _stack(np.asarray(images)), tuple(str(each) for each in classes), dict(attributes or {})
     try:
-        schema = Schema(name=name, shape=stack.shape[1:], classes=names, levels=levels, attributes=tuple(told))
+        schema = Schema(name=name, shape=stack.shape[1:], classes=names, levels=levels, attributes=tuple(columns))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         if first["loc"][0] == "attributes":
             raise DataError(
-                f"Records have up to {MAX_ATTRIBUTES} attributes, with names of 1 to 64 characters. Found {len(told)} "
-                "attributes; correct their names."
+                f"Records have up to {MAX_ATTRIBUTES} attributes, with names of 1 to 64 characters. Found "
+                f"{len(columns)} attributes; correct their names."
             ) from error
         raise DataError(
             f"Records have a name, 1 or 3 channels, two or more classes and 2 to 256 levels. Found '{name}', images of "
             f"shape {stack.shape[1:]}, {len(names)} classes and {levels} levels; correct the {first['loc'][0]}."
         ) from error
     owners = None if patients is None else _integers(patients, "Patients")
-    values = _attributes(told, len(stack)) if told else None
+    values = _attributes(columns, len(stack)) if columns else None
     return Dataset(schema, _pixels(stack, levels), _integers(labels, "Labels"), owners, values)
 
 
@@ -79,9 +79,9 @@ def _pixels(images: np.ndarray, levels: int) -> np.ndarray:
     return np.ascontiguousarray(images)
 
 
-def _attributes(told: Mapping[str, Any], records: int) -> np.ndarray:
+def _attributes(by_name: Mapping[str, Any], records: int) -> np.ndarray:
     """Return attributes as uint8, (records, attributes)."""
-    columns = [np.asarray(values) for values in told.values()]
+    columns = [np.asarray(values) for values in by_name.values()]
     if any(column.shape != (records,) or not np.isin(column, (0, 1)).all() for column in columns):
         raise DataError(
             f"An attribute is 0 or 1 for each of the {records} records. Found others; correct the attributes."

@@ -1,4 +1,4 @@
-"""What tells a simulated site's records from any others, so that a run is resumed with those that it began with."""
+"""What distinguishes a simulated site's records from any others, so that a run is resumed with its own."""
 
 import hashlib
 from collections.abc import Iterable

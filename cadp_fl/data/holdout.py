@@ -28,7 +28,7 @@ def split_rule(source: Source, test_fraction: float) -> SplitRule:
             the source has.
 
     Raises:
-        DataError: some are to be tested on, and the source tells neither whom nor who is who.
+        DataError: some are to be tested on, and the source says neither whom nor who is who.
     """
     if test_fraction == 0:
         return SplitRule(rule="none")

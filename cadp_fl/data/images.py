@@ -106,7 +106,7 @@ def read_image(path: Path) -> DecodedImage:
 
     Raises:
         InputError: there is no file at the path.
-        DataError: the file cannot be read, or its pixels cannot be told without a choice.
+        DataError: the file cannot be read, or its pixels cannot be read without a choice.
     """
     name = printable(path)
     if not path.is_file():

@@ -59,7 +59,7 @@ def read_medmnist_as(path: Path, schema: Schema) -> Source:
         label = schema.classes[-1]
         if label not in schema.attributes or schema.classes != _classes_of(label):
             raise DataError(
-                "Which attribute of a multi-label file is the label is told by classes named 'not NAME' and 'NAME'. "
+                "Classes named 'not NAME' and 'NAME' say which attribute of a multi-label file is the label. "
                 f"Found '{schema.classes[0]}' and '{label}'; leave data.classes out where the flow is trained."
             )
         settings |= {"label": label, "attributes": schema.attributes}
@@ -233,7 +233,7 @@ def _labels(npz: Npz, split: str, records: int) -> np.ndarray:
 
 
 def _is_one_hot(values: np.ndarray) -> bool:
-    """Tell whether every row holds one 1 and zeros."""
+    """Return whether every row holds one 1 and zeros."""
     return bool(np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all())
 
 

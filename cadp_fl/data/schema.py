@@ -41,7 +41,7 @@ class Schema(BaseModel):
 
     @property
     def conditions(self) -> int:
-        """Length of the condition that a flow is told: multi-hot of the attributes, else one-hot of the classes."""
+        """Length of the condition that a flow is given: multi-hot of the attributes, else one-hot of the classes."""
         return len(self.attributes) or len(self.classes)
 
     @field_validator("name", "classes", "attributes")
@@ -76,7 +76,7 @@ class Dataset:
         labels: int64, (records,), each below the number of classes.
         patients: int64, (records,): which patient a record is of. None: every record is of another patient.
         attributes: uint8, (records, attributes): 1 where a record has one, else 0. None if the schema has none.
-        ids: int64, (records,): which record it is, the same in every export; no two are alike. None: nothing tells.
+        ids: int64, (records,): which record it is, the same in every export; no two are alike. None: it is not known.
     """
 
     schema: Schema
@@ -133,7 +133,7 @@ class Dataset:
 
     @property
     def condition(self) -> np.ndarray:
-        """What a flow is told of each record: its attributes if it has some, else its label; for `condition_of`."""
+        """What a flow is given of each record: its attributes if it has some, else its label; for `condition_of`."""
         return self.labels if self.attributes is None else self.attributes
 
     def class_counts(self) -> np.ndarray:

@@ -82,8 +82,8 @@ class Units:
         There are as many places whatever a unit has, and none of another unit's moves: what is computed of several
         records together may be rounded by place.
         """
-        told, blank = self.take(dataset, np.arange(len(self.slots)))
-        return told, np.where(blank, -1, np.arange(len(blank))).reshape(self.records.shape)
+        contributed, blank = self.take(dataset, np.arange(len(self.slots)))
+        return contributed, np.where(blank, -1, np.arange(len(blank))).reshape(self.records.shape)
 
     def take(self, dataset: Dataset, places: np.ndarray) -> tuple[Dataset, np.ndarray]:
         """Return what is contributed at some places of `slots`, and which of it is blank, bool (places,).

@@ -116,7 +116,7 @@ def end_of(certificate: bytes) -> datetime.datetime:
 
 
 def is_signed_by(certificate: bytes, authority: bytes) -> bool:
-    """Tell whether an authority (PEM) itself signed a certificate (PEM, the first of a chain).
+    """Return whether an authority (PEM) itself signed a certificate (PEM, the first of a chain).
 
     Raises:
         InputError: one of both is none.

@@ -1,7 +1,7 @@
 """Where a coordinator keeps what: one folder of the user that serves a federation.
 
 coordinator.yaml     its name, and how sites reach it
-invitation.yaml      what sites are told of it; public
+invitation.yaml      what sites know of it; public
 admitted/<site>.pub  the public keys of the sites that may connect; what stands there is what holds
 certificates/        of the federation's own authority (ca), the SuperLink and the proxy, each .crt and .key
 nginx.conf           the door that sites come through
@@ -141,7 +141,7 @@ class CoordinatorFolder:
 
     @property
     def invitation_file(self) -> Path:
-        """What sites are told of it."""
+        """What sites know of it."""
         return self.path / "invitation.yaml"
 
     @property
@@ -198,7 +198,7 @@ class CoordinatorFolder:
         return load_coordinator(self.config)
 
     def invitation(self) -> Invitation:
-        """Return what sites are told of it.
+        """Return what sites know of it.
 
         Raises:
             ConfigError: it is missing or wrong.

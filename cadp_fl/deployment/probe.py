@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     Attributes:
         kind: a coordinator that is taken, nobody, or somebody who is not to be trusted.
         sentence: what is wrong, and the way out.
-        ahead: seconds that this machine's clock is ahead of the other's, where it told the time.
+        ahead: seconds that this machine's clock is ahead of the other's, where it gave the time.
     """
 
     kind: Literal["found", "unreachable", "refused"]
@@ -63,10 +63,10 @@ def probe(address: str, authorities: Path) -> Finding:
     except httpx.HTTPError as error:
         return _explain(error, address, proxy)
     try:
-        told = parsedate_to_datetime(answer.headers["date"]).timestamp()
+        date = parsedate_to_datetime(answer.headers["date"]).timestamp()
     except (KeyError, ValueError):
         return Finding("found")
-    return Finding("found", ahead=time.time() - told)
+    return Finding("found", ahead=time.time() - date)
 
 
 def _url(address: str) -> str:
@@ -111,7 +111,7 @@ def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
 
 
 def _certificate_at(address: str, proxy: str | None) -> bytes | None:
-    """Return the certificate (PEM) that is shown at an address, to tell its names. It is not trusted."""
+    """Return the certificate (PEM) that is shown at an address, to report its names. It is not trusted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:

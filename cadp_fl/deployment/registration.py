@@ -38,7 +38,7 @@ class Registered(NamedTuple):
 
 
 def is_up(folder: CoordinatorFolder) -> bool:
-    """Tell whether the folder's SuperLink answers."""
+    """Return whether the folder's SuperLink answers."""
     url = f"https://127.0.0.1:{folder.load().superlink_port}/health"
     try:
         return httpx.get(url, verify=verifying(folder.authority), timeout=2, trust_env=False).is_success

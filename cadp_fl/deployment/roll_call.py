@@ -18,7 +18,7 @@ PAUSE_SECONDS, LOOK_SECONDS = 0.5, 5.0
 
 
 def ask_all(folder: CoordinatorFolder) -> dict[str, Any]:
-    """Return what every connected site says of itself, as `federated.roll_call` tells it. Nothing is spent.
+    """Return what every connected site says of itself, as `federated.roll_call` returns it. Nothing is spent.
 
     Raises:
         CadpError: Flower does not take the run, or it gives no result.

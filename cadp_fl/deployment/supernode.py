@@ -151,7 +151,7 @@ class _Supernode:
             raise CadpError(self._why(process.returncode))
 
     def _follow(self, stream: IO[bytes], pid: int) -> None:
-        """Keep the log, and tell from its lines whether the site is connected."""
+        """Keep the log, and see from its lines whether the site is connected."""
         with self._log.open("a", encoding="utf-8") as log:
             for line in iter(lambda: stream.readline(MAX_LINE), b""):
                 text = _COLOUR.sub("", line.decode("utf-8", errors="replace"))

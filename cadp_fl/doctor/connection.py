@@ -50,7 +50,7 @@ def way_to(address: str, authorities: Path) -> Iterator[Finding]:
         return
     yield ok(f"A server that is to be trusted answers at {address}.")
     if met.ahead is None:
-        yield skipped("The coordinator's answers do not tell the time.", "clock")
+        yield skipped("The coordinator's answers do not give the time.", "clock")
     else:
         yield clock(met.ahead)
     with httpx.Client(
@@ -140,7 +140,7 @@ def _post(client: httpx.Client, path: str) -> httpx.Response:
 
 
 def _is_superlinks(answer: httpx.Response) -> bool:
-    """Tell whether the SuperLink itself refused: a door before it does not speak as it does."""
+    """Return whether the SuperLink itself refused: a door before it does not speak as it does."""
     try:
         return list(answer.json()) == ["detail"]
     except (ValueError, TypeError):

@@ -194,7 +194,7 @@ def _sites(coordinator: Coordinator) -> Iterator[Finding]:
         )
     online = [name for name in admitted if states.get(name) == "online"]
     if away := [name for name in admitted if name in states and name not in online]:
-        yield warning(f"Not connected: {', '.join(away)}.", "Ask them to look: cadp-fl doctor, at the site, tells why.")
+        yield warning(f"Not connected: {', '.join(away)}.", "Ask them to look: cadp-fl doctor, at the site, says why.")
     if online:
         yield ok(f"Connected: {', '.join(online)}.")
 

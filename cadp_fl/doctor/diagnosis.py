@@ -38,11 +38,11 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        told = [{"check": each.name, **{key: vars(each)[key] for key in _TOLD}} for each in self.findings]
-        return {"side": self.side, "faulty": self.is_faulty, "findings": told}
+        findings = [{"check": each.name, **{key: vars(each)[key] for key in _FIELDS}} for each in self.findings]
+        return {"side": self.side, "faulty": self.is_faulty, "findings": findings}
 
 
-_TOLD = ("state", "found", "fix")
+_FIELDS = ("state", "found", "fix")
 
 
 def diagnose(path: Path, *, dummy_round: bool = False, debug: bool = False) -> Diagnosis:

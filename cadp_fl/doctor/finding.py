@@ -71,7 +71,7 @@ def skipped(why: str, name: str = "") -> Finding:
 
 
 def explained(error: Exception, name: str = "") -> Finding:
-    """Return the fault that an error tells of. An error that nobody foresaw tells its type: its text may tell more."""
+    """Return the fault behind an error. An error that nobody foresaw shows its type alone: its text may reveal more."""
     if isinstance(error, CadpError):
         found, semicolon, fix = str(error).rpartition("; ")
         return fault(f"{found}.", fix[:1].upper() + fix[1:], name) if semicolon else fault(str(error), "", name)
@@ -122,11 +122,11 @@ def _findings(check: Check, subject: Subject, debug: bool) -> list[Finding]:
     thread.join(check.seconds)
     if debug and unforeseen:
         raise unforeseen[0]
-    told = list(found)
+    findings = list(found)
     if thread.is_alive():
-        told.append(
+        findings.append(
             warning(
                 f"This was not done after {check.seconds:.0f} s, and was given up.", "Try again when less else runs."
             )
         )
-    return [replace(finding, name=finding.name or check.name) for finding in told]
+    return [replace(finding, name=finding.name or check.name) for finding in findings]

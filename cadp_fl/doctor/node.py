@@ -103,31 +103,32 @@ def _agent(node: Node) -> Iterator[Finding]:
 
 
 def answering(node: Node) -> Finding:
-    """Return what the agent tells of its site, which costs nothing.
+    """Return what the agent says of its site, which costs nothing.
 
     Raises:
         CadpError: it does not answer, or refuses.
     """
-    told: dict[str, Any] = dict(
+    description: dict[str, Any] = dict(
         AgentClient(node.config.socket, timeout=AGENT_SECONDS).call(Request("describe")).content
     )
-    if told["library"] != cadp_fl.__version__:
+    if description["library"] != cadp_fl.__version__:
         return fault(
-            f"The agent runs cadp-fl {told['library']}, and {cadp_fl.__version__} is installed.",
+            f"The agent runs cadp-fl {description['library']}, and {cadp_fl.__version__} is installed.",
             "Start the agent again.",
         )
-    if told["site"] != node.config.site:
+    if description["site"] != node.config.site:
         return fault(
-            f"The agent is of site '{told['site']}', and the node of '{node.config.site}'.",
+            f"The agent is of site '{description['site']}', and the node of '{node.config.site}'.",
             "Give both one name, in site.yaml and node.yaml.",
         )
-    if told["noise"] != "entropy":
+    if description["noise"] != "entropy":
         return warning(
             "The agent draws its noise from a seed, which protects nothing.", "Start it without, but for tests."
         )
     return ok(
-        f"'{told['site']}' answers as it will a server: data set '{told['dataset']['name']}', {told['train']} training "
-        f"and {told['test']} test units ({told['unit']}), labels {told['labels']}."
+        f"'{description['site']}' answers as it will a server: data set '{description['dataset']['name']}', "
+        f"{description['train']} training and {description['test']} test units ({description['unit']}), labels "
+        f"{description['labels']}."
     )
 
 

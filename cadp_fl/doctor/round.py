@@ -24,7 +24,7 @@ def attendance(result: Mapping[str, Any], admitted: list[str]) -> Iterator[Findi
     """Return who answered a roll call, and who did not, and why.
 
     Args:
-        result: as `federated.roll_call` tells it.
+        result: as `federated.roll_call` returns it.
         admitted: names of the sites that should.
     """
     nodes = result["nodes"]

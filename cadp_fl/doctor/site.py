@@ -99,7 +99,7 @@ def _policy(site: Site) -> Iterator[Finding]:
             "exact: false, below evaluation,",
             exact,
         ),
-        "Exact results tell the labels of test units, though labels are covered: that holds for training units.": (
+        "Exact results show the labels of test units, though labels are covered: that holds for training units.": (
             "exact: false, below evaluation,",
             exact and allowed.labels == "covered",
         ),
@@ -175,7 +175,7 @@ def _ledger(site: Site) -> Iterator[Finding]:
     if account["unprotected"]:
         yield warning(
             "Something without privacy has left: no total bounds what is known of these records.",
-            "Nothing takes it back; cadp-fl site ledger show tells what it was.",
+            "Nothing takes it back; cadp-fl site ledger show says what it was.",
             "budget",
         )
 
@@ -195,8 +195,8 @@ def _records(site: Site) -> Iterator[Finding]:
     )
     if ledger.terms.one_budget:
         yield warning(
-            "The ledger does not say who was tested on (its format is 1): nobody is from now on, and what was told of "
-            "test units counts as told of training units.",
+            "The ledger does not say who was tested on (its format is 1): nobody is from now on, and what was given "
+            "out about test units counts for training units too.",
             "Nothing: no later version can know.",
         )
     if allowed.evaluation is not None and not test:
@@ -219,10 +219,10 @@ def _records(site: Site) -> Iterator[Finding]:
         )
     if opened is None:
         return
-    told = Description.model_validate(opened.call(Request("describe")).content)
-    if told.class_counts is not None or allowed.class_counts is not None:  # counts that are public, by the policy
+    description = Description.model_validate(opened.call(Request("describe")).content)
+    if description.class_counts is not None or allowed.class_counts is not None:  # counts are public, by the policy
         try:
-            check_class_counts(allowed, told.class_counts, told.dataset.classes)
+            check_class_counts(allowed, description.class_counts, description.dataset.classes)
         except CohortError as error:
             yield explained(error, "policy")
 

@@ -237,7 +237,7 @@ def _moments(epsilon: float, delta: float, clip_norm: float) -> Aggregate:
 
 
 def noise_of_moments(event: GaussianMoments, classes: int, dims: int) -> dict[str, np.ndarray]:
-    """Return the claimed standard deviation of every number of moments as they are told, by part.
+    """Return the claimed standard deviation of every number of moments as they are released, by part.
 
     Worked out here from sigma and the weights: an entry off a diagonal stands in the joint vector twice.
     """

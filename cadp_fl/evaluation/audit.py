@@ -389,7 +389,7 @@ def _of_labels(
 
 
 def _claims_gaussian(mechanism: Mechanism) -> bool:
-    """Tell whether a mechanism's event claims a Gaussian trade-off: it then holds the noise's standard deviation.
+    """Return whether a mechanism's event claims a Gaussian trade-off: it then holds the noise's standard deviation.
 
     Any other is bounded without an assumption, as an (epsilon, delta)-DP mechanism.
     """

@@ -160,7 +160,7 @@ def independent_coins(name: str, first: np.ndarray, second: np.ndarray, *, batch
 
 
 def laws_of_numbers(name: str, calls: Sequence[np.ndarray]) -> Iterator[Law]:
-    """Yield the laws of numbers that several calls told of the same data, each in units of its claimed noise.
+    """Yield the laws of numbers that several calls gave of the same data, each in units of its claimed noise.
 
     Two calls differ by their noise alone: by less than .67 sqrt(2) as often as not. Numbers that agree, as whole ones
     may, count as one of the signs in turns.
@@ -194,7 +194,7 @@ def _release_of_units(mechanism: Mechanism, *, clip_norm: float, noise: NoiseSou
 
 
 def _is_bright(units: np.ndarray) -> np.ndarray:
-    """Tell which units are bright: one of 2 i and 2 i + 1, in turns."""
+    """Return which units are bright: one of 2 i and 2 i + 1, in turns."""
     bright: np.ndarray = (units + units // 2) % 2 == 0
     return bright
 

@@ -1,4 +1,4 @@
-"""How good a classifier is, from noised counts: what a site tells of its test units at a budget, once.
+"""How good a classifier is, from noised counts: what a site gives out about its test units at a budget, once.
 
 The table holds h histograms in which each test record counts once: the confusion counts, and a histogram of scores for
 each class, of class 1 alone where there are two. Replacing a unit of m records moves it by at most m sqrt(2 h) in L2
@@ -77,7 +77,7 @@ def table_of(log_odds: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class NoisedEvaluation:
-    """What sites tell of a classifier on their test units, with noise.
+    """What sites report of a classifier on their test units, with noise.
 
     Attributes:
         confusion: float64 (classes, classes); rows are true classes, columns predicted ones.
@@ -119,7 +119,7 @@ def pool_noised(evaluations: list[NoisedEvaluation]) -> NoisedEvaluation:
 def noised_metrics_of(evaluation: NoisedEvaluation, classes: tuple[str, ...]) -> Metrics:
     """Return the figures of noised counts, marked as such, each with its standard error.
 
-    Sums and ratios of sums, of counts as they are told, so that empty cells add nothing on average; clipping counts
+    Sums and ratios of sums, of counts as they are released, so that empty cells add nothing on average; clipping counts
     at 0 would add the positive half of the noise of each. It is the figures that are clipped, to [0, 1].
 
     A figure is undefined where the noise outweighs what it is divided by: the test records, or those of some class.

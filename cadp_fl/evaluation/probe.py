@@ -57,7 +57,7 @@ class ProbeFlow(ConditionalFlow):
         dims: of a latent.
         conditions: length of the condition.
         clip_norm: C, the length of a latent of one.
-        reach: largest latent that is told from larger ones.
+        reach: largest latent that can be told from larger ones.
     """
 
     def __init__(self, dims: int, conditions: int, *, clip_norm: float, reach: float) -> None:

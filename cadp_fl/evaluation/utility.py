@@ -45,7 +45,7 @@ _LOWEST = -1e300
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a site tells of a classifier on its test records.
+    """What a site reports of a classifier on its test records.
 
     Attributes:
         confusion: int64 (classes, classes); rows are true classes, columns predicted ones.

@@ -6,7 +6,7 @@ with `low` the lowest DCT coefficients of x - offset, and h a descriptor of the 
 function of the image that no flow could undo; it stands beside the image, so that what is known of v tells classes
 apart, and leaves when v is made an image again. What the clip cuts off, the contrast, is kept apart: no image is lost.
 
-Nothing here depends on records: moments of v are told under a bound that no record can break.
+Nothing here depends on records: moments of v are released under a bound that no record can break.
 """
 
 import math

@@ -1,7 +1,7 @@
 """A descriptor of an image's edges: smooth histograms of oriented gradients, of norm 1, and few numbers.
 
 Every pixel adds the length of its gradient to the two orientations next to its own and to the cells around it. The
-histograms, to a power below 1 so that strong edges do not drown weak ones, are scaled to norm 1 together, and told by
+histograms, to a power below 1 so that strong edges do not drown weak ones, are scaled to norm 1 together, and given by
 their lowest frequencies, over cells and over orientations. Everything is of one image by itself, and of its shape
 alone: nothing is learned.
 
@@ -22,7 +22,7 @@ ORIENTATIONS = 4
 """Of a line, so on half a circle."""
 
 MOST_CELLS, POWER, BELOW = 7, 0.6, 5.5
-"""Cells along a side; of histograms; frequencies that are told, in cycles over the image and over the orientations."""
+"""Cells along a side; of histograms; frequencies that are kept, in cycles over the image and over the orientations."""
 
 _BLUR = 0.7 / 28
 """Standard deviation of the blur before gradients, in sides of an image."""
@@ -46,9 +46,9 @@ class OrientedGradients:
         rows, columns = (torch.arange(count, dtype=torch.float64, device="cpu") for count in self._cells)
         _, turns = _circle(ORIENTATIONS)
         all_of_them = (turns[:, None, None] ** 2 + rows[:, None] ** 2 + columns**2).sqrt().flatten()
-        self._told = (all_of_them < BELOW).nonzero().flatten().tolist()
-        self.frequencies = all_of_them[self._told].tolist()
-        self.dims = len(self._told)
+        self._kept = (all_of_them < BELOW).nonzero().flatten().tolist()
+        self.frequencies = all_of_them[self._kept].tolist()
+        self.dims = len(self._kept)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return h of images."""
@@ -59,7 +59,7 @@ class OrientedGradients:
         basis, _ = _circle(ORIENTATIONS)
         rows, columns = (dct_matrix(count, like=x) for count in self._cells)
         smooth = rows @ torch.einsum("po,bohw->bphw", basis.to(x), histograms) @ columns.T
-        return smooth.flatten(1)[:, torch.tensor(self._told, device=x.device)]
+        return smooth.flatten(1)[:, torch.tensor(self._kept, device=x.device)]
 
     def _by_orientation(self, x: torch.Tensor) -> torch.Tensor:
         """Return the length of every pixel's gradient by its orientation, (batch, ORIENTATIONS, height, width)."""
@@ -110,7 +110,7 @@ def _windows(side: int, cells: int, *, like: torch.Tensor) -> torch.Tensor:
 def _circle(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return an orthonormal Fourier basis on a circle of `count` points, in rows, and the turns of each, float64.
 
-    On the CPU, also where a flow is built without memory for its weights: how many numbers are told depends on it.
+    On the CPU, also where a flow is built without memory for its weights: how many numbers are kept depends on it.
     """
     angle = 2 * math.pi * torch.arange(count, dtype=torch.float64, device="cpu") / count
     rows, turns = [torch.ones_like(angle)], [0.0]

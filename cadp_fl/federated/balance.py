@@ -1,4 +1,4 @@
-"""Weights that make every class count the same, from what is public of their sizes or was told with noise."""
+"""Weights that make every class count the same, from what is public of their sizes or was released with noise."""
 
 from collections.abc import Mapping, Sequence
 

@@ -102,12 +102,12 @@ class Basis(BaseModel):
             if lines[0] != lines[1]:
                 changed.append((name, now, before))
         if changed:
-            told = ", ".join(f"{name} is {now} now and was {before}" for name, now, before in changed)
+            changes = ", ".join(f"{name} is {now} now and was {before}" for name, now, before in changed)
             pins = " ".join(f'"{name}=={before}"' for name, _, before in changed if name != "python")
             install = f"install the earlier {'ones' if len(changed) > 1 else 'one'} again"
             raise InputError(
-                f"A run is resumed with the software that it began with, since its figures stand in one table. {told}; "
-                f"{install}{f' (pip install {pins})' if pins else ''}, {_WAY_OUT}."
+                "A run is resumed with the software that it began with, since its figures stand in one table. "
+                f"{changes}; {install}{f' (pip install {pins})' if pins else ''}, {_WAY_OUT}."
             )
 
 
@@ -121,12 +121,12 @@ def check_same_records(now: Mapping[str, Fingerprint], then: Mapping[str, Finger
         InputError: a site has others; the message says which part of them differs.
     """
     changed = {site: now[site].differences(then[site]) for site in then if site in now}
-    told = [f"of '{site}' {', '.join(parts)}" for site, parts in changed.items() if parts]
-    if told:
-        more = f"; and of {len(told) - MOST_NAMED} more sites" if len(told) > MOST_NAMED else ""
+    differing = [f"of '{site}' {', '.join(parts)}" for site, parts in changed.items() if parts]
+    if differing:
+        more = f"; and of {len(differing) - MOST_NAMED} more sites" if len(differing) > MOST_NAMED else ""
         raise InputError(
             f"A run is resumed with the records that it began with. '{source}' holds others now. They differ in: "
-            f"{'; '.join(told[:MOST_NAMED])}{more}. Bring the earlier records back, {_WAY_OUT}."
+            f"{'; '.join(differing[:MOST_NAMED])}{more}. Bring the earlier records back, {_WAY_OUT}."
         )
 
 

@@ -214,7 +214,7 @@ class Checkpoint:
         return self._state.metrics_bytes
 
     def is_finished(self, phase: str) -> bool:
-        """Tell whether a phase is finished."""
+        """Return whether a phase is finished."""
         return phase in self._state.finished
 
     def figures(self, method: str) -> MethodFigures | None:

@@ -19,11 +19,11 @@ def event_of(study: StudyConfig, classes: int) -> GaussianHistogram | None:
     Raises:
         BudgetError: no noise meets the budget.
     """
-    told = study.evaluation
-    if told.epsilon is None or told.delta is None:
+    evaluation = study.evaluation
+    if evaluation.epsilon is None or evaluation.delta is None:
         return None
     kept = 1 - study.budget.retry_reserve
-    return evaluation_event(told.epsilon * kept, told.delta * kept, classes, study.budget.records_per_unit)
+    return evaluation_event(evaluation.epsilon * kept, evaluation.delta * kept, classes, study.budget.records_per_unit)
 
 
 def evaluation_plan(study: StudyConfig, method: str, classes: int) -> Plan:
@@ -35,11 +35,11 @@ def evaluation_plan(study: StudyConfig, method: str, classes: int) -> Plan:
     Raises:
         BudgetError: no noise meets the budget.
     """
-    told, event = study.evaluation, event_of(study, classes)
+    evaluation, event = study.evaluation, event_of(study, classes)
     budget = Budget.of(study.budget, study.labels)
-    if event is None or told.epsilon is None or told.delta is None:
+    if event is None or evaluation.epsilon is None or evaluation.delta is None:
         return Plan(method, (EXACT_TEST_RESULTS,), budget.delta, unit=budget.unit, labels="covered", split="test")
     share = study.budget.retry_reserve
-    retry = Allowance(told.epsilon * share, told.delta * share)
-    delta = told.delta * (1 - share) + retry.delta
+    retry = Allowance(evaluation.epsilon * share, evaluation.delta * share)
+    delta = evaluation.delta * (1 - share) + retry.delta
     return Plan(method, (event,), delta, unit=budget.unit, labels="covered", split="test", retry=retry)

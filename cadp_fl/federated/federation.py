@@ -89,7 +89,7 @@ class Federation:
     Attributes:
         transport: carries requests.
         needed: number of sites below which a phase stops the run.
-        recorder: is told of every answer.
+        recorder: hears of every answer.
         roster: node id by site; frozen once the sites have described themselves.
         missing: who did not answer, and why; one entry a site and phase.
         traffic: bytes by site.
@@ -138,7 +138,7 @@ class Federation:
             round: number of the round in its phase, from 1.
             of: number of rounds in the phase.
             check: raises a `CadpError` where a reply does not fit.
-            waits: tells whether a site that answered with an error will be asked again, so that it is not missing.
+            waits: whether a site that answered with an error will be asked again, so that it is not missing.
 
         Raises:
             FederationError: all were asked, and fewer sites than needed answered; or an answer that was used before

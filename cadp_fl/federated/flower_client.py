@@ -155,5 +155,5 @@ def _decode_error(record: ConfigRecord) -> CadpError:
     code, text = record.get("code"), record.get("text")
     number = code if isinstance(code, int) else CadpError.code
     # A site is untrusted: what it says is one line on a terminal, and moves no cursor there.
-    told = "".join(each if each.isprintable() else " " for each in str(text or "")[:1000])
-    return CadpError.named(number, f"{told} (code {number})" if told and PrivacyError.code <= number < 400 else told)
+    line = "".join(each if each.isprintable() else " " for each in str(text or "")[:1000])
+    return CadpError.named(number, f"{line} (code {number})" if line and PrivacyError.code <= number < 400 else line)

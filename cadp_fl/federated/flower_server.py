@@ -215,5 +215,5 @@ class Workflow:
 
 def describe_all(grid: Grid, folder: Path) -> None:
     """Ask every connected node what its site is, and write what came into a folder. Nothing is spent."""
-    told = call_roll(GridTransport(grid, timeout=ROLL_CALL_SECONDS, pause=DEPLOYED_PAUSE_SECONDS, named=True))
-    write_durably(folder / ROLL_CALL, json.dumps(told, indent=2).encode())
+    present = call_roll(GridTransport(grid, timeout=ROLL_CALL_SECONDS, pause=DEPLOYED_PAUSE_SECONDS, named=True))
+    write_durably(folder / ROLL_CALL, json.dumps(present, indent=2).encode())

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: `metrics.jsonl` for the record, and progress for whoever watches."""
+"""What a run reports while it goes on: `metrics.jsonl` for the record, and progress for whoever watches."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class Recorder:
         self._watch({"step": "phases", "phases": phases, "sites": sites})
 
     def answer(self, phase: str, round: int, of: int, site: str, answer: Reply | CadpError) -> None:
-        """Tell that a site answered, or how it failed."""
+        """Report that a site answered, or how it failed."""
         step: dict[str, Any] = {"step": "answer", "phase": phase, "round": round, "of": of, "site": site}
         if isinstance(answer, Reply):
             step["figures"] = _figures(answer.content.get("simulation_only"))
@@ -62,7 +62,7 @@ class Recorder:
         self._watch(step)
 
     def waits(self, phase: str, round: int, of: int, site: str, reason: str) -> None:
-        """Tell that a site answers later, and for what it waits."""
+        """Report that a site answers later, and what it waits for."""
         self._watch({"step": "wait", "phase": phase, "round": round, "of": of, "site": site, "reason": reason})
 
     def round(self, phase: str, round: int, of: int, **figures: Any) -> None:
@@ -76,11 +76,11 @@ class Recorder:
         self._watch({"step": "round", **line})
 
     def done(self, status: str) -> None:
-        """Tell that everything is written."""
+        """Report that everything is written."""
         self._watch({"step": "done", "status": status})
 
     def failed(self, reason: str) -> None:
-        """Tell that the run stopped, and why."""
+        """Report that the run stopped, and why."""
         self._watch({"step": "failed", "reason": reason})
 
 

@@ -71,7 +71,7 @@ class _Reviews:
     """The stewards' approvals that a fetch waits for.
 
     Args:
-        federation: is told of every site that waits.
+        federation: hears of every site that waits.
         phase: of the run.
         rounds: of the phase.
         seconds: how long to wait for all of them.
@@ -89,7 +89,7 @@ class _Reviews:
         return {site: each for site, each in wanted.items() if not waiting or site in waiting}
 
     def wait(self, site: str, error: CadpError) -> bool:
-        """Tell whether a site is asked again: its steward has not approved the release, and there is time."""
+        """Return whether a site is asked again: its steward has not approved the release, and there is time."""
         if not isinstance(error, ReviewError) or time.monotonic() >= self._deadline:
             return False
         self._waiting.add(site)
@@ -99,7 +99,7 @@ class _Reviews:
         return True
 
     def pause(self) -> bool:
-        """Wait a little if any site waits, and tell so."""
+        """Wait a little if any site waits, and return whether one does."""
         if self._waiting:
             time.sleep(min(REVIEW_PAUSE_SECONDS, max(0.0, self._deadline - time.monotonic())))
         return bool(self._waiting)
@@ -118,7 +118,7 @@ class IncomingRelease:
         return len(self.writer) == len(self.manifest.shards)
 
     def waits_for(self, number: int) -> bool:
-        """Tell whether the shard of a number is the next one."""
+        """Return whether the shard of a number is the next one."""
         return len(self.writer) == number < len(self.manifest.shards)
 
     def request(self) -> Request:

@@ -1,6 +1,6 @@
 """A roll call: every connected node is asked what its site is, and nothing is spent.
 
-It tells who would answer a study, by the whole way that one takes: SuperLink, SuperNode, client code, agent.
+It shows who would answer a study, by the whole way that one takes: SuperLink, SuperNode, client code, agent.
 """
 
 from typing import Any
@@ -22,14 +22,14 @@ def call_roll(transport: Transport) -> dict[str, Any]:
     answers: dict[int, Answer] = {}
     requests = {node.id: Request("describe") for node in nodes}
     transport.exchange(requests, group="roll-call", on_answer=answers.__setitem__)
-    told = [
-        {"name": node.name, "node": node.id, **_told(answers.get(node.id))}
+    found = [
+        {"name": node.name, "node": node.id, **_answered(answers.get(node.id))}
         for node in sorted(nodes, key=lambda node: (node.name, node.id))
     ]
-    return {"library": cadp_fl.__version__, "nodes": told}
+    return {"library": cadp_fl.__version__, "nodes": found}
 
 
-def _told(answer: Answer | None) -> dict[str, Any]:
+def _answered(answer: Answer | None) -> dict[str, Any]:
     """Return what a node's answer says: a description, or why there is none."""
     if answer is None:
         return {"error": "did not answer in time; its agent may be at work", "code": None}
@@ -40,16 +40,16 @@ def _told(answer: Answer | None) -> dict[str, Any]:
 
 def _described(reply: Reply) -> dict[str, Any]:
     try:
-        told = Description.model_validate(dict(reply.content))
+        description = Description.model_validate(dict(reply.content))
     except ValidationError as error:
         field = ".".join(str(part) for part in error.errors()[0]["loc"])
         return {"error": f"describes itself by another schema (field '{field[:80]}')", "code": None}
     return {
-        "site": told.site,
-        "library": told.library,
-        "dataset": told.dataset.name,
-        "unit": told.unit,
-        "train": told.train,
-        "test": told.test,
-        "noise": told.noise,
+        "site": description.site,
+        "library": description.library,
+        "dataset": description.dataset.name,
+        "unit": description.unit,
+        "train": description.train,
+        "test": description.test,
+        "noise": description.noise,
     }

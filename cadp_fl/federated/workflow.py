@@ -108,7 +108,7 @@ def conduct(
         results.failure = "The run was interrupted."
         raise
     finally:
-        conductor.tell()
+        conductor.take_stock()
         if results.sites:
             _write(results, folder)
             write_report(folder)
@@ -174,7 +174,8 @@ class _Conductor:
         """
         results = self._results
         schema, sites, refusals = self._gather()
-        check_shapes(self._methods, schema, [entry.train for entry in sites.values()])  # real sites told it only now
+        # Only now have real sites reported their sizes.
+        check_shapes(self._methods, schema, [entry.train for entry in sites.values()])
         plans = self._plans | self._plan_evaluations(schema, sites)
         conditions = Conditions(self._study.noise, schema.classes, schema.attributes)
         self._plans = {key: replace(plan, conditions=conditions) for key, plan in plans.items()}
@@ -194,7 +195,7 @@ class _Conductor:
         finally:
             self._forget_what_was_refused()
         self._federation.recorder.round("reserve", 1, 1)
-        self.tell()
+        self.take_stock()
         self._leave("reserve")
         try:
             for method in self._methods:
@@ -251,7 +252,7 @@ class _Conductor:
         entries = {site: SiteEntry(each.train, each.test, each.class_counts) for site, each in described.items()}
         return next(iter(described.values())).dataset, entries, refusals
 
-    def tell(self) -> None:
+    def take_stock(self) -> None:
         """Copy into the results what was lost, what crossed and what it took; also before an interruption."""
         results, federation = self._results, self._federation
         now = [vars(gap) for gap in federation.missing]
@@ -368,10 +369,10 @@ class _Conductor:
         counts: dict[str, dict[str, int]] = {}
 
         def check(site: str, reply: Reply) -> None:
-            told = reply.content.get("class_counts")
-            if not isinstance(told, dict) or set(told) != set(schema.classes):
+            by_class = reply.content.get("class_counts")
+            if not isinstance(by_class, dict) or set(by_class) != set(schema.classes):
                 raise ExchangeError(f"Noised counts name every class. Those of '{site}' do not.")
-            counts[site] = {name: int(told[name]) for name in schema.classes}
+            counts[site] = {name: int(by_class[name]) for name in schema.classes}
 
         for event in (event for event in self._plans[method].events if isinstance(event, GaussianHistogram)):
             settings = CountRequest(method=method, event=event)
@@ -381,7 +382,7 @@ class _Conductor:
             self._results.noised_counts.setdefault(method, {}).update(counts)
 
     def _class_counts(self, method: str) -> dict[str, Mapping[str, int]]:
-        """Return what is known of the sites' classes: what they declared, or told a method with noise."""
+        """Return what is known of the sites' classes: what they declared, or released to a method with noise."""
         public = {site: entry.class_counts for site, entry in self._results.sites.items()}
         declared = {site: counts for site, counts in public.items() if counts is not None}
         return declared | self._results.noised_counts.get(method, {})
@@ -393,7 +394,7 @@ class _Conductor:
         """
         if not self._federation.is_deployed or phase in self._last_phases:
             self._account()
-        self.tell()
+        self.take_stock()
         spent = {
             key: {site: account.spent for site, account in self._accounts(plan).items() if account.spent is not None}
             for key, plan in self._plans_of(method).items()
@@ -409,7 +410,7 @@ class _Conductor:
         self._leave(phase)
 
     def _leave(self, last: str) -> None:
-        """Write the results down as far as they are known: a server that is killed tells no more."""
+        """Write the results down as far as they are known: a server that is killed writes no more."""
         _write(replace(self._results, failure=going_on(last)), self._folder)
 
     def _account(self) -> None:
@@ -422,7 +423,7 @@ class _Conductor:
 
         def check(site: str, reply: Reply) -> None:
             try:
-                told = [
+                listed = [
                     (Plan.from_json(tree["plan"]), events_from_json(tree["spent"]))
                     for tree in reply.content["accounts"]
                 ]
@@ -432,13 +433,13 @@ class _Conductor:
                 raise ExchangeError(
                     f"A real site has a durable ledger. That of '{site}' is none; set the site up again."
                 )
-            if any(plan.run != self._federation.run for plan, _ in told):
+            if any(plan.run != self._federation.run for plan, _ in listed):
                 raise ExchangeError(f"An account is of the run that asks. That of '{site}' is not; audit the site.")
-            accounts = {each.key: (each, spent) for plan, spent in told for each in [replace(plan, run="")]}
+            accounts = {each.key: (each, spent) for plan, spent in listed for each in [replace(plan, run="")]}
             held = {key: plan for key, (plan, _) in accounts.items()}
             reserved = {key: self._plans[key] for key, sites in self._reserved.items() if site in sites}
             # What a site set aside just before its answer was lost is there too.
-            if len(accounts) != len(told) or not reserved.items() <= held.items() <= self._plans.items():
+            if len(accounts) != len(listed) or not reserved.items() <= held.items() <= self._plans.items():
                 raise ExchangeError(f"A ledger holds what was reserved. That of '{site}' differs; audit the site.")
             self._results.unprotected_before[site] = _unprotected_in(reply.content, site)
             for key, (plan, spent) in accounts.items():
@@ -463,7 +464,7 @@ def _unprotected_in(content: Mapping[str, Any], site: str) -> dict[Split, tuple[
         return unprotected_from_json(content["unprotected_before"])
     except (KeyError, TypeError, ValueError) as error:
         raise ExchangeError(
-            f"A site tells what left unprotected in earlier runs. '{site}' does not; compare the versions."
+            f"A site reports what left unprotected in earlier runs. '{site}' does not; compare the versions."
         ) from error
 
 

@@ -45,8 +45,8 @@ class FlowBayes(nn.Module):
         """
         if schema.attributes:
             raise ConfigError(
-                f"Bayes' rule is over classes that a flow is told alone. These records have {len(schema.attributes)} "
-                "attributes; leave the attributes out."
+                "Bayes' rule needs a flow whose condition is the class alone. These records have "
+                f"{len(schema.attributes)} attributes; leave the attributes out."
             )
         flow = ConditionalFlow(config, schema.shape, len(schema.classes), seed=seed)
         return cls(flow, levels=schema.levels, ridge=ridge)

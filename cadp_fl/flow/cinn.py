@@ -2,7 +2,7 @@
 
     x in [0, 1] --(x - 1/2) s--> [ downsample, coupling blocks, split ] per scale --> dense coupling blocks --> z
 
-Every coupling block is told the condition y. Under the flow, z is standard normal:
+Every coupling block is given the condition y. Under the flow, z is standard normal:
 
     log p(x | y) = log N(f(x; y); 0, I) + log |det df/dx|
 

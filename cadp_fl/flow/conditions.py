@@ -1,4 +1,4 @@
-"""Conditions: what the flow is told about a record, and what privacy noise therefore never touches."""
+"""Conditions: what the flow is given about a record, and what privacy noise therefore never touches."""
 
 import torch
 

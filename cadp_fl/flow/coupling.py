@@ -1,4 +1,4 @@
-"""Coupling blocks: FrEIA's GLOW, RNVP and GIN, told the condition apart from the input.
+"""Coupling blocks: FrEIA's GLOW, RNVP and GIN, given the condition apart from the input.
 
     y1 = exp(s(x2, y)) x1 + t(x2, y)        y2 = exp(s'(y1, y)) x2 + t'(y1, y)
 

@@ -1,4 +1,4 @@
-"""From noised moments to a flow's affine layer: empirical Bayes, with nothing but what was told.
+"""From noised moments to a flow's affine layer: empirical Bayes, with nothing but what was released.
 
 The noise of every number is known, so each estimate is drawn towards a smooth one by as much as its noise makes likely:
 class means towards the mean of all, the covariance within classes towards a diagonal that falls with frequency, that of
@@ -55,7 +55,7 @@ _FARTHEST = 20.0
 
 @dataclass(frozen=True, eq=False)
 class NoisedMoments:
-    """What the sites told together.
+    """What the sites released together.
 
     Attributes:
         centre: c, float64 (dims,), that the records were seen from.
@@ -102,10 +102,10 @@ _FIT_TOLERANCE = 1e-3
 """Relative to a tensor's largest value: linear-algebra libraries differ by much less."""
 
 
-def save_moments(path: Path, told: NoisedMoments) -> None:
-    """Write what the sites told together, for a run that goes on later."""
+def save_moments(path: Path, noised: NoisedMoments) -> None:
+    """Write what the sites released together, for a run that goes on later."""
     save_weights(
-        path, told.arrays(), kind="moments", description={"records": str(told.records), "sites": str(told.sites)}
+        path, noised.arrays(), kind="moments", description={"records": str(noised.records), "sites": str(noised.sites)}
     )
 
 
@@ -125,7 +125,7 @@ def load_moments(path: Path, event: GaussianMoments, *, classes: int, dims: int)
     return NoisedMoments.of(arrays, event, classes=classes, dims=dims, records=records, sites=sites)
 
 
-def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, told: NoisedMoments, *, trained: bool) -> None:
+def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, noised: NoisedMoments, *, trained: bool) -> None:
     """Check that a flow is the one that moments make.
 
     It is a check of a server's word at a site: a flow that holds anything but what these numbers give, as one that was
@@ -134,13 +134,13 @@ def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, told: NoisedMo
     Args:
         flow: as it came.
         new: the same flow before anything was done to it; it is fitted here.
-        told: what the flow is said to be made of.
+        noised: what the flow is said to be made of.
         trained: whether the blocks were trained by DP-SGD above it, so that only what lies below them can be compared.
 
     Raises:
         FlowOriginError: it is another one.
     """
-    fit_affine(new, told)
+    fit_affine(new, noised)
     made = get_weights(new)
     for name, found in get_weights(flow).items():
         if trained and not name.startswith(("coordinates.", "affine.")):
@@ -161,22 +161,23 @@ class Classes:
     covariances: np.ndarray
 
 
-def fit_affine(flow: ConditionalFlow, told: NoisedMoments) -> None:
-    """Set a warm-started flow's centre, spread and affine layer, in place, so that it is told's normal distributions.
+def fit_affine(flow: ConditionalFlow, noised: NoisedMoments) -> None:
+    """Set a warm-started flow's centre, spread and affine layer, in place, by the classes' normal distributions.
 
     Args:
         flow: its blocks are the identity.
-        told: what the sites told together.
+        noised: what the sites released together.
     """
     assert flow.coordinates is not None, "a warm-started flow has them"
     assert flow.affine is not None, "a warm-started flow has one"
     front = flow.coordinates.front
     block = np.arange(front.dims) >= front.image_dims
-    fitted = fit_classes(told, front.frequencies.numpy(), block)
+    fitted = fit_classes(noised, front.frequencies.numpy(), block)
     factors = np.linalg.cholesky(fitted.covariances)
-    spread = math.sqrt(max(1 - float(told.centre @ told.centre), flow.coordinates.radius**2))  # of v, whose norm is 1
+    # Of v, whose norm is 1.
+    spread = math.sqrt(max(1 - float(noised.centre @ noised.centre), flow.coordinates.radius**2))
     with torch.no_grad():
-        flow.coordinates.centre.copy_(torch.from_numpy(told.centre))
+        flow.coordinates.centre.copy_(torch.from_numpy(noised.centre))
         flow.coordinates.spread.fill_(spread)
         flow.affine.mean.copy_(torch.from_numpy(fitted.means))
         flow.affine.whitening.copy_(torch.from_numpy(np.linalg.inv(factors)).tril())
@@ -198,8 +199,8 @@ def check_parts(parts: Collection[str]) -> None:
         )
 
 
-def fit_classes(told: NoisedMoments, frequencies: np.ndarray, block: np.ndarray) -> Classes:
-    """Return a normal distribution for every class, whatever was told: a broken site spoils a flow, and no run.
+def fit_classes(noised: NoisedMoments, frequencies: np.ndarray, block: np.ndarray) -> Classes:
+    """Return a normal distribution for every class, whatever was released: a broken site spoils a flow, and no run.
 
     Args:
         frequencies: of every dimension, float64 (dims,).
@@ -208,8 +209,8 @@ def fit_classes(told: NoisedMoments, frequencies: np.ndarray, block: np.ndarray)
     Raises:
         ConfigError: counts, sums or all second moments were left out.
     """
-    check_parts(told.moments.arrays())
-    moments, records = _possible(told.moments, told.records), told.records
+    check_parts(noised.moments.arrays())
+    moments, records = _possible(noised.moments, noised.records), noised.records
     assert moments.counts is not None, "a part that was checked"
     assert moments.sums is not None, "a part that was checked"
     counts = np.maximum(moments.counts, _LEAST_SHARE * records)
@@ -250,35 +251,35 @@ def _means(
 def _within(
     moments: Moments, means: np.ndarray, counts: np.ndarray, frequencies: np.ndarray, block: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the covariance within classes, drawn towards a diagonal that falls with frequency; and as it was told."""
+    """Return the covariance within classes, drawn towards a diagonal that falls with frequency; and as observed."""
     records, dims = counts.sum(), len(frequencies)
     total, variance = _second_moment(moments)
-    told = total / records - (means.T * (counts / records)) @ means
+    observed = total / records - (means.T * (counts / records)) @ means
     noise = variance / records**2 * _noise_pattern(dims)
     diagonal = np.zeros(dims)
     for kind in np.unique(block):
         own = block == kind
-        diagonal[own] = _power_law(np.diag(told)[own], frequencies[own], variance / records**2)
-    prior, found = np.outer(diagonal, diagonal), told - np.diag(diagonal)
+        diagonal[own] = _power_law(np.diag(observed)[own], frequencies[own], variance / records**2)
+    prior, found = np.outer(diagonal, diagonal), observed - np.diag(diagonal)
     off = ~np.eye(dims, dtype=bool)
     scales = np.where(
         off, _scale(found[off], prior[off], noise[off]), _scale(np.diag(found), np.diag(prior), np.diag(noise))
     )
-    return _positive(np.diag(diagonal) + _shrunk(found, scales * prior, noise)), told
+    return _positive(np.diag(diagonal) + _shrunk(found, scales * prior, noise)), observed
 
 
 def _second_moment(moments: Moments) -> tuple[np.ndarray, float]:
     """Return the second moment of all classes together, and the variance of its noise on the diagonal.
 
-    It was told once for all and once by class; the mean of both, each weighed by how sure it is.
+    It was released once for all and once by class; this is the mean of both, each weighed by how sure it is.
     """
-    told: list[tuple[np.ndarray, float]] = []
+    estimates: list[tuple[np.ndarray, float]] = []
     if moments.shared is not None:
-        told.append((moments.shared, moments.noise["shared"] ** 2))
+        estimates.append((moments.shared, moments.noise["shared"] ** 2))
     if moments.second is not None:
-        told.append((moments.second.sum(axis=0), len(moments.second) * moments.noise["second"] ** 2))
-    precision = sum(1 / variance for _, variance in told)
-    return sum((matrix / variance for matrix, variance in told), np.zeros(())) / precision, 1 / precision
+        estimates.append((moments.second.sum(axis=0), len(moments.second) * moments.noise["second"] ** 2))
+    precision = sum(1 / variance for _, variance in estimates)
+    return sum((matrix / variance for matrix, variance in estimates), np.zeros(())) / precision, 1 / precision
 
 
 def _by_class(moments: Moments, means: np.ndarray, within: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -288,21 +289,21 @@ def _by_class(moments: Moments, means: np.ndarray, within: np.ndarray, counts: n
     values, directions = np.linalg.eigh(within)
     prior = np.outer(*[np.maximum(values, 1e-6)] * 2) * 2 * _noise_pattern(len(values))
     noise = (moments.noise["second"] / counts[:, None, None]) ** 2 * _noise_pattern(len(values))
-    told = moments.second / counts[:, None, None] - means[:, :, None] * means[:, None, :] - within
-    found = directions.T @ told @ directions
+    difference = moments.second / counts[:, None, None] - means[:, :, None] * means[:, None, :] - within
+    found = directions.T @ difference @ directions
     scale = _scale(found, np.broadcast_to(prior, found.shape), noise)
     apart = directions @ _shrunk(found, scale * prior, noise) @ directions.T
     return np.stack([_positive(within + each) for each in apart])
 
 
-def _power_law(told: np.ndarray, frequencies: np.ndarray, variance: float) -> np.ndarray:
+def _power_law(diagonal: np.ndarray, frequencies: np.ndarray, variance: float) -> np.ndarray:
     """Return A (1 + f)^-q, with A by least squares and q from 0 to 4 by likelihood."""
     candidates = []
     for power in np.arange(0, 4.01, 0.25):
         shape = (1 + frequencies) ** -power
-        law = max(float(told @ shape / (shape @ shape)), 1e-9) * shape
+        law = max(float(diagonal @ shape / (shape @ shape)), 1e-9) * shape
         spread = variance + (law / 2) ** 2  # the law itself is right to a half, say
-        candidates.append((float(((told - law) ** 2 / spread + np.log(spread)).sum()), law))
+        candidates.append((float(((diagonal - law) ** 2 / spread + np.log(spread)).sum()), law))
     return min(candidates, key=lambda candidate: candidate[0])[1]
 
 

@@ -35,9 +35,9 @@ class ConvolutionalSubnet(nn.Module):
         x, condition = inputs
         # Channels last where there are many of them; the coupling itself works on a few, and is faster without.
         hidden = self.first(x.contiguous(memory_format=torch.channels_last))
-        told = self.condition(condition)[:, :, None, None]
+        conditioned = self.condition(condition)[:, :, None, None]
         # In place where no one will ask for gradients; hooks on a layer, such as Opacus', forbid it where they will.
-        hidden = torch.relu_(hidden + told if torch.is_grad_enabled() else hidden.add_(told))
+        hidden = torch.relu_(hidden + conditioned if torch.is_grad_enabled() else hidden.add_(conditioned))
         parameters: torch.Tensor = self.last(hidden)
         return parameters.contiguous()
 

@@ -66,9 +66,9 @@ EXACT_TEST_RESULTS = Unprotected(stage="evaluation", what="exact test results")
 def relation_of(unit: Unit, labels: Labels, attributes: Collection[str] = ()) -> str:
     """Return the neighbouring relation of every claim: what two data sets of a site may differ in.
 
-    Where labels are public, a site's class counts are told to all, and a release decodes under the true label, so no
-    claim covers a label. Where records have attributes, a release decodes under the true ones and tells them, so no
-    claim covers those.
+    Where labels are public, a site's class counts are known to all, and a release decodes under the true label, so no
+    claim covers a label. Where records have attributes, a release decodes under the true ones and contains them, so
+    no claim covers those.
 
     Args:
         unit: what is replaced.
@@ -259,13 +259,13 @@ def _public_then(kept: Iterable[str]) -> tuple[Unprotected, ...]:
     )
 
 
-def unprotected_from_json(told: Mapping[Split, Any]) -> dict[Split, tuple[Unprotected, ...]]:
+def unprotected_from_json(tree: Mapping[Split, Any]) -> dict[Split, tuple[Unprotected, ...]]:
     """Return what has left unprotected, by training and test units, from JSON values of its events.
 
     Raises:
         KeyError, TypeError, ValueError: they are no such events.
     """
-    events: dict[Split, tuple[Event, ...]] = {units: events_from_json(told[units]) for units in get_args(Split)}
+    events: dict[Split, tuple[Event, ...]] = {units: events_from_json(tree[units]) for units in get_args(Split)}
     return {units: tuple(each for each in left if isinstance(each, Unprotected)) for units, left in events.items()}
 
 

@@ -2,7 +2,7 @@
 
     power = E|clip(z; C)|^2 / k        overlap = E<z, clip(z; C)> / k        for z ~ N(0, I_k)
 
-A record that follows the flow has such a latent, so both tell how to draw a noised latent towards the prior, and how
+A record that follows the flow has such a latent, so both show how to draw a noised latent towards the prior, and how
 much of a record it carries. No record is looked at.
 """
 

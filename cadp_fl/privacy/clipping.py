@@ -16,7 +16,7 @@ MAX_NORM = 1e30
 
 
 def is_clippable(norms: torch.Tensor) -> torch.Tensor:
-    """Tell of every norm, float64 (records,), whether its vector can be scaled; if not, it counts as zero."""
+    """Return for every norm, float64 (records,), whether its vector can be scaled; if not, it counts as zero."""
     return norms <= MAX_NORM
 
 
@@ -40,7 +40,7 @@ def clip_factors(norms: torch.Tensor, clip_norm: float) -> torch.Tensor:
 def clip_l2(latents: torch.Tensor, clip_norm: float) -> torch.Tensor:
     """Return latents of L2 norm at most C, each clipped by itself; any two are within 2 C.
 
-    A latent with an entry that is not finite, or near overflow, becomes zero, silently: an error here would tell
+    A latent with an entry that is not finite, or near overflow, becomes zero, silently: an error here would reveal
     that the record is there.
 
     Args:

@@ -29,7 +29,7 @@ RELEASED_RECORDS = Unprotected(stage="release", what="records released without c
 class GaussianMechanism:
     """M(z) = clip_2(z; C) + N(0, sigma^2 I). Replacing the record moves clip_2(z; C) by up to 2 C.
 
-    The cost is that of real numbers. The low bits of a sum of floats tell more; `GridGaussianMechanism` leaves none.
+    The cost is that of real numbers. The low bits of a sum of floats reveal more; `GridGaussianMechanism` leaves none.
 
     Attributes:
         clip_norm: C.

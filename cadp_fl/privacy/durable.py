@@ -62,7 +62,7 @@ class LedgerTerms(Settings):
 
     @property
     def one_budget(self) -> bool:
-        """Whether what was told of test units counts as told of training units: they may be the same people.
+        """Whether what was given out about test units counts for training units too: they may be the same people.
 
         A ledger of format 1 does not say who was held out, so nothing keeps people on the side that they were on.
         """

@@ -27,7 +27,7 @@ class GridGaussianMechanism(GaussianMechanism):
     sigma or next to a half-integer. That depends on the noise alone.
 
     gamma is a power of two of sigma's magnitude and of nothing else; an event that asks for another is refused. The
-    noise's variance is sigma^2 + gamma^2 / 12, six parts in a billion above what is told.
+    noise's variance is sigma^2 + gamma^2 / 12, six parts in a billion above what is stated.
 
     Attributes:
         clip_norm: C.

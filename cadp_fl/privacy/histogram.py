@@ -13,7 +13,7 @@ def noised_counts(counts: np.ndarray, event: GaussianHistogram, *, noise: NoiseS
     """Return counts + round(N(0, sigma^2)), whole numbers in float64, of the shape of `counts`.
 
     A count is an integer, so that this is round(c + N): the Gaussian mechanism, rounded afterwards, at its cost. Every
-    integer can come from every count, and no low bit tells an empty cell from one that was not.
+    integer can come from every count, and no low bit distinguishes an empty cell from one that was not.
 
     What it costs is the event: the L2 sensitivity of the whole table is m sqrt(2 h) if one unit's m records count once
     each in h histograms.

@@ -1,6 +1,6 @@
 """The mark of a chain: a file outside its database that remembers how far it has come.
 
-A database that was put back from a backup is a whole chain, only a shorter one; its mark tells. The mark is a JSON
+A database that was put back from a backup is a whole chain, only a shorter one; its mark shows that. The mark is a JSON
 object of `ledger` (the hash of the chain's first entry), `number` and `hash` (of an entry that is there for good).
 """
 

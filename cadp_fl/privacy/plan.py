@@ -139,7 +139,7 @@ class Plan:
 
     @property
     def key(self) -> str:
-        """What tells the plan from all others of its ledger. No method's name holds a colon: none ends like this.
+        """What names the plan among all others of its ledger. No method's name holds a colon: none ends like this.
 
         A run's name is the server's choice: were the key of test units `<run>/<method>/test`, a method `test` of a run
         `<run>/<method>` would be charged to it, and training units with it.

@@ -244,7 +244,9 @@ def check_number(policy: PolicyConfig, evaluations: int) -> None:
 
 def _evaluation_rules(policy: PolicyConfig) -> EvaluationPolicy:
     if policy.evaluation is None:
-        raise EvaluationError("Nothing is told of test records (policy: evaluation). Found a request that does.")
+        raise EvaluationError(
+            "Nothing is given out about test records (policy: evaluation). Found a request that does."
+        )
     return policy.evaluation
 
 

@@ -29,7 +29,7 @@ FURTHER_BITS = 64
 """Bits that each refinement draws."""
 
 REACH = 5.2
-"""Standard deviations up to which float64 may decide: there T > 2^-23, so that 63 bits tell it to a part in 2^40."""
+"""Standard deviations up to which float64 may decide: there T > 2^-23, so that 63 bits give it to a part in 2^40."""
 
 QUANTILE_ERROR = 2.0**-36
 """Bound on the error of Phi^-1(T / 2) in float64 within `REACH`, of whatever T in a word's interval.

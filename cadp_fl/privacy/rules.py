@@ -214,7 +214,7 @@ class LedgerRules:
 
 
 def _fits(plan: Plan, spent: Sequence[Event]) -> bool:
-    """Tell whether everything spent is covered by the plan: the same parameters, and no more of it."""
+    """Return whether everything spent is covered by the plan: the same parameters, and no more of it."""
     planned, used = _amounts(plan.events), _amounts(spent)
     return all(used[event] <= planned.get(event, -1) for event in used)
 

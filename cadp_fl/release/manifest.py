@@ -115,7 +115,7 @@ class ReleaseClaim(_Model):
         return self
 
     def exceeds(self, allowed: "ReleaseClaim") -> bool:
-        """Tell whether this claims other than what is allowed, and no weaker guarantee."""
+        """Return whether this claims other than what is allowed, and no weaker guarantee."""
         order = ("none", "given-flow", "end-to-end")
         return self != allowed and order.index(self.guarantee) >= order.index(allowed.guarantee)
 
@@ -169,7 +169,7 @@ class Manifest(ReleaseHead):
         on_grid = self.parameters.grid is not None
         if self.mechanism == (GaussianMechanism.name if on_grid else GridGaussianMechanism.name):
             raise ValueError(
-                f"the mechanism '{GridGaussianMechanism.name}' tells its grid, and '{GaussianMechanism.name}' has none"
+                f"the mechanism '{GridGaussianMechanism.name}' states its grid, and '{GaussianMechanism.name}' has none"
             )
         unpacked = self.records * (math.prod(self.dataset.shape) + 8 + len(self.dataset.attributes))
         if unpacked > MAX_RELEASE_BYTES:

@@ -4,7 +4,7 @@
 
 The condition y is the label, or the attributes where records have some: the noise never touches it. Where labels are
 public, y' = y. Where they are covered, y' is drawn once by randomized response, and a record is decoded under y' alone:
-decoding under y would tell it. Noise comes after encoding, so the mechanism protects whatever flow a server sends. All
+decoding under y would show it. Noise comes after encoding, so the mechanism protects whatever flow a server sends. All
 that follows it (shrinking, fresh dimensions, decoding, quantization) is post-processing and costs nothing.
 
 References:
@@ -85,7 +85,7 @@ class ReleaseSettings:
         return SHRINKAGES[self.shrinkage](own.clipped_normal(self.latent_dims), own.noise_variance)
 
     def parameters(self, dims: int) -> ReleaseParameters:
-        """Return every number of the release by a flow of `dims` dimensions, as its manifest tells them."""
+        """Return every number of the release by a flow of `dims` dimensions, as its manifest states them."""
         return ReleaseParameters(
             **self.mechanism.parameters(),
             latent_dims=self.latent_dims,

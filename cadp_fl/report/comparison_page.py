@@ -150,12 +150,14 @@ def notes_of(tree: Mapping[str, Any]) -> list[str]:
 
 
 def _notes_on_seeds(tree: Mapping[str, Any]) -> list[str]:
-    seeds, told = tree["seeds"], ", ".join(map(str, tree["seeds"]))
+    seeds, joined = tree["seeds"], ", ".join(map(str, tree["seeds"]))
     if len(seeds) == 1:
-        return [f"One seed, {told}: one run says nothing about how much another would differ, so no interval is given."]
+        return [
+            f"One seed, {joined}: one run says nothing about how much another would differ, so no interval is given."
+        ]
     return [
-        f"Means over the seeds {told}; after \N{PLUS-MINUS SIGN} stands half the width of a {tree['confidence']:.0%} "
-        "t-interval. It tells how much a figure changes with the seed: with the split, the initial weights and the "
+        f"Means over the seeds {joined}; after \N{PLUS-MINUS SIGN} stands half the width of a {tree['confidence']:.0%} "
+        "t-interval. It shows how much a figure changes with the seed: with the split, the initial weights and the "
         "noise. The seeds share one set of records, so that what others would give is not in it; and with many "
         "intervals some miss.",
         "Differences are taken seed by seed, at the same split and test records, before their mean and interval.",

@@ -69,13 +69,13 @@ def _site(entry: dict[str, Any], bundles: list[Bundle], methods: Iterable[dict[s
 def _left(summary: dict[str, Any], privacy: dict[str, Any]) -> dict[str, str]:
     """Return in one line what was computed from records and left the sites, by method."""
     return {
-        name: "; ".join([*_told(method), *_told(privacy["test_units"]["methods"].get(name, {}), of="test ")])
+        name: "; ".join([*_what_left(method), *_what_left(privacy["test_units"]["methods"].get(name, {}), of="test ")])
         + ("; the true label of each record" if _has_true_labels(summary, method) else "")
         for name, method in privacy["methods"].items()
     }
 
 
-def _told(method: dict[str, Any], of: str = "") -> list[str]:
+def _what_left(method: dict[str, Any], of: str = "") -> list[str]:
     """Return what left under a method's events, in words, once each; all that was planned where a site did not say."""
     events = [
         event
@@ -83,13 +83,15 @@ def _told(method: dict[str, Any], of: str = "") -> list[str]:
         for event in (site["events"] if site["spent"] is None else site["spent"])
         if event["kind"] != "declared-public"
     ]
-    told = (f"{event['what']}, unprotected" if "what" in event else of + EVENTS[event["kind"]].left for event in events)
-    return list(dict.fromkeys(told))
+    words = (
+        f"{event['what']}, unprotected" if "what" in event else of + EVENTS[event["kind"]].left for event in events
+    )
+    return list(dict.fromkeys(words))
 
 
 def _has_true_labels(summary: dict[str, Any], method: dict[str, Any]) -> bool:
-    """Tell whether a method's releases hold the labels as they are."""
-    return summary["labels"] == "public" and any("records" in each for each in _told(method))
+    """Return whether a method's releases hold the labels as they are."""
+    return summary["labels"] == "public" and any("records" in each for each in _what_left(method))
 
 
 def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:

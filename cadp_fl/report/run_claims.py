@@ -14,7 +14,7 @@ __all__ = ["MethodClaims", "RunClaims", "weakest"]
 
 _WEAKER = ("end-to-end", "given-flow", "none")
 
-SILENT = Unprotected(stage="untold", what="whatever earlier runs let go, which the site did not tell")
+SILENT = Unprotected(stage="untold", what="whatever earlier runs let go, which the site did not report")
 
 
 @dataclass(frozen=True)

@@ -62,16 +62,16 @@ def _labels(scope: Scope) -> str:
     if scope.labels == "covered":
         return (
             "Labels are covered: a released record leaves with a label drawn by randomized response and is decoded "
-            "under that one alone, and the number of records of each class is told with noise."
+            "under that one alone, and the number of records of each class is released with noise."
         )
     if scope.attributes:
         return (
-            "Labels and attributes are public: the number of training records of each class at a site is told to all, "
+            "Labels and attributes are public: the number of training records of each class at a site is known to all, "
             "and each released record leaves with its true label and attributes, by declaration, so no claim covers "
             "them."
         )
     return (
-        "Labels are public: the number of training records of each class at a site is told to all, by declaration, so "
+        "Labels are public: the number of training records of each class at a site is known to all, by declaration, so "
         "no claim covers a record's label."
     )
 
@@ -97,7 +97,7 @@ def not_covered(scope: Scope, *, deployed: bool = False) -> list[str]:
         "a chance of up to n delta. A real site's policy holds delta to 1 / (100 n) and n^-1.5, unless its steward "
         "allows 1 / (10 n), and refuses noise below a floor.",
         f"The number of {scope.unit}s of a site.",
-        "Test records, which are no training records: what is told of them has a line of its own.",
+        "Test records, which are no training records: what is given out about them has a line of its own.",
         *([] if deployed else shown),
         "Timing, failures and refusals, a steward's decision to let a release go or not, and the fact that a site took "
         "part.",
@@ -168,7 +168,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
 
 _RECIPIENTS = (
     "those alone who see sums over sites: each site adds a share of their noise, and the aggregator, which sees more, "
-    "is trusted, as is every site not to tell its own share"
+    "is trusted, as is every site not to reveal its own share"
 )
 
 
@@ -202,7 +202,7 @@ def statement_on_test_units(
     *,
     noise: str,
     deployed: bool = False,
-    told: Sequence[str] | None = None,
+    tested: Sequence[str] | None = None,
     is_known: bool = True,
 ) -> str:
     """Return what may be claimed for the units that classifiers are tested on; they are no training units.
@@ -212,20 +212,22 @@ def statement_on_test_units(
         scope: of the study's claims.
         noise: where it comes from.
         deployed: whether the sites are real ones.
-        told: names of the methods whose classifiers were tested; None for all of the study.
+        tested: names of the methods whose classifiers were tested; None for all of the study.
         is_known: whether it is known that no other was tested.
     """
     apart = (
         f"No test {scope.unit} is a training {scope.unit}, so this is apart from every claim on training {scope.unit}s"
     )
-    if claim is None or (told == [] and is_known):
+    if claim is None or (tested == [] and is_known):
         reserved = " What was reserved for that counts as spent all the same." if claim is not None else ""
-        return f"Nothing was told of test {scope.unit}s.{reserved} {apart}."
+        return f"Nothing was given out about test {scope.unit}s.{reserved} {apart}."
     more = (
-        "" if is_known else " What else was told of them is not known here; what was reserved for that counts as spent."
+        ""
+        if is_known
+        else " What else was given out about them is not known here; what was reserved for that counts as spent."
     )
-    if told == []:
-        return f"Test {scope.unit}s: whether anything was told of them is not known here.{more} {apart}."
+    if tested == []:
+        return f"Test {scope.unit}s: whether anything was given out about them is not known here.{more} {apart}."
     if claim.epsilon is None:
         allowed = (
             "as their policies allow"
@@ -237,10 +239,10 @@ def statement_on_test_units(
             f"{more} {apart}."
         )
     holds = "would be, had the noise not been seeded," if noise == "seeded" else "is"
-    classifiers = "each method's classifier" if told is None else f"the classifier of {' and '.join(told)}"
+    classifiers = "each method's classifier" if tested is None else f"the classifier of {' and '.join(tested)}"
     return (
-        f"Test {scope.unit}s: of {classifiers}, when it was final, noised confusion counts and score "
-        f"histograms were told once. For two sets of a site's test {scope.unit}s that differ by "
+        f"Test {scope.unit}s: noised confusion counts and score histograms of {classifiers}, when it was final, were "
+        f"given out once. For two sets of a site's test {scope.unit}s that differ by "
         f"'{relation_of(scope.unit, 'covered')}', that {holds} {_pair(claim.epsilon, claim.delta)}-"
         f"differentially private for each method; what all of them add up to stands in privacy.json.{more} {apart}."
     )

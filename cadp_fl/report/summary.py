@@ -65,8 +65,8 @@ def _classes(results: Results, site: str, entry: SiteEntry) -> dict[str, Any]:
     """Return a site's classes: with their counts where labels are public, and with noised ones where they are not."""
     if entry.class_counts is not None:
         return {"classes": list(entry.class_counts), "class_counts": dict(entry.class_counts)}
-    told = [counts[site] for counts in results.noised_counts.values() if site in counts]
-    return {"classes": None, "class_counts": None} | ({"noised_class_counts": told[0]} if told else {})
+    noised = [counts[site] for counts in results.noised_counts.values() if site in counts]
+    return {"classes": None, "class_counts": None} | ({"noised_class_counts": noised[0]} if noised else {})
 
 
 def _public_attributes(results: Results) -> dict[str, Any]:
@@ -231,19 +231,19 @@ def _as_far_as_it_came(results: Results, name: str, said: str) -> str:
 
 
 def _test_results(results: Results) -> tuple[list[str], bool]:
-    """Return the methods of which test results were told, and whether it is known that no other was tested."""
-    told, is_known = [], True
+    """Return the methods of which test results were given out, and whether it is known that no other was tested."""
+    tested, is_known = [], True
     for name, by_site in results.test_accounts.items():
         if name in results.figures or any(account.spent for account in by_site.values()):
-            told.append(name)
+            tested.append(name)
         elif any(account.spent is None for account in by_site.values()):
             is_known = False
-    return told, is_known
+    return tested, is_known
 
 
 def _test_units(results: Results, claims: RunClaims) -> dict[str, Any]:
-    """Return the line of the test units: what was told of them, by method and site, and what all of it adds up to."""
-    told, is_known = _test_results(results)
+    """Return the line of the test units: what was given out about them, by method and site, and the total."""
+    tested, is_known = _test_results(results)
     accounts, metrics = results.test_accounts, results.study.evaluation.metrics
     return {
         "metrics": metrics,
@@ -262,13 +262,13 @@ def _test_units(results: Results, claims: RunClaims) -> dict[str, Any]:
             "meaning": "what evaluating every method of this study on the same test units composes to, by site",
             "sites": {site: each.to_json() for site, each in claims.tests_together.items()},
         },
-        "told_of": told,
+        "told_of": tested,
         "statement": statement_on_test_units(
             claims.worst_on_tests,
             results.scope,
             noise=results.study.noise,
             deployed=bool(results.federation),
-            told=None if len(told) == len(accounts) else told,
+            tested=None if len(tested) == len(accounts) else tested,
             is_known=is_known,
         ),
     }

@@ -54,17 +54,21 @@ class Agent:
     Args:
         folder: of the site.
         seeded_noise: seed of reproducible noise, which protects nothing; only a policy for tests allows it.
-        tell: is called with a line of text on everything that happens.
+        announce: is called with a line of text on everything that happens.
 
     Raises:
         CadpError: config, policy, ledger and records do not fit together, or another agent serves the folder.
     """
 
     def __init__(
-        self, folder: SiteFolder, *, seeded_noise: int | None = None, tell: Callable[[str], None] = lambda line: None
+        self,
+        folder: SiteFolder,
+        *,
+        seeded_noise: int | None = None,
+        announce: Callable[[str], None] = lambda line: None,
     ) -> None:
         folder.check()
-        self._folder, self._tell = folder, tell
+        self._folder, self._announce = folder, announce
         self._config: SiteConfig = load_site(folder.config)
         self._lock_file = hold(
             folder.path / "agent.lock",
@@ -109,7 +113,7 @@ class Agent:
             requests = stack.enter_context(_listening(folder.socket, group))
             commands = stack.enter_context(_listening(folder.control, None))
             self._log_start()
-            self._tell(f"Site '{self.name}' is ready at {folder.socket}.")
+            self._announce(f"Site '{self.name}' is ready at {folder.socket}.")
             threads = [
                 threading.Thread(target=self._accept, args=(commands, self._obey), daemon=True),
                 threading.Thread(target=self._accept, args=(requests, self._reply), daemon=True),
@@ -136,7 +140,7 @@ class Agent:
         if before.get("policy", self._policy_sha256) != self._policy_sha256:
             raised = changed_totals(before.get("totals", {}), totals)
             named = in_words({"keys": sorted(raised), "totals": raised}) if raised else "No total of it changed."
-            self._tell(f"policy.yaml was edited since an agent last read it, and holds from now on. {named}")
+            self._announce(f"policy.yaml was edited since an agent last read it, and holds from now on. {named}")
 
     @property
     def is_stopping(self) -> bool:
@@ -166,9 +170,9 @@ class Agent:
             with connection:
                 answer(connection)
         except (OSError, WireError):
-            self._tell("A connection ended before its request was read, or its answer sent.")
+            self._announce("A connection ended before its request was read, or its answer sent.")
         except CadpError as error:  # the audit log cannot be written to: nothing leaves
-            self._tell(str(error))
+            self._announce(str(error))
         finally:
             free.release()
 
@@ -195,17 +199,17 @@ class Agent:
                     details["would_refuse"] = self._site.objection[:MAX_TEXT]
             message = pack({"reply": dict(reply.content)}, reply.arrays, limit=MAX_REPLY_BYTES)
         except Exception as error:  # whatever it is, a number is all that leaves
-            told = describe_error(error)
+            described = describe_error(error)
             outcome = "refused" if isinstance(error, CadpError) else "failed"
-            details |= told
-            message = pack({"error": told["code"]}, {}, limit=MAX_REPLY_BYTES)
+            details |= described
+            message = pack({"error": described["code"]}, {}, limit=MAX_REPLY_BYTES)
         seconds = round(time.monotonic() - start, 3)
         repeats = self._repeats_of(details)
         if repeats is not None:
             if repeats:
                 details["repeats_before"] = repeats
             self._log.write("request", outcome=outcome, **details, bytes_out=len(message), seconds=seconds)
-            self._tell(
+            self._announce(
                 f"{details.get('action', 'request')} {details.get('id', '')}: {outcome}"
                 + (f" (code {details['code']})" if "code" in details else "")
                 + f", {seconds:.1f} s"
@@ -245,7 +249,7 @@ class Agent:
             self._busy_with = None
 
     def _obey(self, connection: socket.socket) -> None:
-        """Carry out one command of the steward, whose texts may tell everything."""
+        """Carry out one command of the steward, whose texts may say everything."""
         peer = _peer(connection)
         content, _ = unpack(receive(connection, limit=1 << 16, seconds=READ_SECONDS))
         commands = {"status": self._status, "reload": self._reload}
@@ -253,11 +257,11 @@ class Agent:
         try:
             if name not in commands:
                 raise ExchangeError(f"A command is one of: {', '.join(commands)}. Found {name[:40]!r}.")
-            told: Mapping[str, Any] = {"told": commands[name](peer)}
+            reply: Mapping[str, Any] = {"told": commands[name](peer)}
         except CadpError as error:
             self._log.write(name[:40], peer=peer, outcome="refused", **describe_error(error))
-            told = {"error": error.code, "text": str(error)}
-        send(connection, pack(told, {}, limit=1 << 20))
+            reply = {"error": error.code, "text": str(error)}
+        send(connection, pack(reply, {}, limit=1 << 20))
 
     def _status(self, _peer: Mapping[str, int]) -> dict[str, Any]:
         """Return what the agent is doing."""
@@ -295,7 +299,7 @@ class Agent:
             )
             self._site, self._policy, self._policy_sha256 = site, policy, sha256
         said = in_words(changes) if before != sha256 else "Nothing was edited."
-        self._tell(f"The policy was read again, and is in force. {said}")
+        self._announce(f"The policy was read again, and is in force. {said}")
         return {"before": before, "policy": sha256, "changed": before != sha256, "changes": changes}
 
 
@@ -320,7 +324,7 @@ def check_in_force(folder: SiteFolder, sha256: str) -> None:
 
 
 def command(folder: SiteFolder, name: str, *, timeout: float = COMMAND_SECONDS) -> Mapping[str, Any]:
-    """Give a running agent a steward's command, status or reload, and return what it tells.
+    """Give a running agent a steward's command, status or reload, and return what it answers.
 
     Args:
         timeout: seconds to wait for it; a reload waits for the answer at hand.
@@ -330,8 +334,8 @@ def command(folder: SiteFolder, name: str, *, timeout: float = COMMAND_SECONDS) 
         CadpError: it refuses.
     """
     content, _ = ask(folder.control, pack({"command": name}, {}, limit=1 << 16), timeout=timeout)
-    told: Mapping[str, Any] = content["told"]
-    return told
+    answer: Mapping[str, Any] = content["told"]
+    return answer
 
 
 def _request_in(data: bytes | bytearray) -> Request:

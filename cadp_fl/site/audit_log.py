@@ -4,7 +4,7 @@ A server asks for a release again and again until its steward has decided. That 
 release says how often it was repeated.
 
 It holds names, numbers and times, and no secret and no value of a record. The text of an error is written down only
-where it cannot hold one: refusals by policy, budget, ledger or form. Of others it tells the type and the place.
+where it cannot hold one: refusals by policy, budget, ledger or form. Of others it gives the type and the place.
 """
 
 import errno
@@ -110,18 +110,18 @@ class Repeats:
             return count
 
     def left(self) -> dict[str, int]:
-        """Return the counts that no line has told yet."""
+        """Return the counts that no line has given yet."""
         with self._lock:
             return {release: count for release, (_, count) in self._last.items() if count}
 
 
 def describe_error(error: Exception) -> dict[str, Any]:
-    """Return what a log may tell of an error, as JSON values."""
+    """Return what a log may say of an error, as JSON values."""
     code = error.code if isinstance(error, CadpError) else CadpError.code
-    told: dict[str, Any] = {"code": code, "error": type(error).__name__}
+    description: dict[str, Any] = {"code": code, "error": type(error).__name__}
     if isinstance(error, (PrivacyError, ExchangeError)):
-        return told | {"text": str(error)[:MAX_TEXT]}
-    return told | {"at": _place(error)}
+        return description | {"text": str(error)[:MAX_TEXT]}
+    return description | {"at": _place(error)}
 
 
 def _place(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""How many records of each class a site has: declared public, or told with noise and remembered as a lower bound."""
+"""How many records of each class a site has: declared public, or released with noise and kept as a lower bound."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a site tells of a classifier on its test units, and how often it may."""
+"""What a site reports of a classifier on its test units, and how often it may."""
 
 from collections.abc import Iterable
 
@@ -36,7 +36,7 @@ def check_table(event: GaussianHistogram, classes: int) -> None:
 
 
 def number_of_evaluations(ledger: Ledger, plans: Iterable[Plan]) -> int:
-    """Return how many evaluations some plans on test units hold: noised ones as planned, exact ones as told."""
+    """Return how many evaluations some plans on test units hold: noised ones as planned, exact ones as given out."""
     total = 0
     for plan in plans:
         planned = sum(event.times for event in plan.events if isinstance(event, GaussianHistogram))
@@ -65,8 +65,8 @@ def noised_evaluation(
         event: one table, with its noise.
         noise: of this table alone.
     """
-    told, blank = units.take(test, np.arange(len(units.slots)))
-    confusion, histograms = table_of(_log_odds(model, told)[~blank], told.labels[~blank])
+    records, blank = units.take(test, np.arange(len(units.slots)))
+    confusion, histograms = table_of(_log_odds(model, records)[~blank], records.labels[~blank])
     noised = noised_counts(np.concatenate([confusion.ravel(), histograms.ravel()]), event, noise=noise)
     return {
         "confusion": noised[: confusion.size].reshape(confusion.shape),

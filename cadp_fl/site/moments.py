@@ -1,4 +1,4 @@
-"""What a site tells of its training records' features: their noised sum, and their noised moments around a centre."""
+"""What a site releases of its training records' features: a noised sum, and noised moments around a centre."""
 
 import hashlib
 import json
@@ -29,14 +29,14 @@ _BATCH = 512
 
 
 def check_moments(front: FrontEnd, schema_classes: int, event: GaussianSum | GaussianMoments) -> None:
-    """Check that an event is of a stage that tells moments, and that what it tells fits into memory.
+    """Check that an event is of a stage that releases moments, and that what it releases fits into memory.
 
     Raises:
         ConfigError: it does not.
         ExchangeError: the event is of another stage.
     """
     if event.stage != "moments":
-        raise ExchangeError(f"Moments are told in stage 'moments'. Found '{event.stage}'; ask for that.")
+        raise ExchangeError(f"Moments are released in stage 'moments'. Found '{event.stage}'; ask for that.")
     numbers = (schema_classes + 1) * front.dims * (front.dims + 1) // 2
     if numbers > MAX_NUMBERS:
         raise ConfigError(
@@ -104,7 +104,7 @@ class GivenMoments:
 
 
 def _given(front_end: FrontEndConfig, centre: np.ndarray, moments: Mapping[str, np.ndarray]) -> list[str]:
-    """Return what tells moments from all others: their front end, and hashes of their centre and of their numbers."""
+    """Return what identifies moments: their front end, and hashes of their centre and of their numbers."""
     return [front_end.model_dump_json(), weights_sha256({"centre": centre}), weights_sha256(moments)]
 
 
@@ -132,15 +132,17 @@ def noised_moments(
     Args:
         front: gives the features.
         units: of the records; each contributes up to m.
-        event: what is told, and what it costs.
+        event: what is released, and what it costs.
         centre: float64 (dims,), of moments; a sum has none.
         noise: of this alone.
     """
-    told, blank = units.take(records, np.arange(len(units.slots)))
-    features = features_of(front, told)
+    contributed, blank = units.take(records, np.arange(len(units.slots)))
+    features = features_of(front, contributed)
     if isinstance(event, GaussianSum):
         return {"sum": clipped_sum(features, event, noise=noise, blank=blank)}
     assert centre is not None, "moments come with a centre"
     classes = len(records.schema.classes)
-    moments = joint_moments(features, told.labels, event, classes=classes, centre=centre, noise=noise, blank=blank)
+    moments = joint_moments(
+        features, contributed.labels, event, classes=classes, centre=centre, noise=noise, blank=blank
+    )
     return moments.arrays()

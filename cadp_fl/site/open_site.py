@@ -43,7 +43,7 @@ def new_split_rule(config: SiteConfig, source: Source) -> SplitRule:
     """Return the rule that a new ledger of the site keeps: who is tested on.
 
     Raises:
-        DataError: some are to be tested on, and the records tell neither whom nor who is who.
+        DataError: some are to be tested on, and the records say neither whom nor who is who.
     """
     if config.rehearsal is not None:
         return rehearsal_rule(source)
@@ -143,7 +143,7 @@ def open_site(
 
 
 def _check_declared(config: SiteConfig) -> None:
-    """Check that what a site tells of itself is declared: what was read from records would tell of them.
+    """Check that what a site says of itself is declared: what was read from records would reveal something of them.
 
     Raises:
         ConfigError: the name of the data set, or those of its classes, would come from the file.
@@ -152,13 +152,13 @@ def _check_declared(config: SiteConfig) -> None:
     assert data is not None, "asked for of own records"
     if config.dataset is None:
         raise ConfigError(
-            "A site's records have a name that all sites share; it tells that to every server, and a file's name may "
-            "tell more. site.yaml has no dataset; add it, such as dataset: chest-xray."
+            "A site's records have a name that all sites share; it sends that to every server, and a file's name may "
+            "reveal more. site.yaml has no dataset; add it, such as dataset: chest-xray."
         )
     reader = SOURCES.get(data.source)
     if reader is not None and reader.takes_classes and data.classes is None and data.label is None:
         raise ConfigError(
-            "All sites share one schema, and a site tells no class that its records alone show. site.yaml has no "
+            "All sites share one schema, and a site names no class that its records alone show. site.yaml has no "
             "data.classes; name every class, from label 0, as the coordinator says."
         )
 

@@ -155,7 +155,7 @@ class PrivacyFilter:
         """Check that an evaluation may leave: the table that an event pays for; or, without one, an exact one.
 
         Raises:
-            EvaluationError: the policy allows no exact one, or none more; a simulation tells as many as it likes.
+            EvaluationError: the policy allows no exact one, or none more; a simulation gives as many as it likes.
             BudgetError: the event pays for another table.
         """
         if event is not None:
@@ -211,7 +211,7 @@ class PrivacyFilter:
     def account(self, run: str) -> dict[str, Any]:
         """Return what the ledger holds of a run, as JSON values: plans and events, and nothing of records.
 
-        Of other runs it tells what they let go unprotected, since no claim of this one may overlook that.
+        Of other runs it says what they let go unprotected, since no claim of this one may overlook that.
         """
         carried_out = self._ledger.carried_out()
         accounts = [

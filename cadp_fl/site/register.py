@@ -2,7 +2,7 @@
 
 A source's own test split says who is tested on, and another export of the same people may draw it again. So a ledger of
 such a source has a register beside it: the salted hash of every patient's id, of every record's id where patients are
-not known, or of what each record shows where nothing tells. The register is a file of its own, since hashes of short
+not known, or of what each record shows where ids are missing. The register is a file of its own, since hashes of short
 ids can be guessed by whoever knows the salt: an export of the ledger holds its SHA-256 alone.
 """
 
@@ -27,7 +27,7 @@ __all__ = ["Register", "check_sides", "register_sides"]
 FORMAT = "cadp-fl sides 1"
 MAX_BYTES = 1 << 30
 KINDS = ("patients", "ids", "records")
-"""What tells who a unit is, the best first; `records`: what they show."""
+"""What identifies a unit, the best first; `records`: what they show."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Register:
     """Who was on which side.
 
     Attributes:
-        salt: random; hashed with everything that tells who a unit is.
-        sides: by what tells who is who, and by side, sorted hashes, uint64.
+        salt: random; hashed with everything that identifies a unit.
+        sides: by what identifies units, and by side, sorted hashes, uint64.
     """
 
     salt: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -44,16 +44,16 @@ class Register:
 
     @property
     def kinds(self) -> set[str]:
-        """What told who is who so far."""
+        """What has identified units so far."""
         return {kind for kind, _ in self.sides}
 
     def with_units_of(self, data: SiteData) -> "Register":
         """Return a register that has all units of a site, too.
 
         Raises:
-            DataError: one is on another side than it was, or nothing tells any more who is who.
+            DataError: one is on another side than it was, or nothing identifies the units any more.
         """
-        best = next(kind for kind in KINDS if _tells(data.train, kind) and _tells(data.test, kind))
+        best = next(kind for kind in KINDS if _identifies(data.train, kind) and _identifies(data.test, kind))
         sides = dict(self.sides)
         for kind in sorted(self.kinds | {best}):
             train, test = self._hashes(data.train, kind), self._hashes(data.test, kind)
@@ -69,7 +69,7 @@ class Register:
         return Register(self.salt, sides)
 
     def _hashes(self, records: Dataset, kind: str) -> np.ndarray:
-        if not _tells(records, kind):
+        if not _identifies(records, kind):
             raise DataError(
                 f"Everyone stays on the side, training or test, that they were on, by the {kind} that the source had. "
                 f"It has no {kind} any more; bring them back, the same as before."
@@ -130,13 +130,13 @@ def register_sides(ledger: DurableLedger, data: SiteData, *, begins: bool = Fals
         _path(ledger, sha256).unlink(missing_ok=True)  # another process was faster; what it added belongs in, too
 
 
-def _tells(records: Dataset, kind: str) -> bool:
-    """Return whether something tells who each unit is."""
+def _identifies(records: Dataset, kind: str) -> bool:
+    """Return whether records have what identifies each unit."""
     return kind == "records" or (records.patients if kind == "patients" else records.ids) is not None
 
 
 def _who(records: Dataset, kind: str) -> Iterator[bytes]:
-    """Yield what tells who each unit is."""
+    """Yield what identifies each unit."""
     if kind == "records":
         return (image.tobytes() for image in records.images)
     ids = records.patients if kind == "patients" else records.ids

@@ -128,7 +128,7 @@ class Releases:
                 f"knows its own part. The sum that came is of {asked.made_of.sites}; ask all of them."
             )
         new = self._context.new_flow(asked.flow, asked.seed)
-        told = NoisedMoments.of(
+        moments_of_all = NoisedMoments.of(
             {name.removeprefix(MOMENTS): array for name, array in request.arrays.items() if name.startswith(MOMENTS)},
             moments,
             classes=len(self._context.data.train.schema.classes),
@@ -140,12 +140,12 @@ class Releases:
             self._given.check(
                 plan.key,
                 asked.flow.front_end,
-                told.centre,
-                told.moments.arrays(),
+                moments_of_all.centre,
+                moments_of_all.moments.arrays(),
                 is_alone=asked.made_of.sites == 1,
             )
         trained = any(event.stage == "flow" and isinstance(event, PoissonGaussian) for event in plan.events)
-        check_is_made_of(flow.cpu(), new, told, trained=trained)
+        check_is_made_of(flow.cpu(), new, moments_of_all, trained=trained)
         flow.to(self._context.device)
 
     def fetch(self, request: Request) -> Reply:

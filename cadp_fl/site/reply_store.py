@@ -2,7 +2,7 @@
 
 A request that comes again gets the same bytes, and spends nothing. The ledger remembers an answer by its sha256; here
 lie the answers themselves, each a safetensors file of the reply's arrays with its content as JSON in the metadata. A
-file's name tells the request (by a hash of its id) and the answer, so that no other answer ever takes its place.
+file's name names the request (by a hash of its id) and the answer, so that no other answer ever takes its place.
 """
 
 import hashlib

@@ -84,7 +84,7 @@ class FlowRequest(Settings):
 
 
 class MomentsRequest(Settings):
-    """Tell the noised sum of what a flow's front end makes of records; or its moments, around the array `centre`."""
+    """Release the noised sum of what a flow's front end makes of records; or its moments, around the array `centre`."""
 
     method: MethodName
     front_end: FrontEndConfig
@@ -106,7 +106,7 @@ class PrivateFlowRequest(Settings):
 
 
 class CountRequest(Settings):
-    """Tell the noised number of training records of every class."""
+    """Release the noised number of training records of every class."""
 
     method: MethodName
     event: Annotated[GaussianHistogram, _spends_in("counts")]

@@ -95,8 +95,8 @@ class Review:
     def decision(self, manifest: Manifest) -> Decision | None:
         """Return the decision on a release; one on another bundle of its name is none."""
         try:
-            told = parse_json(self._path(manifest.event_id).read_text(encoding="utf-8"))
-            decision, sha256 = told["decision"], told["manifest_sha256"]
+            stored = parse_json(self._path(manifest.event_id).read_text(encoding="utf-8"))
+            decision, sha256 = stored["decision"], stored["manifest_sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return decision if sha256 == _sha256(manifest) and decision in ("approved", "denied") else None

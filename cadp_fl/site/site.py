@@ -221,7 +221,7 @@ class Site:
             noise=self._context.noise.kind,
         )
         content = description.model_dump(mode="json")
-        if not self._context.mode.is_real:  # a real site tells nothing of its records that is not public
+        if not self._context.mode.is_real:  # a real site gives out nothing of its records that is not public
             content["simulation_only"] = {"records": Fingerprint.of(self._context.data).model_dump(mode="json")}
         self._objection, plans = "", _plans_in(parse(DescribeRequest, request.settings).plans, request.run)
         try:
@@ -246,7 +246,7 @@ class Site:
     def _count(self, request: Request) -> Reply:
         """Answer with the noised number of contributed training records of each class.
 
-        Counts are integers and so is rounded noise: what is told is a rounded Gaussian mechanism, without low bits.
+        Counts are integers and so is rounded noise: what is released is a rounded Gaussian mechanism, without low bits.
         """
         asked = parse(CountRequest, request.settings)
         self._context.privacy_filter.plan(request, asked.method)
@@ -255,9 +255,11 @@ class Site:
         event_id = self._context.privacy_filter.spend(request, asked.method, asked.event)
         counts = self._context.units.class_counts(self._context.data.train)
         noised = noised_counts(counts, asked.event, noise=self._context.noise.child("counts", event_id))
-        told = dict(zip(self._context.data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True))
+        counts_by_class = dict(
+            zip(self._context.data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True)
+        )
         self._counts.remember(request, asked.method, noised, asked.event.noise_std)
-        return Reply({"class_counts": told})
+        return Reply({"class_counts": counts_by_class})
 
     def _moments(self, request: Request) -> Reply:
         """Answer with the noised sum of the records' features, or with their noised moments around a centre."""
@@ -270,18 +272,18 @@ class Site:
         centre = request.arrays.get("centre")
         if isinstance(event, GaussianMoments) and not _is_vector(centre, front.dims):
             raise ExchangeError(
-                f"Moments are told around a centre, {front.dims} numbers of float64. Found no such array; send it."
+                f"Moments are taken around a centre, {front.dims} numbers of float64. Found no such array; send it."
             )
         event_id = self._context.privacy_filter.spend(request, asked.method, event)
         noise = self._context.noise.child("moments", event_id)
-        told = noised_moments(front, self._context.data.train, self._context.units, event, centre, noise=noise)
-        if isinstance(event, GaussianMoments) and "counts" in told:
-            self._counts.remember(request, asked.method, told["counts"], event.part_stds["counts"])
+        released = noised_moments(front, self._context.data.train, self._context.units, event, centre, noise=noise)
+        if isinstance(event, GaussianMoments) and "counts" in released:
+            self._counts.remember(request, asked.method, released["counts"], event.part_stds["counts"])
         if centre is not None and self._context.mode.is_real:
             self._given.remember(
-                self._context.privacy_filter.plan(request, asked.method).key, asked.front_end, centre, told
+                self._context.privacy_filter.plan(request, asked.method).key, asked.front_end, centre, released
             )
-        return Reply({}, told)
+        return Reply({}, released)
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
@@ -356,7 +358,7 @@ def _is_vector(array: np.ndarray | None, dims: int) -> bool:
 
 
 def _check_disjoint(data: SiteData) -> None:
-    """Check that no patient, and no record, is trained on and tested on: what is told of test records is apart.
+    """Check that no patient or record is both trained and tested on: what is given out about test records is apart.
 
     Raises:
         DataError: one is.

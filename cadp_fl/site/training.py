@@ -101,11 +101,11 @@ class Training:
             class_weights = self._class_weights(training)
             event_id = self._context.privacy_filter.spend(request, asked.method, training.event)
             fixed, learned = split_features(model)
-            told, places = self._context.units.placed(self._context.data.train)
-            inputs = features_of(fixed, torch.from_numpy(told.images).to(self._context.device))
+            contributed, places = self._context.units.placed(self._context.data.train)
+            inputs = features_of(fixed, torch.from_numpy(contributed.images).to(self._context.device))
             train_dp_sgd(
                 learned,
-                cross_entropy_of(inputs, torch.from_numpy(told.labels).to(self._context.device), class_weights),
+                cross_entropy_of(inputs, torch.from_numpy(contributed.labels).to(self._context.device), class_weights),
                 training.event,
                 units=torch.from_numpy(places).to(self._context.device),
                 optimizer=lambda parameters: _sgd(parameters, training),

@@ -69,12 +69,12 @@ _UNITS, _CANARIES, _RECORDS = 2048, 8192, 60
 _MANY_CLASSES, _CLASSES = 256, 3
 _SHAPE = (1, 4, 4)
 _SCALE = 16.0
-"""Latents from -8 to 8 are told apart, which a noised latent of variance 1 does not leave."""
+"""Latents from -8 to 8 are told apart; a noised latent of variance 1 does not leave that range."""
 
 _FLOW = FlowConfig.model_validate({"dense": {"blocks": 1, "width": 1}, "input_scale": _SCALE})
 _FRONT_END = FrontEndConfig(size=4, descriptor="none")
 _NOISE = 256.0
-"""Standard deviation of what leaves beside a release: far above the steps that numbers are told in."""
+"""Standard deviation of what leaves beside a release: far above the steps that numbers are released in."""
 
 _CALLS = 8
 """Of everything beside a release; pairs of them differ by their noise alone."""

@@ -125,13 +125,13 @@ def _folder_names(schema: Schema) -> list[str]:
 
 
 def _readme(manifests: Sequence[Manifest]) -> str:
-    told = "attributes, which the images here do not tell" if manifests[0].dataset.attributes else "label"
+    condition = "attributes, which the images here do not show" if manifests[0].dataset.attributes else "label"
     lines = [
         "# Privatized records",
         "",
         "Every PNG here is a record that a site released: encoded by a conditional flow, put through its release's "
-        f"mechanism in the latent space, and decoded under its {told}. The folder is the record's class; its number "
-        "means nothing.",
+        f"mechanism in the latent space, and decoded under its {condition}. The folder is the record's class; its "
+        "number means nothing.",
         "",
         f"They are {sum(manifest.records for manifest in manifests)} records of {len(manifests)} releases of "
         f"'{manifests[0].dataset.name}'. What was done to each and what may be claimed of it is in `manifests/`, "

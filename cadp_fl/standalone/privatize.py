@@ -123,7 +123,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     )
     labels = budget.label_events()
     counts = budget.count_events() if counts_are_noised(terms.policy) else ()
-    _check_counts_can_be_told(terms, counts)
+    _check_counts_can_show_classes(terms, counts)
     mechanism = mechanism_type(release.mechanism).calibrated(
         release.clip_norm,
         budget.epsilon,
@@ -198,7 +198,7 @@ def _composition(terms: ReleaseInputs) -> str:
     )
 
 
-def _check_counts_can_be_told(terms: ReleaseInputs, counts: Sequence[GaussianHistogram]) -> None:
+def _check_counts_can_show_classes(terms: ReleaseInputs, counts: Sequence[GaussianHistogram]) -> None:
     """Check, before anything is spent, that noised class counts could show what the policy asks of them.
 
     Raises:

@@ -232,7 +232,7 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> ReleaseInpu
     """Return a release of the training records of a MedMNIST file, under the schema of the flow.
 
     The schema is public and shared, so that releases of several sites can be pooled: a file's name and its largest
-    label are not told. Without a ledger all but the test split are training records; a ledger says who is.
+    label are not given out. Without a ledger all but the test split are training records; a ledger says who is.
     """
     torch.set_num_threads(1)  # networks of this size lose much to more where another process wants the cores
     real = _site_of(options)

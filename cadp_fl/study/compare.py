@@ -180,7 +180,7 @@ class _Grid:
 
 
 def _spends_nothing(method: Method) -> bool:
-    """Tell whether a method spends no budget, since nothing of it is protected: epsilon changes nothing about it."""
+    """Return whether a method spends no budget, since nothing of it is protected: epsilon changes nothing about it."""
     return not any(event.is_protected for event in method.events())
 
 

@@ -136,7 +136,7 @@ def cpus() -> int:
 
 
 def cause_in(log: Path, since: int = 0) -> str:
-    """Return the last error that a log tells of, in one line: the one that caused others, and nothing where none is.
+    """Return the last error that a log names, in one line: the one that caused others, and nothing where none is.
 
     Args:
         log: of Flower.
@@ -156,6 +156,6 @@ def cause_in(log: Path, since: int = 0) -> str:
 
 
 def with_cause(said: str, log: Path, since: int = 0) -> str:
-    """Return a sentence with the cause that a log tells of, if it does."""
+    """Return a sentence with the cause that a log names, if it does."""
     cause = cause_in(log, since) if log.exists() else ""
     return f"{said} It was '{cause.rstrip('.')}'." if cause else said

@@ -78,8 +78,8 @@ class Flower:
         for run in answer.get("runs", []):
             if str(run.get("run-id")) == str(run_id):
                 status, details = str(run.get("status", "unknown")), str(run.get("status-details") or "")
-                is_told = status.startswith("finished") and details not in ("", "N/A")
-                return f"{status}, {details:.300}" if is_told else status
+                has_details = status.startswith("finished") and details not in ("", "N/A")
+                return f"{status}, {details:.300}" if has_details else status
         return "unknown"
 
     def stop(self, run_id: int) -> None:

@@ -170,12 +170,14 @@ def account_study(config: Path, overrides: Iterable[str] = ()) -> StudyAccount:
 
 
 def _test(study: StudyConfig) -> EvaluationAccount:
-    relation, told = relation_of(study.budget.unit, "covered"), study.evaluation
-    if told.epsilon is None or told.delta is None:
+    relation, evaluation = relation_of(study.budget.unit, "covered"), study.evaluation
+    if evaluation.epsilon is None or evaluation.delta is None:
         return EvaluationAccount(relation, None, None)
     methods = len(study.methods)
     return EvaluationAccount(
-        relation, Allowance(told.epsilon, told.delta), Allowance(methods * told.epsilon, methods * told.delta)
+        relation,
+        Allowance(evaluation.epsilon, evaluation.delta),
+        Allowance(methods * evaluation.epsilon, methods * evaluation.delta),
     )
 
 

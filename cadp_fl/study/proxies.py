@@ -109,7 +109,7 @@ def _pattern(entry: str) -> httpx.URL | None:
 
 
 def _excepts(entry: str, url: httpx.URL) -> bool:
-    """Tell whether an entry of no_proxy lets a URL be called directly."""
+    """Return whether an entry of no_proxy lets a URL be called directly."""
     pattern = _pattern(entry)
     if entry == "*" or pattern is None:
         return entry == "*"

@@ -116,7 +116,7 @@ def fingerprints(study: StudyConfig, sites: Iterable[SiteData]) -> dict[str, Fin
 
 
 def has_ended(output: Path) -> bool:
-    """Tell whether a run has ended on its own, so that nothing is left to do."""
+    """Return whether a run has ended on its own, so that nothing is left to do."""
     try:
         summary = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -34,15 +34,15 @@ def call(monkeypatch, capsys):
     return run
 
 
-def told(call, *arguments):
+def answered(call, *arguments):
     code, out, err = call(*arguments, "--json")
     assert (code, err) == (0, "")
     return json.loads(out)
 
 
 def test_the_pinned_case_costs_one(call):
-    assert told(call, "epsilon", PINNED, "--delta", "1e-5")["epsilon"] == pytest.approx(1.000, abs=2e-4)
-    noise = told(call, "noise", "gaussian:clip-norm=1", "--epsilon", "1", "--delta", "1e-5")
+    assert answered(call, "epsilon", PINNED, "--delta", "1e-5")["epsilon"] == pytest.approx(1.000, abs=2e-4)
+    noise = answered(call, "noise", "gaussian:clip-norm=1", "--epsilon", "1", "--delta", "1e-5")
     assert noise["noise_std"] == pytest.approx(7.4612, abs=2e-4)
     assert noise["epsilon"] <= 1
 
@@ -68,13 +68,13 @@ def test_the_pinned_case_costs_one(call):
     ],
 )
 def test_one_event_costs_what_was_worked_out_elsewhere(call, event, replace, add_remove):
-    answer = told(call, "epsilon", event, "--delta", "1e-5")
+    answer = answered(call, "epsilon", event, "--delta", "1e-5")
     assert answer["epsilon"] == pytest.approx(replace, abs=1e-3)
     assert answer["epsilon_add_remove"] == pytest.approx(add_remove, abs=1e-3)
 
 
 def test_events_of_one_plan_compose_below_their_sum(call):
-    answer = told(call, "epsilon", PINNED, "randomized-response:epsilon=0.3", "--delta", DELTA)
+    answer = answered(call, "epsilon", PINNED, "randomized-response:epsilon=0.3", "--delta", DELTA)
     alone = [event["epsilon"] for event in answer["events"]]
     assert max(alone) < answer["epsilon"] < sum(alone)
     code, out, _ = call("epsilon", PINNED, "randomized-response:epsilon=0.3", "--delta", DELTA)
@@ -84,9 +84,9 @@ def test_events_of_one_plan_compose_below_their_sum(call):
 
 
 def test_what_has_no_delta_needs_none(call):
-    answer = told(call, "epsilon", "laplace:clip-norm=1,noise-scale=4", "randomized-response:epsilon=0.25")
+    answer = answered(call, "epsilon", "laplace:clip-norm=1,noise-scale=4", "randomized-response:epsilon=0.25")
     assert (answer["epsilon"], answer["epsilon_add_remove"], answer["delta"]) == (0.75, 0.5, None)
-    noise = told(call, "noise", "laplace:clip-norm=2,records-per-patient=3", "--epsilon", "1.5")
+    noise = answered(call, "noise", "laplace:clip-norm=2,records-per-patient=3", "--epsilon", "1.5")
     assert noise["noise_scale"] == pytest.approx(8.0)
 
 
@@ -102,7 +102,7 @@ def test_what_has_no_delta_needs_none(call):
 )
 def test_the_least_noise_meets_the_budget_with_what_is_beside_it(call, event):
     arguments = ("--epsilon", "2", "--delta", "1e-5", "--beside", "randomized-response:epsilon=0.4")
-    answer = told(call, "noise", event, *arguments)
+    answer = answered(call, "noise", event, *arguments)
     assert 0.98 * 2 <= answer["epsilon"] <= 2
     name = next(name for name in answer if name.startswith("noise_"))
     code, out, _ = call("noise", event, *arguments)
@@ -119,7 +119,7 @@ def test_a_study_is_accounted_from_its_config_alone(call, quickstart, monkeypatc
         raise AssertionError("accounting read a record")
 
     monkeypatch.setattr("cadp_fl.data.sources.load_source", touched)
-    answer = told(call, "plan", quickstart, "--set", "budget.retry_reserve=0.1", "--set", THREE)
+    answer = answered(call, "plan", quickstart, "--set", "budget.retry_reserve=0.1", "--set", THREE)
     study = load_study(quickstart, ["budget.retry_reserve=0.1", THREE])
     budget = Budget.of(study.budget, study.labels)
     for method in build_methods(study):
@@ -137,13 +137,13 @@ def test_a_study_is_accounted_from_its_config_alone(call, quickstart, monkeypatc
 
 def test_a_study_is_accounted_on_test_units_too(call, quickstart):
     noised = "evaluation={metrics: noised, epsilon: 2.0, delta: 1.0e-4}"
-    test = told(call, "plan", quickstart, "--set", THREE, "--set", noised)["test_units"]
+    test = answered(call, "plan", quickstart, "--set", THREE, "--set", noised)["test_units"]
     assert test["each_method_at_most"] == {"epsilon": 2.0, "delta": 1e-4}
     assert test["all_methods_together_at_most"] == pytest.approx({"epsilon": 6.0, "delta": 3e-4})
     study = load_study(quickstart, [THREE, noised, "budget.retry_reserve=0.2"])
     for classes in (2, 10, 100):
         assert 1.9 < evaluation_plan(study, "dp-sgd", classes).epsilon() <= 2.0
-    assert told(call, "plan", quickstart, "--set", THREE)["test_units"]["each_method_at_most"] is None
+    assert answered(call, "plan", quickstart, "--set", THREE)["test_units"]["each_method_at_most"] is None
     _, out, _ = call("plan", quickstart, "--set", THREE, "--set", noised)
     assert "at most epsilon 2.00 at delta 0.0001; all methods at most epsilon 6.00 at delta 0.0003" in out
     _, out, _ = call("plan", quickstart, "--set", THREE)
@@ -151,7 +151,7 @@ def test_a_study_is_accounted_on_test_units_too(call, quickstart):
 
 
 def test_one_more_round_or_release_is_a_new_plan_that_adds(call, quickstart):
-    methods = told(call, "plan", quickstart, "--set", THREE)["methods"]
+    methods = answered(call, "plan", quickstart, "--set", THREE)["methods"]
     (again,) = methods["dp-sgd"]["one_more"]
     steps = PoissonGaussian.model_validate(
         {name: value for name, value in methods["dp-sgd"]["events"][0].items() if "epsilon" not in name} | {"steps": 2}
@@ -169,7 +169,7 @@ def test_one_more_round_or_release_is_a_new_plan_that_adds(call, quickstart):
 
 
 def test_methods_that_protect_add_up(call, quickstart):
-    answer = told(call, "plan", quickstart, "--set", "methods={dp-sgd: {rounds: 3}}")
+    answer = answered(call, "plan", quickstart, "--set", "methods={dp-sgd: {rounds: 3}}")
     together = answer["all_methods_together"]
     assert together["epsilon"] == together["protected"]["epsilon"] == answer["methods"]["dp-sgd"]["epsilon"]
     code, out, _ = call("plan", quickstart, "--set", "methods={dp-sgd: {rounds: 3}}", "--set", "budget.epsilon=0.001")
@@ -192,8 +192,8 @@ def test_a_released_label_is_drawn_again_with_a_release(call, quickstart):
 
 def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart, monkeypatch):
     monkeypatch.delenv("CADP_FL_DATA", raising=False)
-    told(call, "plan", quickstart.parent / "pneumonia.yaml")
-    told(call, "plan", quickstart, "--set", "data.path=/nowhere.npz", "--set", "data.source=medmnist")
+    answered(call, "plan", quickstart.parent / "pneumonia.yaml")
+    answered(call, "plan", quickstart, "--set", "data.path=/nowhere.npz", "--set", "data.source=medmnist")
 
 
 @pytest.mark.parametrize(
@@ -283,16 +283,18 @@ def test_every_parameter_of_sums_and_moments_is_printed_by_the_name_that_it_is_t
     monkeypatch.setenv("COLUMNS", "240")
     code, out, _ = call("epsilon", event, "--delta", "1e-5")
     assert code == 0
-    (asked,) = told(call, "epsilon", event, "--delta", "1e-5")["events"]
+    (asked,) = answered(call, "epsilon", event, "--delta", "1e-5")["events"]
     kind, row = asked["kind"], " ".join(out.split())
     parameters = {name for name in asked if name not in ("kind", "stage", "epsilon", "epsilon_add_remove")}
     parameters -= {name for name in ("shares", "records_per_unit") if asked[name] == 1}
     assert all(f"{name.replace('_', '-')} {asked[name]:g}" in row for name in parameters), row
     again = f"{kind}:" + ",".join(f"{name.replace('_', '-')}={asked[name]}" for name in parameters)
-    assert told(call, "epsilon", again, "--delta", "1e-5")["events"] == [asked]
+    assert answered(call, "epsilon", again, "--delta", "1e-5")["events"] == [asked]
 
 
 def test_what_is_printed_of_an_event_can_be_typed_again(call):
-    typed = told(call, "epsilon", "gaussian:clip-norm=1,noise-std=7.4612,records-per-patient=2", "--delta", "1e-5")
-    copied = told(call, "epsilon", "latent-gaussian:clip-norm=1,noise-std=7.4612,records-per-unit=2", "--delta", "1e-5")
+    typed = answered(call, "epsilon", "gaussian:clip-norm=1,noise-std=7.4612,records-per-patient=2", "--delta", "1e-5")
+    copied = answered(
+        call, "epsilon", "latent-gaussian:clip-norm=1,noise-std=7.4612,records-per-unit=2", "--delta", "1e-5"
+    )
     assert typed == copied

@@ -98,23 +98,23 @@ def test_an_output_that_cannot_be_made_is_refused(monkeypatch, capsys, tmp_path,
     assert "A run folder can be made" in err
 
 
-def test_a_dry_run_tells_epsilon_bytes_memory_and_time_and_writes_nothing(
+def test_a_dry_run_shows_epsilon_bytes_memory_and_time_and_writes_nothing(
     monkeypatch, capsys, tmp_path, quickstart, tiny_overrides, no_flower
 ):
     monkeypatch.chdir(tmp_path)
     sets = [part for each in tiny_overrides for part in ("--set", each)]
     code, out, _ = call(monkeypatch, capsys, "simulate", quickstart, "--dry-run", "--json", *sets)
     assert code == 0
-    told = json.loads(out)
-    stages = {(name, each["stage"]): each["epsilon"] for name, stages in told["stages"].items() for each in stages}
+    estimate = json.loads(out)
+    stages = {(name, each["stage"]): each["epsilon"] for name, stages in estimate["stages"].items() for each in stages}
     assert stages["cadp-given-flow", "flow"] is stages["fedavg", "classifier"] is None
     assert 2.9 < stages["cadp-given-flow", "release"] <= 3.0
-    assert 2.9 < told["totals"]["dp-sgd"] <= 3.0
-    assert told["totals"]["cadp-given-flow"] is told["totals"]["fedavg"] is None
-    phases = {phase["phase"]: phase for phase in told["phases"]}
+    assert 2.9 < estimate["totals"]["dp-sgd"] <= 3.0
+    assert estimate["totals"]["cadp-given-flow"] is estimate["totals"]["fedavg"] is None
+    phases = {phase["phase"]: phase for phase in estimate["phases"]}
     assert phases["cadp-given-flow/flow"]["down"] == phases["cadp-given-flow/flow"]["up"] > 0
-    assert all(phase["seconds"] > 0 for phase in told["phases"])
-    assert told["memory_bytes"] > 1 << 30
+    assert all(phase["seconds"] > 0 for phase in estimate["phases"])
+    assert estimate["memory_bytes"] > 1 << 30
     code, out, _ = call(monkeypatch, capsys, "simulate", quickstart, "--dry-run", *sets)
     assert code == 0
     assert "NOT protected" in out

@@ -27,8 +27,8 @@ def simulated(monkeypatch):
         if error := ends.get(output.name):
             raise error
         rows = {name: row(0.8, epsilon=study.budget.epsilon) for name in load_study(config).methods}
-        told = summary(rows, noise=study.noise) | {"status": "complete", "missing": []}
-        (output / "summary.json").write_text(json.dumps(told))
+        result = summary(rows, noise=study.noise) | {"status": "complete", "missing": []}
+        (output / "summary.json").write_text(json.dumps(result))
 
     monkeypatch.setattr("cadp_fl.study.run.simulate", simulate)
     return ends

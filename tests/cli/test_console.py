@@ -61,8 +61,8 @@ def test_a_runs_results_and_progress_show_every_name(monkeypatch, name):
     console = outlasting()
     gap = {"site": name, "phase": "m/flow", "reason": name}
     methods = {name: next(iter(SUMMARY["methods"].values())) | {"caution": name}}
-    told = SUMMARY | {"name": name, "status": "incomplete", "missing": [gap], "failure": name, "methods": methods}
-    show_results(console, told, Path(name))
+    shown = SUMMARY | {"name": name, "status": "incomplete", "missing": [gap], "failure": name, "methods": methods}
+    show_results(console, shown, Path(name))
     with progress_to(console, silent=False) as watch:
         watch({"step": "answer", "phase": "m/flow", "round": 1, "of": 2, "site": name, "failed": name})
     assert stream.getvalue().count(name) >= 9

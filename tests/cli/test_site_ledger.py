@@ -141,7 +141,7 @@ def test_another_populations_policy_does_not_fit(path, tmp_path, command):
     assert "one population and one unit" in err
 
 
-def test_verify_tells_the_head_and_knows_every_head_that_was(command, path):
+def test_verify_prints_the_head_and_knows_every_head_that_was(command, path):
     links = DurableLedger.as_found(path).links()
     code, out, _ = command("verify", path, "--expect-head", links[2].hash)
     assert code == 0
@@ -189,7 +189,7 @@ def test_an_export_is_verified_by_the_rule_that_its_help_gives(command, path, tm
     assert command("export", path, "--output", file)[0] == 2
 
 
-def test_a_sites_folder_tells_its_ledger_its_mark_and_its_policy(command, tmp_path):
+def test_a_sites_folder_names_its_ledger_its_mark_and_its_policy(command, tmp_path):
     folder = make(tmp_path / "north")
     code, out, _ = command("show", str(folder.path), "--json")
     assert (code, json.loads(out)["totals"]["train"]["limit"]["epsilon"]) == (0, 10)

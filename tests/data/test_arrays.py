@@ -35,8 +35,8 @@ def test_uint8_images_stay_as_they_are():
 
 
 def test_attributes_are_columns_in_the_order_of_their_names():
-    told = {"young": [1, 1, 0, 0], "hat": torch.tensor([0.0, 1.0, 0.0, 1.0]), "bald": LABELS == 1}
-    made = dataset_of(IMAGES, LABELS, classes=("no", "yes"), attributes=told)
+    attributes = {"young": [1, 1, 0, 0], "hat": torch.tensor([0.0, 1.0, 0.0, 1.0]), "bald": LABELS == 1}
+    made = dataset_of(IMAGES, LABELS, classes=("no", "yes"), attributes=attributes)
     assert made.schema.attributes == ("young", "hat", "bald")
     assert made.attributes.tolist() == [[1, 0, 0], [1, 1, 1], [0, 0, 1], [0, 1, 0]]
 

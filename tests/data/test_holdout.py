@@ -117,7 +117,7 @@ def test_a_record_whose_id_stands_twice_is_refused(tmp_path):
         read_medmnist(DataConfig(source="medmnist", path=tmp_path / "scans.npz"))
 
 
-def test_where_nothing_tells_who_is_who_nobody_is_held_out():
+def test_where_nothing_says_who_is_who_nobody_is_held_out():
     source = Source(_records(100))
     with pytest.raises(DataError, match=r"neither ids nor a test split.*test_fraction: 0"):
         split_rule(source, 0.2)

@@ -139,7 +139,7 @@ def test_labels_become_integers_from_0(tmp_path, labels, expected, column):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, bool])
-def test_one_hot_labels_are_told_from_several_labels(tmp_path, dtype):
+def test_one_hot_labels_are_distinguished_from_several_labels(tmp_path, dtype):
     labels = np.eye(3, dtype=dtype)[LABELS]
     made = expression(sentence_of(tmp_path, labels=labels), train_labels=labels)
     assert load(tmp_path, labels=made).train.labels.tolist() == LABELS.tolist()
@@ -149,7 +149,7 @@ def test_one_hot_labels_are_told_from_several_labels(tmp_path, dtype):
 
 @pytest.mark.parametrize("first", [1, 5])
 @pytest.mark.parametrize("classes", [None, ("a", "b", "c")])
-def test_labels_that_start_elsewhere_are_told_that_labels_start_at_0(tmp_path, first, classes):
+def test_labels_that_start_elsewhere_are_refused_with_the_rule_that_labels_start_at_0(tmp_path, first, classes):
     """And never to change data.classes where nobody has set them."""
     sentence = sentence_of(tmp_path, labels=LABELS + first, test=LABELS[:3] + first, classes=classes)
     assert re.search("[Ll]abels start at 0", sentence)
@@ -169,7 +169,7 @@ def test_a_class_that_lies_between_is_missed_by_its_number(tmp_path):
     assert len(load(tmp_path, labels=LABELS * 2, classes=("a", "b", "c", "d", "e")).train) == 12
 
 
-def test_labels_above_the_classes_are_not_told_to_move_where_that_would_not_help(tmp_path):
+def test_labels_above_the_classes_are_not_to_be_moved_where_that_would_not_help(tmp_path):
     sentence = sentence_of(tmp_path, labels=LABELS, classes=("a", "b"))
     assert sentence.endswith("'train_labels' holds 2; name every class from 0 to 2.")
     assert "subtract" not in sentence_of(tmp_path, labels=LABELS * 9 + 1, classes=("a", "b"))

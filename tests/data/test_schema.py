@@ -56,7 +56,7 @@ def test_splits_that_do_not_fit_are_refused(train, test, sentence):
 NAMED = Schema(name="x", shape=(1, 2, 2), classes=("a", "b"), attributes=("hat", "young", "smiling"))
 
 
-def told(values, schema=NAMED):
+def with_attributes(values, schema=NAMED):
     return Dataset(schema, np.zeros((2, 1, 2, 2), np.uint8), np.array([0, 1]), None, values)
 
 
@@ -68,15 +68,15 @@ def test_a_schema_without_attributes_is_written_as_it_was_before_there_were_any(
     assert Schema.model_validate_json(NAMED.model_dump_json()) == NAMED != SCHEMA
 
 
-def test_a_flow_is_told_the_attributes_where_there_are_some_and_the_class_otherwise():
+def test_a_flow_is_given_the_attributes_where_there_are_some_and_the_class_otherwise():
     values = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
     assert (SCHEMA.conditions, NAMED.conditions) == (2, 3)
-    assert told(values).condition is values
+    assert with_attributes(values).condition is values
     assert records(2).condition.tolist() == [0, 0]
 
 
 def test_a_selection_keeps_the_attributes():
-    chosen = told(np.array([[1, 0, 1], [0, 0, 1]], np.uint8)).select(np.array([1, 1, 0]))
+    chosen = with_attributes(np.array([[1, 0, 1], [0, 0, 1]], np.uint8)).select(np.array([1, 1, 0]))
     assert chosen.attributes.tolist() == [[0, 0, 1], [0, 0, 1], [1, 0, 1]]
 
 
@@ -92,7 +92,7 @@ def test_a_selection_keeps_the_attributes():
 )
 def test_attributes_that_break_the_schema_are_refused(values, schema, sentence):
     with pytest.raises(DataError, match=sentence):
-        told(values, schema)
+        with_attributes(values, schema)
 
 
 @pytest.mark.parametrize("names", [("a", "a"), ("",), ("a" * 65,), tuple(str(number) for number in range(1001))])

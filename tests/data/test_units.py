@@ -85,8 +85,8 @@ def test_places_are_as_many_whatever_a_patient_has_and_no_others_move():
     for kept in (np.arange(300), np.delete(np.arange(300), 1)):  # the first patient has two records, or one
         dataset = Dataset(schema, images[kept], np.zeros(len(kept), dtype=np.int64), patients=patients[kept])
         units = Units.of(dataset, "patient", 2)
-        told, places = units.placed(dataset)
-        assert (places.shape, len(told)) == ((299, 2), 598)
+        contributed, places = units.placed(dataset)
+        assert (places.shape, len(contributed)) == ((299, 2), 598)
         assert (places[0, 1] == -1) == (len(kept) == 299)
-        features.append(features_of(split_features(model)[0], torch.from_numpy(told.images)))
+        features.append(features_of(split_features(model)[0], torch.from_numpy(contributed.images)))
     assert torch.equal(features[0][2:], features[1][2:])

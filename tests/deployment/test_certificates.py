@@ -52,7 +52,7 @@ def test_a_server_lives_no_longer_than_clients_take(authority):
 
 
 @pytest.mark.parametrize(("signed", "called"), [("a.example", "b.example"), ("127.0.0.1", "localhost")])
-def test_another_host_is_refused_and_told_the_names(tmp_path, authority, known, signed, called):
+def test_another_host_is_refused_with_the_names(tmp_path, authority, known, signed, called):
     files = _written(tmp_path, "server", new_server_key(authority, [signed]))
     with pytest.raises(InputError, match=f"names {signed}, not {called}"):
         check_server_files(*files, called, known)

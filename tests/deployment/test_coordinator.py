@@ -68,7 +68,7 @@ def test_the_same_invitation_has_the_same_fingerprint_however_it_was_sent(folder
 
 
 @pytest.mark.parametrize("host", ["2001:db8::7", "localhost"])
-def test_an_address_is_told_so_that_it_can_be_called(tmp_path, host):
+def test_an_address_is_given_so_that_it_can_be_called(tmp_path, host):
     made = CoordinatorFolder.create(tmp_path / "c", _config(host=host))
     assert made.invitation().address == {"localhost": "localhost:8443"}.get(host, "[2001:db8::7]:8443")
     listens = [line.split()[1] for line in made.nginx.read_text().splitlines() if line.strip().startswith("listen")]

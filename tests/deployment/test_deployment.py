@@ -70,8 +70,8 @@ def test_every_ledger_holds_what_the_report_says(first, running):
     for site in SITES:
         ledger = DurableLedger.as_found(SiteFolder(running.folder / site).ledger)
         plans = {plan.method: plan for plan in ledger.plans() if plan.split == "train"}
-        for method, told in privacy["methods"].items():
-            assert told["sites"][site]["epsilon"] == pytest.approx(plans[method].protected().epsilon())
+        for method, entry in privacy["methods"].items():
+            assert entry["sites"][site]["epsilon"] == pytest.approx(plans[method].protected().epsilon())
 
 
 def test_every_request_is_in_the_sites_log(first, running):

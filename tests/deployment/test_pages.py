@@ -36,9 +36,9 @@ def _is_command(words):
 
 
 def test_every_code_is_explained_to_who_reads_it():
-    told = dict(re.findall(r"^\| (\d{3}) \| (.+) \|$", GOVERNANCE, re.M))
+    listed = dict(re.findall(r"^\| (\d{3}) \| (.+) \|$", GOVERNANCE, re.M))
     kinds = {getattr(errors, name) for name in errors.__all__}
-    assert told == {str(kind.code): kind.meaning for kind in kinds}
+    assert listed == {str(kind.code): kind.meaning for kind in kinds}
 
 
 def test_every_request_is_in_the_table_of_what_leaves():

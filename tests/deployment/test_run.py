@@ -55,8 +55,8 @@ class Federation:
     def __init__(self, folder: Path) -> None:
         self.root, self.folder, self.output = folder, folder / "coordinator", folder / "out"
         (self.folder / "flower").mkdir(parents=True)
-        told = {"federation": "lungs", "host": "localhost", "port": 8443, "superlink_port": 8000}
-        (self.folder / "coordinator.yaml").write_text(yaml.safe_dump(told))
+        config = {"federation": "lungs", "host": "localhost", "port": 8443, "superlink_port": 8000}
+        (self.folder / "coordinator.yaml").write_text(yaml.safe_dump(config))
         command = folder / "bin" / "flwr"
         command.parent.mkdir()
         command.write_text(FLWR.format(python=sys.executable, folder=str(folder)))
@@ -199,12 +199,12 @@ def test_the_status_says_which_sites_answered_wait_and_are_missing(federation):
     )
     with pytest.raises(CadpError, match="needs 2 sites"):
         federation.run()
-    told = run_status(federation.output)
-    assert (told["phase"], told["round"], told["of"]) == ("cadp/fetch", 1, 3)
-    assert told["answered"] == ["north"]
-    assert told["waiting"] == [{"site": "east", "reason": "waits for its steward's approval"}]
-    assert [gap["site"] for gap in told["missing"]] == ["south"]
-    assert told["end"] == {"status": "failed", "reason": "Phase 'cadp/fetch' needs 2 sites."}
+    status = run_status(federation.output)
+    assert (status["phase"], status["round"], status["of"]) == ("cadp/fetch", 1, 3)
+    assert status["answered"] == ["north"]
+    assert status["waiting"] == [{"site": "east", "reason": "waits for its steward's approval"}]
+    assert [gap["site"] for gap in status["missing"]] == ["south"]
+    assert status["end"] == {"status": "failed", "reason": "Phase 'cadp/fetch' needs 2 sites."}
 
 
 def test_a_run_is_stopped_while_it_goes_on(federation):

@@ -250,7 +250,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path):
         assert not list(made.logs.iterdir())
 
 
-def test_a_missing_nginx_is_told_with_the_way_out(tmp_path, monkeypatch):
+def test_a_missing_nginx_is_reported_with_the_way_out(tmp_path, monkeypatch):
     tree = {"federation": "chest", "host": "c.example", "port": free_port(), "superlink_port": free_port()}
     made = CoordinatorFolder.create(tmp_path / "c", parse(CoordinatorConfig, tree))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -83,7 +83,7 @@ def test_the_right_coordinator_is_found_and_its_clock_read(tmp_path, authority):
 
 
 @pytest.mark.parametrize(
-    ("hosts", "signer", "told"),
+    ("hosts", "signer", "message"),
     [
         (["other.example"], None, "names other.example, not localhost"),
         (["localhost"], "stranger", "is signed by no authority that is known here"),
@@ -91,11 +91,11 @@ def test_the_right_coordinator_is_found_and_its_clock_read(tmp_path, authority):
     ],
     ids=["another name", "another authority", "plain HTTP"],
 )
-def test_who_is_not_to_be_trusted_is_told_before_flower_starts(tmp_path, authority, hosts, signer, told):
+def test_who_is_not_to_be_trusted_is_reported_before_flower_starts(tmp_path, authority, hosts, signer, message):
     above = authority if signer is None else new_authority(signer)
     with _answering(tmp_path, None if hosts is None else new_server_key(above, hosts)) as port:
         node = _node(tmp_path, authority, f"localhost:{port}")
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             supernode.connect(node, announce=lambda _: None)
     assert '"state": "refused"' in (node.flower / "connection.json").read_text()
     assert not (node.flower / "supernode.log").exists()
@@ -159,7 +159,7 @@ def test_the_command_says_where_the_agent_is_and_holds_no_secret(tmp_path, autho
     assert str(tmp_path / "node" / "coordinator.crt") not in supernode.print_command(node)
 
 
-def test_a_clock_that_flower_would_refuse_is_told_by_how_much(tmp_path, authority):
+def test_a_clock_that_flower_would_refuse_is_reported_with_how_much(tmp_path, authority):
     with _answering(tmp_path, new_server_key(authority, ["localhost"])) as port:
         node = _node(tmp_path, authority, f"localhost:{port}")
         watched = supernode._Supernode(node, supernode.load_node(node.config), None, print)  # type: ignore[arg-type]

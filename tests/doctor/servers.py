@@ -33,14 +33,14 @@ def serving(
         behind: seconds that the server's clock is behind this one.
         plain: speaks no TLS.
     """
-    told = DOOR if answers is None else answers
+    answered = DOOR if answers is None else answers
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self._answer(403, b"")
 
         def do_POST(self) -> None:
-            status, is_superlinks = told.get(self.path, (403, False))
+            status, is_superlinks = answered.get(self.path, (403, False))
             self._answer(status, b'{"detail": "Unauthorized"}' if is_superlinks else b"<html>no</html>")
 
         def _answer(self, status: int, body: bytes) -> None:

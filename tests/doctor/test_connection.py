@@ -53,7 +53,7 @@ def test_an_ended_certificate_is_a_fault(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("days", "state"), [(0, "fault"), (20, "warning"), (100, "ok")])
-def test_a_certificate_tells_the_days_that_it_has_left(monkeypatch, days, state):
+def test_a_certificate_shows_the_days_that_it_has_left(monkeypatch, days, state):
     monkeypatch.setattr(certificates, "SERVER_DAYS", days)
     pair = new_server_key(new_authority("test"), ["localhost"])
     finding = certificate_life(pair.certificate, "it")

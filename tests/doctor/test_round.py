@@ -37,24 +37,24 @@ def _called(grid, tmp_path):
 def test_every_site_says_what_it_is_and_spends_nothing(grid, tmp_path):
     before = [DurableLedger.as_found(folder.ledger).carried_out() for folder in grid.folders]
     with served(grid.folders[0]), served(grid.folders[1]):
-        told = _called(grid, tmp_path)
-    assert [(node["name"], node["site"], node["dataset"]) for node in told["nodes"]] == [
+        called = _called(grid, tmp_path)
+    assert [(node["name"], node["site"], node["dataset"]) for node in called["nodes"]] == [
         ("east", "east", "digits"),
         ("north", "north", "digits"),
     ]
-    assert told["library"] == cadp_fl.__version__
+    assert called["library"] == cadp_fl.__version__
     assert [DurableLedger.as_found(folder.ledger).carried_out() for folder in grid.folders] == before
     assert {message.metadata.message_type for message in grid.sent} == {"query.cadp_describe"}
-    assert "class_counts" not in json.dumps(told)
-    assert [finding.state for finding in attendance(told, ["east", "north"])] == ["ok", "ok"]
+    assert "class_counts" not in json.dumps(called)
+    assert [finding.state for finding in attendance(called, ["east", "north"])] == ["ok", "ok"]
 
 
 def test_a_site_whose_agent_is_down_is_named_with_the_way_out(grid, tmp_path):
     with served(grid.folders[0]):
-        told = _called(grid, tmp_path)
-    east, north = told["nodes"]
+        called = _called(grid, tmp_path)
+    east, north = called["nodes"]
     assert (east["code"], "error" in north) == (AgentError.code, False)
-    finding = next(finding for finding in attendance(told, ["east", "north"]) if finding.state == "fault")
+    finding = next(finding for finding in attendance(called, ["east", "north"]) if finding.state == "fault")
     assert finding.found.startswith("east:")
     assert "cadp-fl site serve" in finding.fix
 
@@ -62,11 +62,11 @@ def test_a_site_whose_agent_is_down_is_named_with_the_way_out(grid, tmp_path):
 def test_a_site_that_is_silent_is_named(grid, tmp_path, monkeypatch):
     monkeypatch.setattr("cadp_fl.federated.flower_server.ROLL_CALL_SECONDS", 0.2)
     grid.fail = {(10, "query.cadp_describe"): "silent", (11, "query.cadp_describe"): "crash"}
-    told = _called(grid, tmp_path)
-    found = list(attendance(told, ["east", "north"]))
+    called = _called(grid, tmp_path)
+    found = list(attendance(called, ["east", "north"]))
     assert [finding.state for finding in found] == ["fault", "fault"]
     assert "did not answer in time" in found[1].found
-    assert "secret 42" not in json.dumps(told)
+    assert "secret 42" not in json.dumps(called)
 
 
 def test_what_a_site_answers_is_not_trusted():
@@ -83,7 +83,7 @@ def test_what_a_site_answers_is_not_trusted():
 
 
 def _node(name, **other):
-    told = {
+    described = {
         "site": name,
         "library": "0.1.0",
         "dataset": "digits",
@@ -92,7 +92,7 @@ def _node(name, **other):
         "test": 1,
         "noise": "entropy",
     }
-    return {"name": name, "node": 1, **told, **other}
+    return {"name": name, "node": 1, **described, **other}
 
 
 @pytest.mark.parametrize(

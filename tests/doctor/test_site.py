@@ -125,7 +125,7 @@ def test_a_policy_for_too_few_units_is_a_fault(folder):
     assert "481 training units, and takes part with 5000" in found[1].found
 
 
-def test_a_class_below_the_policys_minimum_is_told_where_labels_are_public(folder):
+def test_a_class_below_the_policys_minimum_is_reported_where_labels_are_public(folder):
     _edit(folder.policy, min_class_units=400)
     assert any("min_class_units" in finding.found for finding in _look(folder, "records"))
     _edit(folder.policy, labels="covered")
@@ -213,7 +213,7 @@ def test_a_mark_that_a_crash_left_behind_is_a_warning(folder):
     assert "remembers entry 0 of 1" in _worst(_look(folder, "ledger")).found
 
 
-def test_a_budget_tells_what_is_promised_and_when_nothing_is_left(folder):
+def test_a_budget_shows_what_is_promised_and_when_nothing_is_left(folder):
     _reserve(folder, SUM)
     (budget,) = [finding for finding in _look(folder, "ledger") if finding.name == "budget"]
     assert (budget.state, "of 10 is promised" in budget.found, "epsilon 0.00" in budget.found) == ("ok", True, False)
@@ -221,7 +221,7 @@ def test_a_budget_tells_what_is_promised_and_when_nothing_is_left(folder):
     assert "nothing is left" in _worst(_look(folder, "ledger")).found
 
 
-def test_what_left_without_privacy_is_told(folder):
+def test_what_left_without_privacy_is_reported(folder):
     _reserve(folder, Unprotected(stage="flow", what="flow weights"))
     assert "Something without privacy" in _worst(_look(folder, "ledger")).found
 
@@ -324,7 +324,7 @@ def test_a_key_of_another_kind_is_a_fault(folder):
     assert _worst(_look(folder, "key")).state == "fault"
 
 
-def test_a_folder_that_was_moved_is_told(folder):
+def test_a_folder_that_was_moved_is_reported(folder):
     folder.path.rename(folder.path.with_name("moved"))
     moved = type(folder)(folder.path.with_name("moved"))
     assert _worst(_look(moved, "node settings")).state == "warning"
@@ -370,9 +370,9 @@ def test_the_command_says_what_is_wrong_and_exits_by_it(folder):
     line = next(line for line in done.stdout.splitlines() if "policy.yaml" in line and line.startswith("fault"))
     assert "Others may reach" in line
     assert "Fix: Run chmod go-rwx" in done.stdout
-    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True).stdout)
-    assert (told["side"], told["faulty"]) == ("site", True)
-    assert {"check", "state", "found", "fix"} == set(told["findings"][0])
+    diagnosis = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True).stdout)
+    assert (diagnosis["side"], diagnosis["faulty"]) == ("site", True)
+    assert {"check", "state", "found", "fix"} == set(diagnosis["findings"][0])
 
 
 def test_a_folder_of_nobodys_is_refused_in_one_sentence(tmp_path):

@@ -94,9 +94,9 @@ def test_a_noised_count_is_a_whole_number_whatever_the_count():
     """It has no low bits, which of a sum of floats would be finer if the count was zero than if it was five."""
     event = GaussianHistogram(stage="evaluation", histograms=2, noise_std=3.0)
     for count in (0, 5, 10**6):
-        told = noised_counts(np.full(1000, count), event, noise=NoiseSource.from_seed(1))
-        assert (told == np.round(told)).all()
-        assert len(np.unique(told)) > 10
+        counts = noised_counts(np.full(1000, count), event, noise=NoiseSource.from_seed(1))
+        assert (counts == np.round(counts)).all()
+        assert len(np.unique(counts)) > 10
 
 
 def noised(log_odds, labels, noise_std, generator, *, public=True):
@@ -138,8 +138,10 @@ def test_figures_are_right_on_average_and_their_standard_errors_are_those_of_dra
     truth = metrics_of(evaluate(*scores(100_000, classes, seed=99)), names)
     for seed in range(400):
         log_odds, labels = scores(600, classes, seed=seed)
-        told = noised_metrics_of(noised(log_odds, labels, 3.0, generator, public=public), names)
-        spread.append([(getattr(told, name) - getattr(truth, name)) / told.standard_errors[name] for name in NAMES])
+        metrics = noised_metrics_of(noised(log_odds, labels, 3.0, generator, public=public), names)
+        spread.append(
+            [(getattr(metrics, name) - getattr(truth, name)) / metrics.standard_errors[name] for name in NAMES]
+        )
     bias, ratio = np.mean(spread, axis=0), np.std(spread, axis=0)
     assert np.abs(bias).max() < 0.3
     for name, each in zip(NAMES, ratio, strict=True):
@@ -157,7 +159,7 @@ def test_the_noise_of_an_accuracy_has_the_variance_that_is_derived():
 
 @pytest.mark.parametrize("noise_std", [1e-3, 8.0, 40.0])
 def test_the_standard_error_of_an_accuracy_is_that_of_draw_and_noise_together(noise_std):
-    """a (1 - a) / n + (K - 1) s^2 / n^2, told of one table; the first term is estimated, so within its own noise."""
+    """a (1 - a) / n + (K - 1) s^2 / n^2, of one table; the first term is estimated, so within its own noise."""
     log_odds, labels = scores(2000, 3)
     found = noised_metrics_of(noised(log_odds, labels, noise_std, np.random.default_rng(3)), tuple("abc"))
     drawn = found.accuracy * (1 - found.accuracy) / 2000
@@ -193,8 +195,8 @@ def test_figures_stay_in_their_range_whatever_the_noise():
     for noise_std in (1.0, 10.0, 100.0, 1e4):
         for public in (True, False):
             for classes in (2, 4):
-                told = noised(*scores(50, classes), noise_std, generator, public=public)
-                found = noised_metrics_of(told, tuple("abcd"[:classes]))
+                evaluation = noised(*scores(50, classes), noise_std, generator, public=public)
+                found = noised_metrics_of(evaluation, tuple("abcd"[:classes]))
                 for name in NAMES:
                     value = getattr(found, name)
                     assert value is None or 0 <= value <= 1

@@ -1,4 +1,4 @@
-"""A study of records with public attributes: the flow is told them, they leave, and every output says so."""
+"""A study of records with public attributes: the flow is given them, they leave, and every output says so."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def test_no_output_claims_that_the_label_alone_is_kept(complete):
     assert "keep its label'" not in printed(complete)
 
 
-def test_the_flow_is_told_the_attributes_and_the_classifier_learns_one(complete):
+def test_the_flow_is_given_the_attributes_and_the_classifier_learns_one(complete):
     flow, card = load_flow(complete.folder / "models" / "flow.safetensors")
     assert (flow.conditions, card.dataset.attributes) == (3, NAMES)
     assert card.dataset.classes == ("not smiling", "smiling")
@@ -71,8 +71,8 @@ def test_the_flow_is_told_the_attributes_and_the_classifier_learns_one(complete)
     assert tuple(released.attributes.shape) == (240, 3)
     assert released.attributes[:, 1].tolist() == released.labels.tolist()
     with np.load(complete.study.data.path) as stored:
-        told = np.concatenate([stored["train_labels"], stored["val_labels"]])
-    assert np.array_equal(np.sort(released.attributes.numpy() @ (1, 2, 4)), np.sort(told @ (1, 2, 4)))
+        stored_labels = np.concatenate([stored["train_labels"], stored["val_labels"]])
+    assert np.array_equal(np.sort(released.attributes.numpy() @ (1, 2, 4)), np.sort(stored_labels @ (1, 2, 4)))
 
 
 def test_a_release_by_hand_is_the_federations_byte_for_byte(complete, tmp_path):
@@ -104,7 +104,7 @@ def test_single_phases_follow_the_attributes_of_the_flow(complete, tmp_path):
         assert np.array_equal(stored["train_attributes"], load_release(tmp_path / "x").attributes)
 
 
-def test_a_flow_that_was_told_other_attributes_is_refused(complete, tmp_path):
+def test_a_flow_of_other_attributes_is_refused(complete, tmp_path):
     flow = complete.folder / "models" / "flow.safetensors"
     start = f"flow.pretrained={{path: {flow}, trained_on: private}}"
     for data, sentence in (

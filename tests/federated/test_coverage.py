@@ -115,16 +115,16 @@ def test_labels_and_counts_have_their_share_and_nothing_is_above_the_budget(cove
 def test_no_exact_class_count_and_no_true_label_crosses(covered):
     """What describes a site names no class; counts are noised; labels of a release are drawn at random."""
     site_of = {10: "north", 11: "east", 12: "south"}
-    told = {}
+    received = {}
     for sent, reply in zip(covered.grid.sent, covered.grid.replies, strict=True):
         content = json.loads(reply.content.config_records["cadp-json"]["json"])
         node = site_of[sent.metadata.dst_node_id]
         if sent.metadata.message_type == ACTIONS["describe"]:
             assert content["class_counts"] is None
         elif sent.metadata.message_type == ACTIONS["count"]:
-            told.setdefault(node, []).append(content["class_counts"])
-    assert set(told) == set(SITES)
-    for counts in told.values():
+            received.setdefault(node, []).append(content["class_counts"])
+    assert set(received) == set(SITES)
+    for counts in received.values():
         assert len(counts) == 2  # one for each method that is protected, each with noise of its own
         assert counts[0] != counts[1]
         assert all(isinstance(count, int) for each in counts for count in each.values())
@@ -133,7 +133,7 @@ def test_no_exact_class_count_and_no_true_label_crosses(covered):
         assert set(site["noised_class_counts"]) == set("0123456789")
 
 
-def test_released_labels_are_told_and_empty_classes_are_named(covered):
+def test_released_labels_are_shown_and_empty_classes_are_named(covered):
     release = covered.json("summary.json")["methods"]["cadp-given-flow"]["release"]
     assert set(release["released_labels"]) == set(SITES)
     assert release["classes_without_records"] == []
@@ -194,7 +194,7 @@ POLICY = "{population: p, unit: record, epsilon: 3, delta: 1.0e-5, labels: publi
         (", unprotected: true, min_class_units: 400", "min_class_units"),
     ],
 )
-def test_a_policy_that_a_simulation_states_refuses_and_the_researcher_is_told(run_config, rules, reason):
+def test_a_policy_that_a_simulation_states_refuses_and_the_researcher_hears_of_it(run_config, rules, reason):
     policy = (POLICY + rules + "}").replace("epsilon: 3, ", "" if "epsilon: 2.9" in rules else "epsilon: 3, ")
     for name in ("seeded_noise: true, ",):
         policy = policy.replace(name, "" if "seeded_noise: false" in rules else name)
@@ -227,7 +227,7 @@ def test_what_every_site_refused_is_said_not_to_have_left(run_config):
     assert (refused["guarantee"], refused["sites"]) == (None, {})
     assert "cadp-given-flow: was not run" in privacy["statement"]
     assert "left the sites" not in privacy["statement"]
-    assert "Nothing was told of test records" in privacy["statement"]
+    assert "Nothing was given out about test records" in privacy["statement"]
     assert all(both["epsilon"] == 0 for both in privacy["all_methods_together"]["sites"].values())
     assert "was not run" in (run.folder / "report.html").read_text()
 

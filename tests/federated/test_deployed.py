@@ -43,7 +43,7 @@ def complete(tmp_path_factory):
     return hospitals
 
 
-def told(hospitals, name="summary.json"):
+def written(hospitals, name="summary.json"):
     return json.loads((hospitals.folder / name).read_text())
 
 
@@ -68,7 +68,7 @@ def kill(hospitals, kind, nth, *, before=True):
 
 
 def test_a_study_with_seeded_noise_over_real_sites_claims_nothing(complete):
-    summary, privacy = told(complete), told(complete, "privacy.json")
+    summary, privacy = written(complete), written(complete, "privacy.json")
     for name, row in summary["methods"].items():
         assert (row["guarantee"], row["epsilon"]) == ("none", None)
         assert "noise came from a seed" in privacy["methods"][name]["statement"]
@@ -81,7 +81,7 @@ def test_a_study_with_seeded_noise_over_real_sites_claims_nothing(complete):
 def test_a_study_over_real_sites_says_so_and_claims_what_all_its_methods_compose_to(tmp_path):
     complete = Hospitals(tmp_path, "noise=entropy")
     assert complete.go() == "complete"
-    summary, privacy = told(complete), told(complete, "privacy.json")
+    summary, privacy = written(complete), written(complete, "privacy.json")
     assert (summary["federation"], summary["simulation"], summary["missing"]) == ("lungs", False, [])
     assert (privacy["federation"], privacy["simulation"]) == ("lungs", False)
     rows = summary["methods"]
@@ -126,7 +126,7 @@ def test_a_site_that_calls_itself_otherwise_than_its_node_is_refused(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD)
     hospitals.says["north"] = "west"
     assert hospitals.go() == "incomplete"
-    summary = told(hospitals)
+    summary = written(hospitals)
     assert [site["site"] for site in summary["sites"]] == ["east", "south"]
     (gap,) = summary["missing"]
     assert (gap["site"], gap["phase"]) == ("north", "describe")
@@ -140,7 +140,7 @@ def test_a_named_site_that_is_not_connected_is_missing_and_says_why(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD)
     hospitals.grid.offline.add(11)
     assert hospitals.go() == "incomplete"
-    assert told(hospitals)["missing"] == [
+    assert written(hospitals)["missing"] == [
         {"site": "east", "phase": "describe", "reason": "no node of that name is connected"}
     ]
     hospitals.start()
@@ -175,16 +175,16 @@ def test_a_run_that_is_resumed_spends_nothing_twice_and_ends_as_if_never_interru
     hospitals = Hospitals(tmp_path)
     kill(hospitals, kind, nth, before=before)
     if kind != RESERVE:
-        assert told(hospitals)["failure"] == "The run was interrupted."
+        assert written(hospitals)["failure"] == "The run was interrupted."
     assert hospitals.go(resume=True) == "complete"
-    ours, theirs = told(hospitals), told(complete)
+    ours, theirs = written(hospitals), written(complete)
     assert ours["methods"] == theirs["methods"]
     assert len(ours["resumed"]) == 1
     for site in SITES:
         assert hospitals.entries(site) == complete.entries(site), "its ledger holds the same, entry by entry"
         manifests = [open_bundle(each.folder / "releases" / site).manifest for each in (hospitals, complete)]
         assert manifests[0] == manifests[1]
-    now, then = told(hospitals, "privacy.json"), told(complete, "privacy.json")
+    now, then = written(hospitals, "privacy.json"), written(complete, "privacy.json")
     for key in ("methods", "all_methods_together", "test_units"):
         assert now[key] == then[key]
     assert "so that it was not spent twice" in now["statement"]
@@ -207,7 +207,7 @@ def test_a_run_may_be_interrupted_again_and_again(complete, tmp_path):
         hospitals.start()
         resume = True
     assert hospitals.go(resume=True) == "complete"
-    assert told(hospitals)["methods"] == told(complete)["methods"]
+    assert written(hospitals)["methods"] == written(complete)["methods"]
     assert all(hospitals.entries(site) == complete.entries(site) for site in SITES)
 
 
@@ -224,11 +224,11 @@ def test_a_site_whose_answer_was_not_used_is_not_asked_for_it_when_the_run_is_re
     ]
     assert "dp-sgd/train/1" not in asked
     assert "dp-sgd/train/3" in asked
-    summary = told(hospitals)
+    summary = written(hospitals)
     assert {(gap["site"], gap["phase"], gap["reason"]) for gap in summary["missing"]} == {
         ("east", "dp-sgd/train", "did not answer in time")
     }
-    spent = told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]["east"]["spent"]
+    spent = written(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]["east"]["spent"]
     assert len(spent) == len(hospitals.ledger("east").spent("quickstart-0011223344556677/dp-sgd"))
 
 
@@ -251,7 +251,7 @@ def test_what_a_crash_at_a_site_lost_is_paid_for_again_and_stands_in_the_account
     monkeypatch.undo()
     hospitals.start()
     assert hospitals.go(resume=True) == "complete"
-    account = told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]
+    account = written(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]
     steps = {site: sum(event["steps"] for event in account[site]["spent"]) for site in SITES}
     assert sorted(steps.values()) == [4, 4, 5]
     assert {each["epsilon"] for each in account.values()} == {account["east"]["epsilon"]}
@@ -265,13 +265,15 @@ def test_a_run_waits_for_the_sites_whose_answers_it_used(tmp_path, complete):
     hospitals.grid.offline.add(11)
     with pytest.raises(FederationError, match=r"That of 'east' in 'dp-sgd/train', round 1, does not come again"):
         hospitals.go(resume=True)
-    summary = told(hospitals)
-    assert summary["methods"]["cadp"] == told(complete)["methods"]["cadp"], "a method that had ended keeps its figures"
-    account = told(hospitals, "privacy.json")["methods"]["cadp"]["sites"]["east"]
-    assert account["spent"] == told(complete, "privacy.json")["methods"]["cadp"]["sites"]["east"]["spent"]
+    summary = written(hospitals)
+    assert summary["methods"]["cadp"] == written(complete)["methods"]["cadp"], (
+        "a method that had ended keeps its figures"
+    )
+    account = written(hospitals, "privacy.json")["methods"]["cadp"]["sites"]["east"]
+    assert account["spent"] == written(complete, "privacy.json")["methods"]["cadp"]["sites"]["east"]["spent"]
     hospitals.start()
     assert hospitals.go(resume=True) == "complete"
-    assert told(hospitals)["methods"] == told(complete)["methods"]
+    assert written(hospitals)["methods"] == written(complete)["methods"]
     assert all(hospitals.entries(site) == complete.entries(site) for site in SITES)
 
 
@@ -281,8 +283,8 @@ def test_a_site_that_did_not_take_part_at_first_does_not_join_a_run_that_is_resu
     kill(hospitals, TRAIN, 4)
     assert hospitals.go(resume=True) == "incomplete"
     assert 11 not in {sent.metadata.dst_node_id for sent in hospitals.grid.sent}
-    assert [gap["site"] for gap in told(hospitals)["missing"]] == ["east"]
-    assert len(told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]) == 2
+    assert [gap["site"] for gap in written(hospitals)["missing"]] == ["east"]
+    assert len(written(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]) == 2
 
 
 def test_a_site_whose_records_changed_does_not_go_on_with_a_run(tmp_path):
@@ -290,7 +292,7 @@ def test_a_site_whose_records_changed_does_not_go_on_with_a_run(tmp_path):
     kill(hospitals, TRAIN, 1)
     hospitals.dealt[1] = hospitals.dealt[0]
     assert hospitals.go(resume=True) == "incomplete"
-    (gap,) = told(hospitals)["missing"]
+    (gap,) = written(hospitals)["missing"]
     assert gap["site"] == "east"
     assert "Of 'east' " in gap["reason"]
     assert f"train is {len(hospitals.dealt[0].train)} now and was " in gap["reason"]
@@ -311,7 +313,7 @@ def test_a_server_that_is_killed_leaves_what_is_known_by_then(tmp_path):
 
     def looking(message, context):
         if message.metadata.message_type == TRAIN:
-            left.append((told(hospitals), told(hospitals, "privacy.json")))
+            left.append((written(hospitals), written(hospitals, "privacy.json")))
         return answer(message, context)
 
     hospitals.grid.app = looking
@@ -329,7 +331,7 @@ def test_who_died_is_named(tmp_path, how, said):
     hospitals = Hospitals(tmp_path, DP_SGD)
     hospitals.grid.fail[(11, TRAIN)] = how
     assert hospitals.go() == "incomplete"
-    (gap,) = told(hospitals)["missing"]
+    (gap,) = written(hospitals)["missing"]
     assert gap["reason"].startswith(said)
     assert "42" not in json.dumps(gap)
 
@@ -338,9 +340,9 @@ def test_what_left_unprotected_leaves_no_other_method_of_the_run_end_to_end(tmp_
     methods = DP_SGD.replace("methods={", "methods={fedavg: {rounds: 1, local_epochs: 1, model: linear}, ")
     hospitals = Hospitals(tmp_path, methods, NOISED, "noise=entropy")
     assert hospitals.go() == "complete"
-    row = told(hospitals)["methods"]["dp-sgd"]
+    row = written(hospitals)["methods"]["dp-sgd"]
     assert (row["guarantee"], row["epsilon"]) == ("none", None)
-    privacy = told(hospitals, "privacy.json")
+    privacy = written(hospitals, "privacy.json")
     said = privacy["methods"]["dp-sgd"]["statement"]
     assert (
         "NO end-to-end guarantee. Of the same records this left the sites unprotected, by this method or another"
@@ -350,7 +352,7 @@ def test_what_left_unprotected_leaves_no_other_method_of_the_run_end_to_end(tmp_
     assert "By itself the method costs (3.00, 1e-05)" in said
     assert "there is no bound (each site's ledger adds earlier runs too)" in privacy["statement"]
     assert privacy["test_units"]["methods"]["dp-sgd"]["sites"]["east"]["epsilon"] == pytest.approx(2.0, abs=1e-3)
-    assert told(hospitals)["all_methods_together"]["epsilon"] is None
+    assert written(hospitals)["all_methods_together"]["epsilon"] is None
 
 
 def test_a_run_waits_until_a_steward_has_approved_a_release(tmp_path, monkeypatch):
@@ -382,8 +384,8 @@ def test_a_run_that_waited_in_vain_names_the_sites_and_goes_on_when_it_is_resume
         hospitals.review(name).decide(staged.manifest.event_id, "approved")
     hospitals.start()
     assert hospitals.go(resume=True) == "complete"
-    assert told(hospitals)["methods"] == told(complete)["methods"]
-    assert told(hospitals)["missing"] == []
+    assert written(hospitals)["methods"] == written(complete)["methods"]
+    assert written(hospitals)["missing"] == []
 
 
 def test_what_an_earlier_run_let_go_unprotected_leaves_no_later_one_an_end_to_end_claim(tmp_path):
@@ -393,9 +395,9 @@ def test_what_an_earlier_run_let_go_unprotected_leaves_no_later_one_an_end_to_en
     ledger.reserve(Plan("fedavg", (CLASSIFIER_WEIGHTS,), 1e-6, run="earlier"), Allowance(100.0, 0.1))
     ledger.spend("earlier/fedavg", CLASSIFIER_WEIGHTS)
     assert hospitals.go() == "complete"
-    (row,) = told(hospitals)["methods"].values()
+    (row,) = written(hospitals)["methods"].values()
     assert (row["guarantee"], row["epsilon"]) == ("none", None)
-    (entry,) = told(hospitals, "privacy.json")["methods"].values()
+    (entry,) = written(hospitals, "privacy.json")["methods"].values()
     assert CLASSIFIER_WEIGHTS.what in entry["statement"]
     assert entry["sites"]["north"]["epsilon"] is None
     assert entry["sites"]["east"]["epsilon"] == pytest.approx(3.0, abs=1e-3)
@@ -408,15 +410,15 @@ def _fedavg_beside(tmp_path):
 def test_while_a_method_without_privacy_goes_on_none_beside_it_is_said_to_be_end_to_end(tmp_path):
     hospitals = _fedavg_beside(tmp_path)
     kill(hospitals, TRAIN, 5)  # in the first round of fedavg: weights have left
-    assert told(hospitals)["methods"]["dp-sgd"]["guarantee"] == "none"
-    assert told(hospitals, "privacy.json")["methods"]["dp-sgd"]["guarantee"] == "none"
+    assert written(hospitals)["methods"]["dp-sgd"]["guarantee"] == "none"
+    assert written(hospitals, "privacy.json")["methods"]["dp-sgd"]["guarantee"] == "none"
     assert hospitals.go(resume=True) == "complete"
-    assert told(hospitals)["methods"]["dp-sgd"]["guarantee"] == "none"
-    assert told(hospitals)["all_methods_together"]["epsilon"] is None
+    assert written(hospitals)["methods"]["dp-sgd"]["guarantee"] == "none"
+    assert written(hospitals)["all_methods_together"]["epsilon"] is None
 
 
 @pytest.mark.parametrize("silent", [(11,), (10, 11, 12)])
-def test_a_site_that_tells_no_account_is_taken_to_have_done_all_that_it_reserved(tmp_path, silent):
+def test_a_site_that_reports_no_account_is_taken_to_have_done_all_that_it_reserved(tmp_path, silent):
     hospitals = _fedavg_beside(tmp_path)
     answer, seen = hospitals.grid.app, Counter()
 
@@ -430,7 +432,7 @@ def test_a_site_that_tells_no_account_is_taken_to_have_done_all_that_it_reserved
     hospitals.grid.app = failing
     with contextlib.suppress(FederationError):
         hospitals.go()
-    sites = told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]
+    sites = written(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]
     assert {name: entry["epsilon"] for name, entry in sites.items()} == dict.fromkeys(SITES)
 
 
@@ -465,7 +467,7 @@ def test_a_refusal_that_stops_a_run_leaves_nothing_reserved_at_the_others(tmp_pa
         hospitals.go()
     assert all(hospitals.reserved(site) == () for site in SITES)
     assert {sent.metadata.message_type for sent in hospitals.grid.sent} == {ACTIONS["describe"]}
-    summary, privacy = told(hospitals), told(hospitals, "privacy.json")
+    summary, privacy = written(hospitals), written(hospitals, "privacy.json")
     assert [gap["site"] for gap in summary["missing"]] == ["east"]
     assert all(method["sites"] == {} for method in privacy["methods"].values())
     assert "left the sites" not in privacy["statement"]

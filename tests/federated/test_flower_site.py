@@ -44,10 +44,15 @@ def test_a_ledger_outlives_the_site_object_of_a_message():
 
 
 def test_a_site_is_named_and_draws_its_noise_as_a_study_expects_by_default():
-    told = site_of(context(**{"partition-id": 1})).call(Request("describe")).content
-    assert (told["site"], told["noise"], told["train"], told["test"]) == ("site-2", "entropy", 20, 4)
-    told = site_of(context(**{"partition-id": 1}), name="north", noise_seed=3).call(Request("describe")).content
-    assert (told["site"], told["noise"]) == ("north", "seeded")
+    description = site_of(context(**{"partition-id": 1})).call(Request("describe")).content
+    assert (description["site"], description["noise"], description["train"], description["test"]) == (
+        "site-2",
+        "entropy",
+        20,
+        4,
+    )
+    description = site_of(context(**{"partition-id": 1}), name="north", noise_seed=3).call(Request("describe")).content
+    assert (description["site"], description["noise"]) == ("north", "seeded")
 
 
 def test_the_outbox_is_private_and_found_again_by_the_next_message(tmp_path):

@@ -70,15 +70,15 @@ def test_an_evaluation_costs_its_budget_at_most_and_stands_on_a_line_of_its_own(
     assert (line["metrics"], line["relation"]) == ("noised", "replace one record")
     assert tuple(line["methods"]) == METHODS
     for name, entry in line["methods"].items():
-        told = summary["methods"][name]["test"]
-        assert (told["metrics"], told["delta"], told["evaluations"]) == ("noised", 1e-4, 1)
-        assert 19.9 < told["epsilon"] <= 20.0
-        assert told["epsilon_add_remove"] < told["epsilon"]
+        test = summary["methods"][name]["test"]
+        assert (test["metrics"], test["delta"], test["evaluations"]) == ("noised", 1e-4, 1)
+        assert 19.9 < test["epsilon"] <= 20.0
+        assert test["epsilon_add_remove"] < test["epsilon"]
         for account in entry["sites"].values():
             assert account["events"] == account["spent"]
             assert account["epsilon"] == epsilon_of(events_from_json(account["events"]), 1e-4) <= 20.0
     for both in line["all_methods_together"]["sites"].values():
-        assert both["epsilon"] == pytest.approx(4 * told["epsilon"])
+        assert both["epsilon"] == pytest.approx(4 * test["epsilon"])
         assert both["delta"] == pytest.approx(4e-4)
     exactly = exact.json("summary.json")["methods"]
     assert {name: row["epsilon"] for name, row in exactly.items()} == {
@@ -91,11 +91,11 @@ def test_an_evaluation_costs_its_budget_at_most_and_stands_on_a_line_of_its_own(
 
 def test_the_statement_and_the_report_say_how_test_units_are_protected(noised, exact):
     statement = noised.json("privacy.json")["statement"]
-    assert "of each method's classifier, when it was final, noised confusion counts" in statement
+    assert "noised confusion counts and score histograms of each method's classifier, when it was final," in statement
     assert "'replace one record', that would be, had the noise not been seeded, (20.00, 0.0001)-" in statement
     assert "No test record is a training record, so this is apart from every claim" in statement
-    told = exact.json("privacy.json")["statement"]
-    assert "exact test results left the sites, as only a simulation may let them" in told
+    exact_statement = exact.json("privacy.json")["statement"]
+    assert "exact test results left the sites, as only a simulation may let them" in exact_statement
     page, plain = ((run.folder / "report.html").read_text() for run in (noised, exact))
     assert "noised counts" in page
     assert "\N{PLUS-MINUS SIGN}" in page
@@ -248,7 +248,7 @@ def test_real_sites_are_evaluated_with_noise(run_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "evaluation", "code"),
+    ("setting", "evaluation", "code"),
     [
         ("evaluation={}", None, 317),
         ("evaluation={}", {"epsilon": 20.0, "delta": 1e-4}, 317),
@@ -257,9 +257,9 @@ def test_real_sites_are_evaluated_with_noise(run_config, tmp_path):
     ],
 )
 def test_what_a_real_sites_policy_does_not_allow_stops_a_run_before_it_trains(
-    run_config, tmp_path, told, evaluation, code
+    run_config, tmp_path, setting, evaluation, code
 ):
-    run = Run(run_config, "noise=entropy", told, DP_SGD)
+    run = Run(run_config, "noise=entropy", setting, DP_SGD)
     run.grid.app, sites = real_sites(run.study, tmp_path / "sites", evaluation)
     with pytest.raises(FederationError, match=f"code {code}"):
         run.go()
@@ -267,7 +267,7 @@ def test_what_a_real_sites_policy_does_not_allow_stops_a_run_before_it_trains(
     assert not any(site._ledger.spent(plan.key) for site in sites for plan in site._ledger.plans())
 
 
-def test_real_sites_whose_policy_says_so_tell_exact_results(run_config, tmp_path):
+def test_real_sites_whose_policy_says_so_give_out_exact_results(run_config, tmp_path):
     run = Run(run_config, "noise=entropy", DP_SGD)
     rules = {"exact": True, "epsilon": 1.0, "delta": 1e-4, "count": 1}
     run.grid.app, sites = real_sites(run.study, tmp_path / "sites", rules)

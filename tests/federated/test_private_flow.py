@@ -202,7 +202,7 @@ def test_a_method_that_spends_on_its_flow_alone_has_less_noise_than_one_that_rel
 
 
 def test_methods_of_one_flow_make_the_same_flow_only_if_their_noise_is_the_same(covered):
-    """Each method asks for moments of its own: what one tells is no part of another's guarantee."""
+    """Each method asks for moments of its own: what one releases is no part of another's guarantee."""
     asked = [sent for sent in covered.grid.sent if sent.metadata.message_type == MOMENTS]
     assert len(asked) == 4 * 2 * len(SITES)
     flows = {flow_sha256(load_flow(path)[0]) for path in (covered.folder / "models").glob("flow*.safetensors")}
@@ -446,7 +446,7 @@ def test_moments_that_do_not_fit_count_as_none(plain, change):
 
 
 @pytest.mark.parametrize("value", [0.0, -1e12, 1e300])
-def test_a_site_that_tells_absurd_numbers_spoils_figures_and_no_run(plain, value):
+def test_a_site_that_sends_absurd_numbers_spoils_figures_and_no_run(plain, value):
     run = Run(plain, WARM, "methods=[moments]")
     tamper(run.grid, MOMENTS, lambda content: spoil(value)(content.array_records["cadp-arrays"]))
     assert run.go() == "complete"

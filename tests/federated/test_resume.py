@@ -118,7 +118,7 @@ def test_the_fingerprint_of_records_stays_in_the_run_folder(run_config):
         assert not any(each in (run.folder / name).read_text() for each in hashes), name
 
 
-def test_a_real_site_never_tells_a_fingerprint_of_its_records(tmp_path):
+def test_a_real_site_never_sends_a_fingerprint_of_its_records(tmp_path):
     hospitals = Hospitals(tmp_path, "methods={dp-sgd: {rounds: 1, model: linear}}")
     assert hospitals.go() == "complete"
     crossed = [

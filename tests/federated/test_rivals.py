@@ -158,18 +158,18 @@ def requests(run):
     return [json.loads(each) for each in asked]
 
 
-def told_counts(run):
+def noised_counts(run):
     """Return the noised counts that crossed, added up over the sites."""
     replies = [json.loads(each.content["cadp-json"]["json"]) for each in run.grid.replies]
-    told = [reply["class_counts"] for reply in replies if set(reply) == {"class_counts"}]
-    assert len(told) == 3
-    return {name: sum(each[name] for each in told) for name in told[0]}
+    noised = [reply["class_counts"] for reply in replies if set(reply) == {"class_counts"}]
+    assert len(noised) == 3
+    return {name: sum(each[name] for each in noised) for name in noised[0]}
 
 
 def test_covered_labels_are_balanced_by_the_noised_counts_and_by_nothing_else(tmp_path_factory):
     run = trained(tmp_path_factory, "release.labels=covered", "methods={dp-sgd: {rounds: 2, local_steps: 1}}")
-    told = told_counts(run)
-    expected = class_weights({"all": told}, tuple(told))
+    counts = noised_counts(run)
+    expected = class_weights({"all": counts}, tuple(counts))
     assert len(set(expected)) > 5
     for asked in requests(run):
         assert asked["training"]["class_weights"] == pytest.approx(expected)

@@ -488,11 +488,11 @@ def test_a_public_flow_of_other_records_needs_no_caution(run_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("declared", "told", "guarantee"), [("private", "private", "given-flow"), ("private", "public", "given-flow")]
+    ("declared", "stated", "guarantee"), [("private", "private", "given-flow"), ("private", "public", "given-flow")]
 )
-def test_a_flow_of_private_records_is_never_end_to_end(run_config, tmp_path, declared, told, guarantee):
+def test_a_flow_of_private_records_is_never_end_to_end(run_config, tmp_path, declared, stated, guarantee):
     study = load_study(Path(run_config["config"]), run_config["set"].split("; "))
-    card = FlowCard(study.flow, load_source(study.data).schema, 5, told)
+    card = FlowCard(study.flow, load_source(study.data).schema, 5, stated)
     save_flow(tmp_path / "flow.safetensors", card.build(), card)
     start = f"{{path: {tmp_path / 'flow.safetensors'}, trained_on: {declared}}}"
     frozen = Run(run_config, f"flow.pretrained={start}", "flow.training.rounds=0", "methods=[cadp-given-flow]")

@@ -389,10 +389,10 @@ def test_running_out_of_memory_halves_the_physical_batch_and_changes_nothing(mon
         train()
 
 
-def test_each_pass_tells_its_own_loss_and_listening_changes_nothing():
+def test_each_pass_reports_its_own_loss_and_listening_changes_nothing():
     images = torch.randint(0, 256, (20, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-    told, weights, losses = [], [], []
-    for on_epoch in (None, lambda epoch, loss: told.append((epoch, loss))):
+    reported, weights, losses = [], [], []
+    for on_epoch in (None, lambda epoch, loss: reported.append((epoch, loss))):
         flow = ConditionalFlow(CONFIGS["dense"], SHAPE, 5, seed=0)
         config = FlowTrainingConfig(local_epochs=3, batch_size=8)
         generator = torch.Generator().manual_seed(2)
@@ -403,8 +403,8 @@ def test_each_pass_tells_its_own_loss_and_listening_changes_nothing():
             )
         )  # fmt: skip
         weights.append(get_weights(flow))
-    assert [epoch for epoch, _ in told] == [1, 2, 3]
-    assert np.mean([loss for _, loss in told]) == pytest.approx(losses[0]) == losses[1]
+    assert [epoch for epoch, _ in reported] == [1, 2, 3]
+    assert np.mean([loss for _, loss in reported]) == pytest.approx(losses[0]) == losses[1]
     assert all(np.array_equal(array, weights[1][name]) for name, array in weights[0].items())
 
 

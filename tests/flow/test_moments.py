@@ -1,4 +1,4 @@
-"""From noised moments to normal distributions: exact without noise, smooth under it, and finite whatever was told."""
+"""From noised moments to normal distributions: exact without noise, smooth under it, finite whatever was released."""
 
 from dataclasses import replace
 
@@ -41,12 +41,12 @@ def moments_of(u, labels, **noise):
     return Moments(counts, sums, second.sum(axis=0), second, dict.fromkeys(PARTS, FAINT) | noise)
 
 
-def told(moments, records=CLASSES * EACH):
+def noised(moments, records=CLASSES * EACH):
     return NoisedMoments(np.zeros(DIMS), moments, records)
 
 
 def fitted(moments, records=CLASSES * EACH):
-    return fit_classes(told(moments, records), FREQUENCIES, BLOCK)
+    return fit_classes(noised(moments, records), FREQUENCIES, BLOCK)
 
 
 def floor(u, labels):
@@ -124,7 +124,7 @@ def noisy(seed=0):
     return replace(exact, **parts)
 
 
-def test_under_noise_the_fit_is_nearer_to_the_truth_than_what_was_told():
+def test_under_noise_the_fit_is_nearer_to_the_truth_than_what_was_released():
     """Summed over twenty draws of the noise: less squared error, and of covariances less than half."""
     exact, errors = fitted(moments_of(*drawn())), np.zeros((2, 2))
     for seed in range(20):
@@ -184,7 +184,7 @@ ABSURD = [
 
 @pytest.mark.parametrize("std", [1e-9, 10.0, 1e9])
 @pytest.mark.parametrize("parts", ABSURD)
-def test_whatever_is_told_every_covariance_is_positive_definite_and_every_number_finite(parts, std):
+def test_whatever_is_released_every_covariance_is_positive_definite_and_every_number_finite(parts, std):
     found = fitted(Moments(**parts, noise=dict.fromkeys(PARTS, std)), records=40)
     assert np.isfinite(found.means).all()
     assert np.isfinite(found.covariances).all()
@@ -223,17 +223,17 @@ def warm(blocks=2):
     return ConditionalFlow(config, (1, 4, 4), CLASSES, seed=0)
 
 
-def told_for(flow):
+def moments_for(flow):
     """Return exact moments of drawn coordinates for a flow of four of them."""
     u, labels = drawn()
     u = u[:, :4] / 4
     return u, labels, NoisedMoments(np.full(4, 0.1), moments_of(u, labels), len(u))
 
 
-def test_the_flows_coordinates_are_of_the_normal_distributions_that_were_told():
+def test_the_flows_coordinates_are_of_the_released_normal_distributions():
     """20,000 drawn of each class; every mean and covariance within 6 of its standard errors, 42 figures."""
     flow = warm()
-    u, labels, moments = told_for(flow)
+    u, labels, moments = moments_for(flow)
     fit_affine(flow, moments)
     generator, count = torch.Generator().manual_seed(0), 20_000
     for label in range(CLASSES):
@@ -248,10 +248,10 @@ def test_the_flows_coordinates_are_of_the_normal_distributions_that_were_told():
         assert (np.abs(np.cov(found.T) - covariance) < 6 * error).all()
 
 
-def test_a_fitted_flow_sees_records_from_the_centre_that_was_told_and_its_blocks_do_nothing_yet():
+def test_a_fitted_flow_sees_records_from_the_released_centre_and_its_blocks_do_nothing_yet():
     flow = warm()
     before = {name: each.clone() for name, each in flow.named_parameters()}
-    u, _, moments = told_for(flow)
+    u, _, moments = moments_for(flow)
     fit_affine(flow, moments)
     assert flow.coordinates.centre.tolist() == pytest.approx([0.1] * 4)
     assert flow.coordinates.spread.item() == pytest.approx((1 - 0.04) ** 0.5)
@@ -265,7 +265,7 @@ def test_a_fitted_flow_sees_records_from_the_centre_that_was_told_and_its_blocks
 
 
 @pytest.mark.parametrize("parts", ABSURD)
-def test_weights_of_a_fitted_flow_are_finite_whatever_was_told(parts):
+def test_weights_of_a_fitted_flow_are_finite_whatever_was_released(parts):
     flow = warm()
     cut = {
         name: part[..., :4] if name == "sums" else part[..., :4, :4] for name, part in parts.items() if part.ndim > 1

@@ -62,7 +62,7 @@ def test_the_presets_are_the_published_architectures(monkeypatch):
     assert (celeba.dense.blocks, celeba.dense.width, celeba.clamp) == (12, 1024, 1.2)
 
 
-def test_celeba_is_told_its_40_attributes_and_learns_one(monkeypatch):
+def test_celeba_is_given_its_40_attributes_and_learns_one(monkeypatch):
     monkeypatch.setenv("CADP_FL_DATA", "/data")
     data = load_study(ROOT / "configs" / "paper" / "celeba.yaml").data
     assert (data.label, len(data.attributes)) == ("Smiling", SHAPES["celeba"][1])

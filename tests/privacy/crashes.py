@@ -1,7 +1,7 @@
 """A process that dies at every point of its writing, one after the other; run by the tests of the durable ledger.
 
 It forks: the child carries out a script and is killed as the n-th call that may write (to SQLite, or to the system) is
-about to be made, or has just returned; n counts up until a child lives. A child tells through a pipe what it
+about to be made, or has just returned; n counts up until a child lives. A child reports through a pipe what it
 was acknowledged. What is left of each child's folder is the caller's to look at.
 
 Usage: python -m tests.privacy.crashes FOLDER {create,work} [random]

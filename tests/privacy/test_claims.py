@@ -21,7 +21,7 @@ def test_the_relation_keeps_what_is_public(unit, labels, attributes, relation):
 
 
 @pytest.mark.parametrize(
-    ("delta", "told"),
+    ("delta", "printed"),
     [
         (1e-5, "1e-05"),
         (9e-6, "9e-06"),
@@ -30,6 +30,6 @@ def test_the_relation_keeps_what_is_public(unit, labels, attributes, relation):
         (1.2345678e-5, "1.23457e-05"),
     ],
 )
-def test_a_printed_delta_is_never_below_the_true_one(delta, told):
-    assert format_delta(delta) == told
-    assert float(told) >= delta
+def test_a_printed_delta_is_never_below_the_true_one(delta, printed):
+    assert format_delta(delta) == printed
+    assert float(printed) >= delta

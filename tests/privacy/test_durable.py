@@ -150,7 +150,7 @@ def test_ids_count_as_those_of_a_simulation_do(ledger):
     assert [ledger.spend(TWO.key, LAPLACE) for _ in range(2)] == [memory.spend(TWO.key, LAPLACE) for _ in range(2)]
 
 
-def test_a_stored_answer_is_told_and_never_replaced(ledger, tmp_path):
+def test_a_stored_answer_is_given_and_never_replaced(ledger, tmp_path):
     with pytest.raises(ExchangeError, match="paid for"):
         ledger.store("q", SHA)
     ledger.reserve(TWO, LIMIT)
@@ -722,7 +722,7 @@ def test_no_sequence_undercounts_or_overspends(tmp_path_factory, acts):
     folder = tmp_path_factory.mktemp("sequence")
     path, backup = folder / "ledger.db", folder / "backup"
     handles = [DurableLedger.create(path, **TERMS), DurableLedger.open(path, **TERMS)]
-    heard, backed_up = [], 0  # what callers were told is there
+    heard, backed_up = [], 0  # what callers heard of is there
     shutil.copyfile(path, backup)
 
     def act(ledger, name, number):
@@ -764,8 +764,8 @@ def test_no_sequence_undercounts_or_overspends(tmp_path_factory, acts):
         rules = handles[1 - handle].rules()
         assert rules.committed("train").epsilon <= LIMIT.epsilon
         for plan in rules.plans():
-            told = {each[2] for each in heard if each[0] == "spend" and each[1] == plan.key}
-            assert len(told) <= len(rules.spent(plan.key)) <= 2
+            answered = {each[2] for each in heard if each[0] == "spend" and each[1] == plan.key}
+            assert len(answered) <= len(rules.spent(plan.key)) <= 2
         assert {each[1] for each in heard if each[0] == "plan"} <= {plan.key for plan in rules.plans()}
         assert all(rules.answered(each[1], "b") == SHA for each in heard if each[0] == "answer")
     ids = [each[2] for each in heard if each[0] == "spend"]

@@ -1,4 +1,4 @@
-"""Randomized response: what it tells of a label, and what it costs."""
+"""Randomized response: what it reveals of a label, and what it costs."""
 
 import math
 

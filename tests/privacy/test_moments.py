@@ -282,7 +282,7 @@ def test_a_hostile_centre_makes_records_zero_and_nothing_else(centre):
     assert (moments.counts, moments.sums.any()) == (pytest.approx([len(features), 0]), False)
 
 
-def test_the_noise_of_every_part_is_normal_of_the_deviation_that_is_told():
+def test_the_noise_of_every_part_is_normal_of_the_deviation_that_is_stated():
     weights, dims, classes = (0.25, 1.0, 0.5, 2.0), 40, 10
     event = moments_event(weights, noise_std=9.0)
     generator = np.random.default_rng(6)

@@ -157,7 +157,7 @@ def test_release_labels_and_counts_cost_what_summing_over_answers_says(relation,
     exact = brentq(lambda epsilon: mixed_delta(epsilon, mu, answer, 2) - DELTA, 0, 60)
     claimed = epsilon_of(events, DELTA, relation)
     assert exact <= claimed <= exact * 1.003 + 1e-9
-    # With more classes some answers tell nothing, and the accountant's pair is above.
+    # With more classes some answers reveal nothing, and the accountant's pair is above.
     assert brentq(lambda epsilon: mixed_delta(epsilon, mu, answer, 10) - DELTA, 0, 60) <= exact
 
 

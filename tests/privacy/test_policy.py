@@ -1,4 +1,4 @@
-"""A policy refuses by number, before anything is computed, and tells nothing of the records."""
+"""A policy refuses by number, before anything is computed, and reveals nothing of the records."""
 
 import pytest
 

@@ -181,8 +181,8 @@ NAMED = SCHEMA.model_copy(update={"attributes": ("hat", "young")})
 
 
 def attributed(count=25):
-    told = np.random.default_rng(1).integers(0, 2, (count, 2), dtype=np.uint8)
-    return Dataset(NAMED, *_arrays(records(count)), attributes=told)
+    attributes = np.random.default_rng(1).integers(0, 2, (count, 2), dtype=np.uint8)
+    return Dataset(NAMED, *_arrays(records(count)), attributes=attributes)
 
 
 def test_a_release_carries_the_attributes_of_its_records(tmp_path):
@@ -289,7 +289,7 @@ TREE = HEAD.model_dump(mode="json") | {
 NO_CLAIM = {"guarantee": "none", "epsilon_if_flow_were_fixed": None}
 
 
-def told(mechanism, parameters, claim=None):
+def manifest_text(mechanism, parameters, claim=None):
     """Return a manifest's JSON with other parameters and another claim."""
     tree = TREE | {"mechanism": mechanism}
     tree |= {"parameters": tree["parameters"] | parameters, "claim": tree["claim"] | (claim or {})}
@@ -297,20 +297,20 @@ def told(mechanism, parameters, claim=None):
 
 
 def test_a_manifest_says_that_nothing_was_clipped_or_noised():
-    manifest = manifest_from_json(told("none", UNPROTECTED, NO_CLAIM))
+    manifest = manifest_from_json(manifest_text("none", UNPROTECTED, NO_CLAIM))
     assert not manifest.parameters.protected
     assert manifest_from_json(manifest_to_json(manifest)) == manifest
 
 
 def test_a_manifest_of_laplace_noise_has_its_scale_beside_its_standard_deviation():
-    manifest = manifest_from_json(told("laplace", {"noise_scale": 3.0, "noise_std": 3.0 * 2**0.5}))
+    manifest = manifest_from_json(manifest_text("laplace", {"noise_scale": 3.0, "noise_std": 3.0 * 2**0.5}))
     assert manifest.parameters.noise_scale == 3.0
 
 
-def test_a_manifest_of_noise_on_a_grid_tells_its_step_and_others_have_none():
-    assert manifest_from_json(told("grid-gaussian", {"grid": 2.0**-11})).parameters.grid == 2.0**-11
-    assert manifest_from_json(told("gaussian", {})).parameters.grid is None
-    assert manifest_from_json(told("a-plugins-own", {"grid": 2.0**-11})).parameters.grid == 2.0**-11
+def test_a_manifest_of_noise_on_a_grid_states_its_step_and_others_have_none():
+    assert manifest_from_json(manifest_text("grid-gaussian", {"grid": 2.0**-11})).parameters.grid == 2.0**-11
+    assert manifest_from_json(manifest_text("gaussian", {})).parameters.grid is None
+    assert manifest_from_json(manifest_text("a-plugins-own", {"grid": 2.0**-11})).parameters.grid == 2.0**-11
 
 
 @pytest.mark.parametrize(
@@ -324,8 +324,8 @@ def test_a_manifest_of_noise_on_a_grid_tells_its_step_and_others_have_none():
         ("laplace", {"noise_scale": 3.0, "noise_std": 3.0}, None, "times its scale"),
         ("none", UNPROTECTED | {"noise_scale": 3.0}, NO_CLAIM, "times its scale"),
         ("gaussian", {"noise_std": 0.0}, None, "is above 0"),
-        ("gaussian", {"grid": 0.5}, None, "tells its grid"),
-        ("grid-gaussian", {}, None, "tells its grid"),
+        ("gaussian", {"grid": 0.5}, None, "states its grid"),
+        ("grid-gaussian", {}, None, "states its grid"),
         ("grid-gaussian", {"grid": 0.3}, None, "a power of two"),
         ("grid-gaussian", {"grid": 4.0}, None, "at most the standard deviation"),
         ("none", UNPROTECTED | {"grid": 0.5}, NO_CLAIM, "at most the standard deviation"),
@@ -342,7 +342,7 @@ def test_a_manifest_of_noise_on_a_grid_tells_its_step_and_others_have_none():
 )
 def test_a_manifest_whose_numbers_contradict_each_other_is_refused(mechanism, parameters, claim, reason):
     with pytest.raises(ExchangeError, match=reason):
-        manifest_from_json(told(mechanism, parameters, claim))
+        manifest_from_json(manifest_text(mechanism, parameters, claim))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"schema_version": 2}', "x" * (9 << 20)])

@@ -93,8 +93,8 @@ def test_what_a_split_does_to_both_methods_is_in_no_difference(three):
 
 
 def test_a_claim_is_copied_from_the_weakest_run(three):
-    told = three["tables"][0]["methods"]["dp-sgd"]
-    assert (told["epsilon"], told["epsilon_add_remove"], told["claim_of"]) == (0.993, 0.993 / 2, "eps-1-seed-3")
+    entry = three["tables"][0]["methods"]["dp-sgd"]
+    assert (entry["epsilon"], entry["epsilon_add_remove"], entry["claim_of"]) == (0.993, 0.993 / 2, "eps-1-seed-3")
 
 
 def test_a_run_without_a_guarantee_takes_it_from_the_mean(tiny):
@@ -102,8 +102,8 @@ def test_a_run_without_a_guarantee_takes_it_from_the_mean(tiny):
     tree = compared(
         tiny, [complete(cell(seed), {"dp-sgd": each, "cadp-given-flow": each}) for seed, each in rows.items()]
     )
-    told = tree["tables"][0]["methods"]["dp-sgd"]
-    assert (told["guarantee"], told["epsilon"], told["epsilon_if_flow_were_fixed"]) == ("given-flow", None, 0.2)
+    entry = tree["tables"][0]["methods"]["dp-sgd"]
+    assert (entry["guarantee"], entry["epsilon"], entry["epsilon_if_flow_were_fixed"]) == ("given-flow", None, 0.2)
 
 
 @pytest.mark.parametrize("status", ["incomplete", "failed", "pending"])
@@ -221,9 +221,9 @@ def test_seeded_noise_is_said_before_the_tables(tiny, tmp_path):
 
 
 def test_a_caution_and_a_declaration_are_copied(tiny, tmp_path):
-    told = row(0.8) | {"caution": "CAUTION: the flow saw them.", "declared": ["the flow is public (sha256 0f)"]}
+    cautioned = row(0.8) | {"caution": "CAUTION: the flow saw them.", "declared": ["the flow is public (sha256 0f)"]}
     write_comparison(
-        tmp_path, compared(tiny, [complete(cell(1), {"dp-sgd": told, "cadp-given-flow": told})], seeds=(1,))
+        tmp_path, compared(tiny, [complete(cell(1), {"dp-sgd": cautioned, "cadp-given-flow": cautioned})], seeds=(1,))
     )
     for name in ("comparison.html", "comparison.md"):
         text = (tmp_path / name).read_text()

@@ -26,7 +26,7 @@ def _no_waiting(monkeypatch):
     monkeypatch.setattr(flower_server, "DEPLOYED_PAUSE_SECONDS", 0.01)
 
 
-def told(hospitals, name="summary.json"):
+def written(hospitals, name="summary.json"):
     return json.loads((hospitals.folder / name).read_text())
 
 
@@ -38,7 +38,7 @@ def page(hospitals):
 def printed(hospitals):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
-        results_table(console, told(hospitals), hospitals.folder)
+        results_table(console, written(hospitals), hospitals.folder)
     return " ".join(console.export_text().split())
 
 
@@ -55,7 +55,7 @@ def test_a_site_that_refused_is_in_no_sentence_on_what_was_tested(tmp_path, eval
     hospitals = Hospitals(tmp_path, DP_SGD, *evaluation)
     stricter(hospitals, "east", epsilon=0.5)
     assert hospitals.go() == "incomplete"
-    summary, privacy = told(hospitals), told(hospitals, "privacy.json")
+    summary, privacy = written(hospitals), written(hospitals, "privacy.json")
     sizes = {site["site"]: site["test"] for site in summary["sites"]}
     row = summary["methods"]["dp-sgd"]
     units = sizes["north"] + sizes["south"]
@@ -89,7 +89,7 @@ def test_a_site_that_drops_out_between_methods_is_in_the_figures_that_it_answere
 
     hospitals.grid.app = leaving
     assert hospitals.go() == "incomplete"
-    rows = told(hospitals)["methods"]
+    rows = written(hospitals)["methods"]
     assert rows["fedavg"]["tested"]["sites"] == ["east", "north", "south"]
     assert rows["dp-sgd"]["tested"]["sites"] == ["north", "south"]
     for text in (page(hospitals), printed(hospitals)):
@@ -100,10 +100,10 @@ def test_a_site_that_drops_out_between_methods_is_in_the_figures_that_it_answere
 def test_a_complete_run_says_all_sites_and_how_many_records(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD)
     assert hospitals.go() == "complete"
-    units = sum(site["test"] for site in told(hospitals)["sites"])
+    units = sum(site["test"] for site in written(hospitals)["sites"])
     for text in (page(hospitals), printed(hospitals)):
         assert f"ested on {units} held-out real records of all 3 sites" in text
-    privacy = told(hospitals, "privacy.json")
+    privacy = written(hospitals, "privacy.json")
     assert "did not come to its end" not in privacy["statement"]
     assert "exact test results left the sites" in privacy["test_units"]["statement"]
 
@@ -115,10 +115,12 @@ def test_a_run_that_stopped_before_any_test_names_no_test_result(tmp_path, evalu
     hospitals.grid.fail |= {(node, ACTIONS["train_classifier"]): "gone" for node in (10, 11)}
     with pytest.raises(FederationError):
         hospitals.go()
-    privacy = told(hospitals, "privacy.json")
+    privacy = written(hospitals, "privacy.json")
     line = privacy["test_units"]
     assert line["told_of"] == []
-    assert line["statement"].startswith("Nothing was told of test records. What was reserved for that counts as spent")
+    assert line["statement"].startswith(
+        "Nothing was given out about test records. What was reserved for that counts as spent"
+    )
     assert privacy["methods"]["dp-sgd"]["statement"].startswith("dp-sgd: was not run. Its plan was reserved, and")
     assert privacy["methods"]["fedavg"]["statement"].endswith("all that was reserved counts as spent.")
     text = page(hospitals)
@@ -130,8 +132,8 @@ def test_a_run_that_stopped_before_any_test_names_no_test_result(tmp_path, evalu
 def test_a_run_that_was_killed_says_what_it_does_not_know(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD)
     kill(hospitals, ACTIONS["train_classifier"], 1)
-    privacy = told(hospitals, "privacy.json")
-    assert "whether anything was told of them is not known here" in privacy["test_units"]["statement"]
+    privacy = written(hospitals, "privacy.json")
+    assert "whether anything was given out about them is not known here" in privacy["test_units"]["statement"]
     assert "left the sites" not in privacy["test_units"]["statement"]
     assert "It may not have been carried out in full" in privacy["methods"]["dp-sgd"]["statement"]
 
@@ -160,7 +162,7 @@ def test_a_release_that_was_fetched_and_not_kept_is_not_said_to_be_none(tmp_path
     assert not (hospitals.folder / "releases" / "north").exists()
     text = page(hospitals)
     assert text.count("made; not kept here") == 3
-    killed = told(hospitals, "privacy.json")
+    killed = written(hospitals, "privacy.json")
     for method in killed["methods"].values():
         for account in method["sites"].values():
             account["spent"] = None
@@ -188,7 +190,7 @@ def test_a_summary_of_an_earlier_version_has_no_sites_to_name():
 def test_the_budget_of_a_method_has_a_total(tmp_path):
     hospitals = Hospitals(tmp_path, DP_SGD, "noise=entropy")
     assert hospitals.go() == "complete"
-    account = told(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]["north"]
+    account = written(hospitals, "privacy.json")["methods"]["dp-sgd"]["sites"]["north"]
     assert account["protected"]["epsilon"] == account["epsilon"]
     assert account["protected"]["epsilon_add_remove"] == account["epsilon_add_remove"]
     assert "in all what is protected, composed 3.00" in page(hospitals)

@@ -20,7 +20,7 @@ def test_without_attributes_nothing_speaks_of_them(tiny):
     lines = [*assumptions(PLAIN), *not_covered(PLAIN), statement_of_study(tiny, PLAIN, {}, resumed=False)]
     assert not any("attribute" in line for line in lines)
     assert assumptions(PLAIN)[1] == (
-        "Labels are public: the number of training records of each class at a site is told to all, by declaration, so "
+        "Labels are public: the number of training records of each class at a site is known to all, by declaration, so "
         "no claim covers a record's label."
     )
     assert not_covered(PLAIN)[0] == "A record's label."

@@ -37,7 +37,7 @@ def _results(beside=None, **known):
         ({"east": NOTHING}, "none"),
         ({}, "none"),
     ],
-    ids=["nothing left", "of test units", "something left", "another site told", "nobody told"],
+    ids=["nothing left", "of test units", "something left", "another site reported", "nobody reported"],
 )
 def test_what_left_before_is_a_part_of_every_claim_and_so_is_silence_on_it(before, guarantee):
     results = _results(unprotected_before=before)

@@ -73,9 +73,9 @@ def test_the_agent_answers_as_the_site_would(folder):
         assert described["site"] == "north"
         assert described["noise"] == "entropy"
         client.call(_reserve(_plan(SUM)))
-        told = client.call(_sum())
-        assert told.arrays
-        assert "simulation_only" not in told.content
+        reply = client.call(_sum())
+        assert reply.arrays
+        assert "simulation_only" not in reply.content
 
 
 def test_a_repeated_request_returns_the_stored_answer_and_spends_nothing(folder):
@@ -181,11 +181,11 @@ def test_an_edited_policy_refuses_all_until_the_steward_reloads_it(folder):
         with pytest.raises(CadpError):
             client.call(Request("describe"))
         assert command(folder, "status")["policy_in_force"] is False
-        told = command(folder, "reload")
-        assert told["changed"]
+        reloaded = command(folder, "reload")
+        assert reloaded["changed"]
         client.call(_reserve(_plan(SUM)))
     reload = next(line for line in _log(folder) if line["what"] == "reload")
-    assert (reload["before"], reload["policy"]) == (told["before"], told["policy"])
+    assert (reload["before"], reload["policy"]) == (reloaded["before"], reloaded["policy"])
 
 
 def test_an_edited_policy_that_was_put_back_holds_again(folder):
@@ -269,7 +269,7 @@ def test_nothing_leaves_if_it_cannot_be_logged(folder):
         client.call(Request("describe"))
 
 
-def test_the_log_tells_who_asked_for_what_and_holds_no_key(folder):
+def test_the_log_shows_who_asked_for_what_and_holds_no_key(folder):
     with served(folder):
         AgentClient(folder.socket).call(Request("describe"))
     line = next(line for line in _log(folder) if line["what"] == "request")
@@ -299,7 +299,7 @@ def test_a_release_that_waits_is_one_line_until_something_changes(folder, monkey
 
     monkeypatch.setattr(Site, "answer", answer)
     lines = []
-    with served(folder, tell=lines.append):
+    with served(folder, announce=lines.append):
         for _ in range(5):
             _fetch(folder)
         _fetch(folder, event="cadp-release-2")
@@ -313,12 +313,12 @@ def test_a_release_that_waits_is_one_line_until_something_changes(folder, monkey
         state["cadp-release-1"] = "approved"
         _fetch(folder)
         _fetch(folder)
-    told = [
+    outcomes = [
         (each["event"], each.get("outcome"), each.get("repeats_before"))
         for each in _log(folder)
         if each["what"] in ("request", "repeats")
     ]
-    assert told == [
+    assert outcomes == [
         ("cadp-release-1", "refused", None),
         ("cadp-release-2", "refused", None),
         ("cadp-release-1", "refused", 5),
@@ -326,7 +326,7 @@ def test_a_release_that_waits_is_one_line_until_something_changes(folder, monkey
         ("cadp-release-1", "answered", None),
         ("cadp-release-1", "answered", None),
         ("cadp-release-2", None, 3),
-    ], "the first wait, each change with what was repeated before, and at the end what no line has told"
+    ], "the first wait, each change with what was repeated before, and at the end what no line has given"
     assert sum("fetch" in line for line in lines) == 6
 
 
@@ -456,7 +456,7 @@ def test_nothing_is_built_for_who_reserved_nothing(folder, action, monkeypatch):
 
 def test_no_request_writes_to_the_stewards_terminal(folder):
     said = []
-    with served(folder, tell=said.append):
+    with served(folder, announce=said.append):
         for action in ("x\n\x1b[2Jreload : answered", "A", "x" * 41):
             with pytest.raises(ExchangeError):
                 AgentClient(folder.socket).call(Request(action))

@@ -158,8 +158,8 @@ def test_what_a_seed_noised_is_unprotected_for_good(hospital):
     site = hospital.site()
     claim = run(site, "real")
     assert (claim.guarantee, claim.epsilon) == ("none", None)
-    told = site.call(Request("account", run="real")).content
-    assert [event["what"] for event in told["unprotected_before"]["train"]] == [SEEDED_NOISE.what]
+    content = site.call(Request("account", run="real")).content
+    assert [event["what"] for event in content["unprotected_before"]["train"]] == [SEEDED_NOISE.what]
     tree = account_of(hospital.path)
     assert SEEDED_NOISE.what in tree["unprotected"]
     assert [plan["guarantee"] for plan in tree["plans"]] == ["none", "none"]
@@ -279,12 +279,12 @@ def asked_moments(event, run, centre=None):
     return Request("moments", settings.model_dump(mode="json"), arrays, run=run, id=f"{run}/{event.kind}")
 
 
-def warm_release(run, made, told, **changes):
+def warm_release(run, made, noised, **changes):
     settings = ReleaseRequest(
         method="m", flow=WARM, seed=0, mechanism="gaussian", event=EVENT, latent_dims=4, shrinkage="typical-set",
-        shard_records=1000, made_of=MadeOf(records=told.records, sites=told.sites),
+        shard_records=1000, made_of=MadeOf(records=noised.records, sites=noised.sites),
     )  # fmt: skip
-    arrays = get_weights(made) | {f"{MOMENTS}{name}": array for name, array in told.arrays().items()}
+    arrays = get_weights(made) | {f"{MOMENTS}{name}": array for name, array in noised.arrays().items()}
     return Request("release", settings.model_dump(mode="json") | changes, arrays, run=run, id=f"{run}/release")
 
 
@@ -294,24 +294,24 @@ def given_out(site, run):
     centre = np.zeros(made.coarse_dims)
     site.call(asked_moments(CENTRE, run))
     arrays = {"centre": centre, **site.call(asked_moments(JOINT, run, centre)).arrays}
-    told = NoisedMoments.of(arrays, JOINT, classes=3, dims=made.coarse_dims, records=200, sites=1)
-    fit_affine(made, told)
-    return made, told
+    noised = NoisedMoments.of(arrays, JOINT, classes=3, dims=made.coarse_dims, records=200, sites=1)
+    fit_affine(made, noised)
+    return made, noised
 
 
 def test_a_flow_is_named_of_what_was_given_out_and_of_nothing_else(hospital):
     site = hospital.site()
     reserve(site, "r", CENTRE, JOINT, EVENT)
-    made, told = flow(WARM), None
+    made, noised = flow(WARM), None
     shapes = {"centre": np.zeros(made.coarse_dims), "counts": np.ones(3), "sums": np.zeros((3, 4))}
     shapes |= {"shared": np.zeros(10), "second": np.zeros((3, 10))}
-    told = NoisedMoments.of(shapes, JOINT, classes=3, dims=4, records=200, sites=1)
-    fit_affine(made, told)
+    noised = NoisedMoments.of(shapes, JOINT, classes=3, dims=4, records=200, sites=1)
+    fit_affine(made, noised)
     with pytest.raises(FlowOriginError, match="never asked for"):
-        site.call(warm_release("r", made, told))
+        site.call(warm_release("r", made, noised))
     site.call(asked_moments(CENTRE, "r"))
     with pytest.raises(FlowOriginError, match="'gaussian-moments'"):
-        site.call(warm_release("r", made, told))
+        site.call(warm_release("r", made, noised))
     assert not any(event.stage == "release" for event in hospital.ledger.spent("r/m"))
 
 
@@ -319,27 +319,27 @@ def test_moments_of_another_plan_do_not_count(hospital):
     site = hospital.site()
     for name in ("first", "second"):
         reserve(site, name, CENTRE, JOINT, EVENT)
-    made, told = given_out(site, "first")
+    made, noised = given_out(site, "first")
     with pytest.raises(FlowOriginError, match="never asked for"):
-        site.call(warm_release("second", made, told))
+        site.call(warm_release("second", made, noised))
 
 
 def test_the_flow_that_the_moments_make_passes_and_any_other_is_refused(hospital):
     site = hospital.site()
     reserve(site, "r", CENTRE, JOINT, EVENT)
-    made, told = given_out(site, "r")
+    made, noised = given_out(site, "r")
     for name, array in get_weights(made).items():
         other = flow(WARM)
         set_weights(other, get_weights(made) | {name: array + np.float32(0.1 * (np.abs(array).max() or 1))})
         with pytest.raises(FlowOriginError, match=f"differs in '{name}'"):
-            site.call(warm_release("r", other, told))
+            site.call(warm_release("r", other, noised))
     for arrays in (get_weights(made), {}):
-        bare = replace(warm_release("r", made, told), arrays=arrays)
+        bare = replace(warm_release("r", made, noised), arrays=arrays)
         with pytest.raises(Exception, match=r"centre|same tensors"):
             site.call(bare)
     with pytest.raises(FlowOriginError, match="comes with them"):
-        site.call(warm_release("r", made, told, made_of=None))
-    manifest = manifest_from_json(site.call(warm_release("r", made, told)).content["manifest"])
+        site.call(warm_release("r", made, noised, made_of=None))
+    manifest = manifest_from_json(site.call(warm_release("r", made, noised)).content["manifest"])
     assert manifest.claim.guarantee == "end-to-end"
     assert manifest.claim.flow_made_of == ("gaussian-sum", "gaussian-moments")
 
@@ -353,13 +353,13 @@ def test_a_shared_noise_is_whole_in_the_sum_of_all_that_share_it_and_one_more(ho
     site.call(asked_moments(centre, "r"))
     arrays = site.call(asked_moments(joint, "r", np.zeros(made.coarse_dims))).arrays
     parts = {"centre": np.zeros(made.coarse_dims), **arrays}
-    told = NoisedMoments.of(parts, joint, classes=3, dims=made.coarse_dims, records=200 * sites, sites=sites)
-    fit_affine(made, told)
+    noised = NoisedMoments.of(parts, joint, classes=3, dims=made.coarse_dims, records=200 * sites, sites=sites)
+    fit_affine(made, noised)
     if refused:
         with pytest.raises(FlowOriginError, match="whole in the sum of 4 sites"):
-            site.call(warm_release("r", made, told))
+            site.call(warm_release("r", made, noised))
         return
-    claim = manifest_from_json(site.call(warm_release("r", made, told)).content["manifest"]).claim
+    claim = manifest_from_json(site.call(warm_release("r", made, noised)).content["manifest"]).claim
     assert (claim.guarantee, claim.against) == ("end-to-end", "recipients")
 
 
@@ -378,9 +378,9 @@ def test_a_claim_on_shared_noise_says_on_how_many_sites_it_rests_and_what_the_ag
 def test_a_flow_of_one_sites_moments_is_made_of_what_that_site_gave_out(hospital):
     site = hospital.site()
     reserve(site, "r", CENTRE, JOINT, EVENT)
-    _, told = given_out(site, "r")
-    for changed in ({"counts": told.moments.counts + 1.0}, {"centre": told.centre + 0.1}):
-        other = NoisedMoments.of(told.arrays() | changed, JOINT, classes=3, dims=4, records=200, sites=1)
+    _, noised = given_out(site, "r")
+    for changed in ({"counts": noised.moments.counts + 1.0}, {"centre": noised.centre + 0.1}):
+        other = NoisedMoments.of(noised.arrays() | changed, JOINT, classes=3, dims=4, records=200, sites=1)
         made = flow(WARM)
         fit_affine(made, other)
         with pytest.raises(FlowOriginError, match=r"what that site gave out|were asked for"):
@@ -391,10 +391,10 @@ def test_the_other_sites_part_of_a_sum_is_the_servers_word(hospital):
     """As docs/privacy.md says; the centre and the front end are those that the site was asked for all the same."""
     site = hospital.site()
     reserve(site, "r", CENTRE, JOINT, EVENT)
-    _, told = given_out(site, "r")
+    _, noised = given_out(site, "r")
     requests = {}
-    for name, centre in (("asked", told.centre), ("another", told.centre + 0.1)):
-        arrays = told.arrays() | {"counts": told.moments.counts + 300.0, "centre": centre}
+    for name, centre in (("asked", noised.centre), ("another", noised.centre + 0.1)):
+        arrays = noised.arrays() | {"counts": noised.moments.counts + 300.0, "centre": centre}
         both = NoisedMoments.of(arrays, JOINT, classes=3, dims=4, records=500, sites=2)
         made = flow(WARM)
         fit_affine(made, both)
@@ -425,7 +425,7 @@ def test_names_of_classes_that_hold_a_comma_are_not_taken_for_others():
     assert first != second
 
 
-def test_a_ledger_that_does_not_say_who_was_tested_on_counts_what_was_told_of_test_units_against_all():
+def test_a_ledger_that_does_not_say_who_was_tested_on_counts_what_was_given_out_about_test_units_against_all():
     exact = Plan("t", (EXACT_TEST_RESULTS,), 1e-6, split="test", run="old")
     later = Plan("m", (public(), EVENT), 1e-6, run="new", conditions=Conditions("entropy", SCHEMA.classes))
     for one_budget, guarantee in ((False, "end-to-end"), (True, "none")):

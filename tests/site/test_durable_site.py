@@ -184,8 +184,8 @@ print(sorted(made.call(count()).content["class_counts"].items()), flush=True)
 """
 
 
-def test_a_site_that_is_killed_between_any_two_steps_never_tells_two_draws(tmp_path):
-    """Kill before each durable step in turn: what was told once is told again, and what was not is spent at most."""
+def test_a_site_that_is_killed_between_any_two_steps_never_sends_two_draws(tmp_path):
+    """Kill before each durable step in turn: what was sent once is sent again, and what was not is spent at most."""
     for fatal in range(1, 7):
         folder = tmp_path / str(fatal)
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""What a site tells of its test units, how often, and what it refuses. The server and every message are untrusted."""
+"""What a site reports of its test units, how often, and what it refuses. The server and every message are untrusted."""
 
 from dataclasses import replace
 
@@ -45,12 +45,12 @@ def dataset(count, seed, patients=None):
 
 
 def policy(evaluation=RULES, **changes):
-    told = {
+    fields = {
         "population": "people", "unit": "record", "epsilon": 10.0, "delta": 2.5e-3, "large_delta": True,
         "labels": "public",
         "unprotected": True, "min_units": 1, "min_class_units": 0,
     }  # fmt: skip
-    return PolicyConfig(**(told | changes), evaluation=evaluation)
+    return PolicyConfig(**(fields | changes), evaluation=evaluation)
 
 
 def site(evaluation=RULES, *, test=None, noise=None, simulation=False, **changes):
@@ -197,7 +197,7 @@ def test_a_plan_on_test_units_pays_for_nothing_else():
             reserve(site(), plan(event))
 
 
-def test_without_a_policy_on_evaluations_nothing_is_told_of_test_records():
+def test_without_a_policy_on_evaluations_nothing_is_given_out_about_test_records():
     for event in (EVENT, EXACT_TEST_RESULTS):
         made = site(None)
         with pytest.raises(EvaluationError) as caught:
@@ -236,7 +236,7 @@ def test_a_site_is_evaluated_as_often_as_its_policy_says():
     assert spent(made) == {"a:test": ["gaussian-histogram"], "b:test": ["unprotected"] * 2}
 
 
-def test_a_real_site_tells_exact_results_only_if_its_policy_says_so():
+def test_a_real_site_gives_out_exact_results_only_if_its_policy_says_so():
     made = site()
     with pytest.raises(EvaluationError, match=r"leave with noise \(policy: evaluation.exact\)"):
         reserve(made, plan(EXACT_TEST_RESULTS))
@@ -251,7 +251,7 @@ def test_a_real_site_tells_exact_results_only_if_its_policy_says_so():
     assert spent(open_site) == {"m:test": ["unprotected"]}
 
 
-def test_a_simulation_tells_exact_results_as_often_as_it_likes_and_writes_them_down():
+def test_a_simulation_gives_out_exact_results_as_often_as_it_likes_and_writes_them_down():
     made = reserve(site(simulation=True), plan(EXACT_TEST_RESULTS, delta=0.5))
     for _ in range(3):
         assert made.call(evaluate(None)).arrays["confusion"].sum() == TESTED
@@ -264,10 +264,10 @@ def test_a_noised_test_of_a_sites_own_classifier_pays_for_both_kinds_of_units():
     assert spent(made) == {"m:test": ["gaussian-histogram"], "m": ["unprotected"]}
     with pytest.raises(BudgetError):
         made.call(local(EVENT))
-    untold = reserve(site(), plan())
+    refused = reserve(site(), plan())
     with pytest.raises(BudgetError):
-        untold.call(local(EVENT))
-    assert spent(untold) == {"m:test": []}, "what is refused for training units costs test units nothing"
+        refused.call(local(EVENT))
+    assert spent(refused) == {"m:test": []}, "what is refused for training units costs test units nothing"
 
 
 def test_delta_is_held_against_the_number_of_test_units():

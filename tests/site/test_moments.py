@@ -1,4 +1,4 @@
-"""What a site tells of moments, and of a flow that it trains by DP-SGD: what it paid for, once, and nothing beside."""
+"""What a site gives of moments, and of a flow that it trains by DP-SGD: what it paid for, once, and nothing beside."""
 
 import json
 import math
@@ -103,12 +103,12 @@ def spent(made):
 
 def exact(data, centre, units=None, radius=0.3):
     """Return the sum of v, and counts, sums and second moments of u around a centre; no blank is among them."""
-    told, blank = (units or Units.of(data, "record")).take(
+    contributed, blank = (units or Units.of(data, "record")).take(
         data, np.arange(len((units or Units.of(data, "record")).slots))
     )
-    x = (np.round(told.images.astype(float)) + 0.5) / 256
+    x = (np.round(contributed.images.astype(float)) + 0.5) / 256
     v = FrontEnd(FRONT_END, SCHEMA.shape)(torch.from_numpy(x))[0].numpy()[~blank]
-    labels = told.labels[~blank]
+    labels = contributed.labels[~blank]
     apart = v - centre
     u = apart / np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), radius)
     by_class = [u[labels == label] for label in range(3)]
@@ -163,7 +163,7 @@ def test_a_plan_without_the_event_pays_for_none_and_one_with_it_pays_once(event)
 def test_an_event_of_another_stage_is_refused_even_if_it_was_planned(event, stage):
     event = event.model_copy(update={"stage": stage})
     made = reserve(site(), event)
-    with pytest.raises(ExchangeError, match="Moments are told in stage 'moments'"):
+    with pytest.raises(ExchangeError, match="Moments are released in stage 'moments'"):
         made.call(asked(event))
     assert spent(made) == []
 
@@ -198,7 +198,7 @@ def test_a_hostile_centre_gives_finite_answers_of_the_same_noise(centre):
 
 
 def quiet(seed, event, data=None, units=None, centre=0.05):
-    """Return what a site would tell with a noise of next to nothing."""
+    """Return what a site would release with a noise of next to nothing."""
     data = data or dataset()
     return noised_moments(
         FrontEnd(FRONT_END, SCHEMA.shape),
@@ -222,13 +222,13 @@ FAINT = GaussianMoments(
 )
 
 
-def check_exact(told, expected, tolerance):
-    for name, array in told.items():
+def check_exact(released, expected, tolerance):
+    for name, array in released.items():
         found = unpacked(array, DIMS) if name in ("shared", "second") else array
         np.testing.assert_allclose(found, expected[name], atol=tolerance, err_msg=name)
 
 
-def test_without_noise_to_speak_of_a_site_tells_numpys_sums():
+def test_without_noise_to_speak_of_a_site_releases_numpys_sums():
     """60 records on a grid of 2^-16, and noise of 0.002."""
     expected = exact(dataset(), 0.05)
     check_exact(quiet(0, FAINT_SUM), expected, 1e-3)
@@ -247,11 +247,11 @@ def test_blanks_of_patients_add_nothing_and_records_beyond_m_are_left_out():
         check_exact(quiet(0, FAINT, data, units), expected, 0.02)
 
 
-def test_a_site_of_blanks_and_one_record_tells_that_record():
+def test_a_site_of_blanks_and_one_record_releases_that_record():
     data = dataset(1, patients=np.zeros(1, dtype=np.int64))
-    told = quiet(0, FAINT, data, Units.of(data, "patient", 5))
-    assert told["counts"].round(2).tolist().count(1.0) == 1
-    assert told["counts"].sum() == pytest.approx(1.0, abs=1e-2)
+    released = quiet(0, FAINT, data, Units.of(data, "patient", 5))
+    assert released["counts"].round(2).tolist().count(1.0) == 1
+    assert released["counts"].sum() == pytest.approx(1.0, abs=1e-2)
 
 
 def test_features_are_those_of_the_middle_of_each_grey_level_in_batches_of_any_size(monkeypatch):
@@ -263,22 +263,22 @@ def test_features_are_those_of_the_middle_of_each_grey_level_in_batches_of_any_s
     assert features_of(front, data.select(np.arange(0))).shape == (0, DIMS)
 
 
-def test_what_is_told_is_exact_sums_with_noise_of_the_events_deviation():
+def test_what_is_released_is_exact_sums_with_noise_of_the_events_deviation():
     """200 answers: every mean within 5 standard errors, every pooled deviation too; false alarm below 1e-4."""
     draws, centre = 200, np.full(DIMS, 0.05)
     data = dataset()
-    told = {name: [] for name in ("sum", "counts", "sums", "shared", "second")}
+    drawn = {name: [] for name in ("sum", "counts", "sums", "shared", "second")}
     for number in range(draws):
         made = reserve(site(data, noise=NoiseSource.from_seed(number)), SUM, MOMENTS)
         for request in (asked(SUM, None), asked(centre=0.05)):
             for name, array in made.call(request).arrays.items():
-                told[name].append(array)
+                drawn[name].append(array)
     expected, stds = exact(data, centre), {"sum": SUM.noise_std} | dict(MOMENTS.part_stds)
     assert stds["counts"] == pytest.approx(20.0)
     assert stds["shared"] == pytest.approx(40.0)
     rows, columns = np.triu_indices(DIMS)
     diagonal = rows == columns
-    for name, draws_of in told.items():
+    for name, draws_of in drawn.items():
         packed = np.stack(draws_of)
         whole = expected[name][..., rows, columns] if name in ("shared", "second") else expected[name]
         noise = packed - whole
@@ -370,13 +370,13 @@ def release(arrays=None):
     flow = ConditionalFlow(WARM, SCHEMA.shape, 3, seed=0)
     blank = {"counts": np.ones(3), "sums": np.zeros((3, DIMS)), "shared": np.zeros(TRIANGLE)}
     parts = {"centre": np.zeros(DIMS), **(arrays or blank | {"second": np.zeros((3, TRIANGLE))})}
-    told = NoisedMoments.of(parts, CLEAR, classes=3, dims=DIMS, records=60, sites=1)
-    fit_affine(flow, told)
+    noised = NoisedMoments.of(parts, CLEAR, classes=3, dims=DIMS, records=60, sites=1)
+    fit_affine(flow, noised)
     settings = ReleaseRequest(
         method="m", flow=WARM, seed=0, mechanism="gaussian", event=RELEASE, latent_dims=4, shrinkage="typical-set",
         shard_records=16, made_of=MadeOf(records=60, sites=1),
     )  # fmt: skip
-    weights = get_weights(flow) | {f"{PREFIX}{name}": array for name, array in told.arrays().items()}
+    weights = get_weights(flow) | {f"{PREFIX}{name}": array for name, array in noised.arrays().items()}
     return Request("release", settings.model_dump(mode="json"), weights)
 
 

@@ -91,7 +91,7 @@ def _open(folder):
     [({"dataset": None}, "a name that all sites share"), ({"classes": None}, "no class that its records alone show")],
     ids=["dataset", "classes"],
 )
-def test_a_site_tells_nothing_of_itself_that_is_read_from_its_records(own, edit, reason):
+def test_a_site_says_nothing_of_itself_that_is_read_from_its_records(own, edit, reason):
     settings = yaml.safe_load(own.config.read_text())
     for key in edit:
         settings.pop(key, None)
@@ -265,7 +265,7 @@ def test_a_sites_policy_and_ledger_go_together(own, flow, tmp_path):
 
 def test_a_reload_says_and_logs_what_it_changes_and_the_totals_before_and_after(own):
     said = []
-    with served(own, tell=said.append):
+    with served(own, announce=said.append):
         assert _log(own)[0]["totals"] == {"epsilon": 3.0, "delta": 1e-5}
         _edit(own.policy, epsilon=30.0, review=True, evaluation={"epsilon": 2.0, "delta": 1e-5})
         done = CliRunner().invoke(app, ["site", "reload", str(own.path)])
@@ -283,11 +283,11 @@ def test_a_start_says_which_totals_an_edit_changed_while_no_agent_ran(own):
     with served(own):
         pass
     _edit(own.policy, epsilon=30.0)
-    with served(own, tell=said.append):
+    with served(own, announce=said.append):
         pass
     assert any("edited since an agent last read it" in each and "epsilon from 3 to 30" in each for each in said)
     said.clear()
-    with served(own, tell=said.append):
+    with served(own, announce=said.append):
         pass
     assert not any("edited" in each for each in said)
 

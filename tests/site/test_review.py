@@ -88,7 +88,7 @@ def test_a_decision_on_a_sites_folder_is_in_its_audit_log(made, tmp_path):
     assert (line["what"], line["event"], line["outcome"]) == ("decision", manifest.event_id, "denied")
 
 
-def test_what_left_already_is_told_and_cannot_be_denied(made):
+def test_what_left_already_is_reported_and_cannot_be_denied(made):
     reviewed, manifest = made
     review = Review(reviewed._releasing._outbox)
     review.note_fetched(manifest.event_id)

@@ -49,7 +49,7 @@ POLICY = {
 
 
 def _write(path, ids, *, by="ids", test=None):
-    """Write an export: each record's image tells its id, so that a test sees who is where."""
+    """Write an export: each record's image shows its id, so that a test sees who is where."""
     arrays = {}
     for split, chosen in (("train", ids), ("test", test)):
         if chosen is None:
@@ -256,7 +256,7 @@ def _of_format_1(folder):
 
 
 def test_a_ledger_that_does_not_say_who_was_tested_on_opens_with_one_budget_for_all(made):
-    """What was told of test units may be of people that a release by hand took for training units."""
+    """What was given out about test units may be of people that a release by hand took for training units."""
     folder = made()
     ledger = _of_format_1(folder)
     tested = replace(_plan("test", evaluation_event(2.5, 1e-6, 2)), conditions=Conditions("entropy", ("a", "b")))
@@ -275,7 +275,7 @@ def test_a_ledger_that_does_not_say_who_was_tested_on_opens_with_one_budget_for_
     (records,) = [check for check in SITE_CHECKS if check.name == "records"]
     assert any("its format is 1" in finding.found for finding in examine([records], Site(folder)))
     shown = CliRunner().invoke(app, ["site", "ledger", "show", str(folder.path)])
-    assert "counts as told of training units too" in shown.output
+    assert "counts for training units too" in shown.output
 
 
 def test_terms_say_who_is_tested_on_in_words_and_for_good(made):
@@ -357,7 +357,7 @@ def test_a_picture_that_was_on_both_sides_from_the_start_moves_nobody(made, tmp_
     _opened(folder)
 
 
-def test_a_register_that_is_gone_or_edited_is_refused_and_its_ledger_tells_no_hash_of_anybody(made, tmp_path):
+def test_a_register_that_is_gone_or_edited_is_refused_and_its_ledger_shows_no_hash_of_anybody(made, tmp_path):
     folder = made(by="patients", test=TEST)
     _reserve(folder)
     (register,) = folder.path.glob("ledger.db.sides-*")

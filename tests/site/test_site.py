@@ -357,7 +357,7 @@ def local(method="m"):
     return Request("train_local", settings.model_dump(mode="json"))
 
 
-def test_a_site_that_trains_alone_tells_its_test_results_and_writes_them_down_as_unprotected():
+def test_a_site_that_trains_alone_gives_out_its_test_results_and_writes_them_down_as_unprotected():
     made = reserved(LOCAL_TEST_RESULTS)
     made.call(Request("reserve", {"plans": [Plan("m", (EXACT_TEST_RESULTS,), 1e-5, split="test").to_json()]}))
     reply = made.call(local())
@@ -401,7 +401,7 @@ def test_a_malformed_request_is_refused_and_spends_nothing(request_):
     assert [entry["spent"] for entry in account] == [[]]
 
 
-def test_the_account_tells_plans_and_events():
+def test_the_account_lists_plans_and_events():
     made = reserved()
     made.call(flow_round(1))
     made.call(flow_round(2))
@@ -425,23 +425,23 @@ def test_every_error_of_a_site_has_a_number():
     assert CadpError.named(999).meaning == CadpError.meaning
 
 
-def test_told_counts_are_the_counts_with_rounded_gaussian_noise_of_the_events_deviation():
+def test_released_counts_are_the_counts_with_rounded_gaussian_noise_of_the_events_deviation():
     """300 draws of three classes: mean and deviation within 5 standard errors."""
     event = GaussianHistogram(stage="counts", histograms=1, noise_std=4.0)
-    told = []
+    noised = []
     for number in range(300):
         made = site(labels="covered", noise_seed=number)
         made.call(Request("reserve", {"plans": [Plan("m", (event,), 1e-5, labels="covered").to_json()]}))
         request = Request("count", {"method": "m", "event": event.model_dump()})
-        told.append(list(made.call(request).content["class_counts"].values()))
+        noised.append(list(made.call(request).content["class_counts"].values()))
         with pytest.raises(BudgetError, match="holds no such event"):
             made.call(request)
-    noise = np.asarray(told) - dataset(40, 0).class_counts()
+    noise = np.asarray(noised) - dataset(40, 0).class_counts()
     assert np.abs(noise.mean(axis=0)).max() < 5 * 4 / 300**0.5
     assert noise.std() == pytest.approx(4.0, abs=5 * 4 / 1800**0.5)
 
 
-def test_a_site_that_covers_labels_tells_no_count_and_lets_no_true_label_go():
+def test_a_site_that_covers_labels_gives_out_no_count_and_lets_no_true_label_go():
     made = site(labels="covered")
     assert made.call(Request("describe")).content["class_counts"] is None
     with pytest.raises(UnitError, match="labels covered"):

@@ -40,51 +40,51 @@ from cadp_fl.errors import CadpError
 from cadp_fl.site.protocol import Request
 
 site = Path(sys.argv[1])
-told = {"read": [], "written": [], "connected": [], "codes": {}}
+seen = {"read": [], "written": [], "connected": [], "codes": {}}
 for path in [site, site / "site.yaml", site / "policy.yaml", site / "ledger.db", site / "ledger.db.mark",
              site / "outbox", site / "answers", site / "audit.jsonl", site / "agent.lock", Path(sys.argv[3])]:
     try:
         (os.listdir if path.is_dir() else open)(path)
-        told["read"].append(str(path))
+        seen["read"].append(str(path))
     except OSError:
         pass
     try:
         with open(path / "x" if path.is_dir() else path, "ab"):
-            told["written"].append(str(path))
+            seen["written"].append(str(path))
     except OSError:
         pass
 for victim in (site / "run" / "agent.sock", site / "node" / "node.yaml", site / "policy.yaml"):
     try:
         os.rename(victim, str(victim) + ".gone")
-        told["written"].append(f"renamed {victim}")
+        seen["written"].append(f"renamed {victim}")
     except OSError:
         pass
 try:
     with socket.socket(socket.AF_UNIX) as control:
         control.connect(str(site / "control.sock"))
-        told["connected"].append("control.sock")
+        seen["connected"].append("control.sock")
 except OSError:
     pass
 for process in Path("/proc").iterdir():
     try:
         if process.name.isdigit() and process.stat().st_uid == int(sys.argv[4]):
             (process / "environ").read_bytes()
-            told["read"].append(str(process / "environ"))
+            seen["read"].append(str(process / "environ"))
     except OSError:
         pass
 
 context = Context(run_id=1, node_id=1, node_config={"agent": str(site / "run" / "agent.sock")}, state=RecordDict(),
                   run_config={})
 agent = site_for(context)
-told["described"] = agent.call(Request("describe")).content["site"]
+seen["described"] = agent.call(Request("describe")).content["site"]
 asked = json.loads(sys.argv[5])
 for name, (action, settings) in asked.items():
     try:
         agent.call(Request(action, settings, run="r", id="r/" + name.replace(" ", "-")))
-        told["codes"][name] = 0
+        seen["codes"][name] = 0
     except CadpError as error:
-        told["codes"][name] = error.code
-print(json.dumps(told))
+        seen["codes"][name] = error.code
+print(json.dumps(seen))
 """
 
 
@@ -170,10 +170,10 @@ def test_client_code_reaches_the_socket_and_nothing_else(site):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["described"] == "north"
-    assert (told["read"], told["written"], told["connected"]) == ([], [], [])
-    assert told["codes"] == {
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["described"] == "north"
+    assert (seen["read"], seen["written"], seen["connected"]) == ([], [], [])
+    assert seen["codes"] == {
         "a plan": 0,
         "what was planned": 0,
         "again": 301,
@@ -204,9 +204,9 @@ def test_each_user_has_a_doctor_for_its_part_and_root_has_none(site):
             command, **as_user(uid), cwd="/", env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 1, done.stderr
-        told = json.loads(done.stdout)
-        faults = {finding["check"] for finding in told["findings"] if finding["state"] == "fault"}
-        assert (told["side"], faults) == (side, {"coordinator", "SuperNode"}), told
+        seen = json.loads(done.stdout)
+        faults = {finding["check"] for finding in seen["findings"] if finding["state"] == "fault"}
+        assert (seen["side"], faults) == (side, {"coordinator", "SuperNode"}), seen
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, f"sudo -u #{AGENT}" in done.stderr) == (2, True)
 

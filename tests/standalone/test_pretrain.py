@@ -69,11 +69,11 @@ def test_pretraining_goes_on_from_a_public_flow_and_keeps_what_is_frozen(study, 
 
 
 @pytest.mark.parametrize(
-    ("declared", "told", "says"),
+    ("declared", "stated", "says"),
     [("private", "public", "as flow.pretrained.trained_on says"), ("public", "private", "as the file says")],
 )
-def test_a_flow_that_is_made_from_a_private_one_is_never_called_public(study, tmp_path, declared, told, says):
-    stored(study, tmp_path / "first.safetensors", told)
+def test_a_flow_that_is_made_from_a_private_one_is_never_called_public(study, tmp_path, declared, stated, says):
+    stored(study, tmp_path / "first.safetensors", stated)
     start = f"{{path: {tmp_path / 'first.safetensors'}, trained_on: {declared}}}"
     study = changed(study, f"flow.pretrained={start}", tmp_path=tmp_path)
     with pytest.raises(ConfigError, match=says):

@@ -117,7 +117,7 @@ def test_a_files_records_are_all_but_its_test_split_and_the_claim_follows_the_fl
         assert "no one has declared that it was" in made.statement
 
 
-def test_releases_of_files_with_one_flow_pool_and_tell_no_file_name(scans, flow_file, tmp_path):
+def test_releases_of_files_with_one_flow_pool_and_show_no_file_name(scans, flow_file, tmp_path):
     flow = flow_file("public")
     for name in ("a", "b"):
         scans = scans.rename(tmp_path / f"ward-{name}.npz")

@@ -49,11 +49,11 @@ class Runs:
         if isinstance(end, BaseException):
             raise end
         rows = {name: row(0.5 + study.seed / 100, epsilon=study.budget.epsilon) for name in study.methods}
-        told = summary(rows) | {"status": "complete", "missing": [], "seed": study.seed}
+        result = summary(rows) | {"status": "complete", "missing": [], "seed": study.seed}
         if end:
-            told |= {"status": "incomplete", "missing": [end]}
-        (output / "summary.json").write_text(json.dumps(told))
-        return told
+            result |= {"status": "incomplete", "missing": [end]}
+        (output / "summary.json").write_text(json.dumps(result))
+        return result
 
 
 @pytest.fixture
@@ -142,17 +142,17 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_is_tried_again(compare):
 def test_a_cell_that_lost_a_site_is_no_complete_one(compare):
     gap = {"site": "north", "phase": "dp-sgd/train", "reason": "late"}
     tree = compare(Runs({"eps-1-seed-7": gap}))
-    told = next(each for each in tree["cells"] if each["cell"] == "eps-1-seed-7")
-    assert (told["status"], told["reason"]) == ("incomplete", "north was missing in dp-sgd/train: late")
+    ended = next(each for each in tree["cells"] if each["cell"] == "eps-1-seed-7")
+    assert (ended["status"], ended["reason"]) == ("incomplete", "north was missing in dp-sgd/train: late")
     assert tree["tables"][0]["methods"]["dp-sgd"]["seeds"] == [8]
 
 
 def test_a_summary_that_lacks_a_method_is_no_finished_cell(compare, tmp_path):
     compare()
     path = tmp_path / "c" / "cells" / "eps-1-seed-7" / "summary.json"
-    told = json.loads(path.read_text())
-    del told["methods"]["dp-sgd"]
-    path.write_text(json.dumps(told))
+    stored = json.loads(path.read_text())
+    del stored["methods"]["dp-sgd"]
+    path.write_text(json.dumps(stored))
     again = Runs()
     compare(again, resume=True)
     assert list(again.asked) == ["eps-1-seed-7"]
@@ -312,7 +312,7 @@ def test_a_comparison_runs_through_flower_and_is_resumed(tmp_path, tiny_override
         bound = table["methods"]["dp-sgd"]
         assert 0.9 * table["epsilon"] < bound["epsilon"] <= table["epsilon"]
         for seed, value in bound["figures"]["accuracy"]["values"].items():
-            told = runs[f"eps-{table['epsilon']:g}-seed-{seed}"]["methods"]["dp-sgd"]
-            assert (value, bound["epsilon"]) == (told["accuracy"], told["epsilon"])
+            found = runs[f"eps-{table['epsilon']:g}-seed-{seed}"]["methods"]["dp-sgd"]
+            assert (value, bound["epsilon"]) == (found["accuracy"], found["epsilon"])
         assert table["methods"]["fedavg"]["guarantee"] == "none"
         assert table["methods"]["cadp-given-flow"]["epsilon"] is None

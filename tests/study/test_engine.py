@@ -65,9 +65,9 @@ def test_a_limit_of_this_process_is_named(monkeypatch, what, limit, sentence):
 
 def test_a_full_disk_is_no_shortage_of_memory(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 << 20))
-    with pytest.raises(CadpError, match=r"has 3 MiB free on its disk; make room, or set TMPDIR") as told:
+    with pytest.raises(CadpError, match=r"has 3 MiB free on its disk; make room, or set TMPDIR") as raised:
         check_engine(study())
-    assert "memory" not in str(told.value)
+    assert "memory" not in str(raised.value)
 
 
 def test_a_machine_without_any_temporary_folder_is_refused(monkeypatch):

@@ -69,9 +69,9 @@ def test_every_text_of_a_study_is_unicode(quickstart, check, key):
         "sites.names": {"sites": study.sites.model_copy(update={"names": ("a", bad, "c")})},
         "plugins": {"plugins": (f"/{bad}/p.py",)},
     }
-    with pytest.raises(ConfigError, match=f"'{key}' is ") as told:
+    with pytest.raises(ConfigError, match=f"'{key}' is ") as raised:
         check(study.model_copy(update=updates[key]))
-    str(told.value).encode()
+    str(raised.value).encode()
 
 
 def test_a_folder_of_another_encoding_is_no_coordinators(monkeypatch, capsys, latin):

@@ -35,7 +35,7 @@ def no_proxies(monkeypatch):
 
 
 def httpx_says(address: str) -> bool:
-    """Tell whether httpx itself calls an address through a proxy."""
+    """Return whether httpx itself calls an address through a proxy."""
     with httpx.Client() as client:
         return client._transport_for_url(httpx.URL(f"https://{address}")) is not client._transport
 
@@ -113,9 +113,9 @@ def test_a_proxy_that_cannot_be_used_is_one_sentence_without_its_password(monkey
     monkeypatch.setitem(sys.modules, "socksio", None)
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     assert proxy_to("localhost:8443") is None
-    with pytest.raises(InputError, match=r"is called through a proxy that speaks HTTP") as told:
+    with pytest.raises(InputError, match=r"is called through a proxy that speaks HTTP") as raised:
         proxy_to(ADDRESS)
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
     assert "secret" not in shown(proxy)
 
 
@@ -191,19 +191,19 @@ def test_a_proxy_that_refuses_is_named(tmp_path, monkeypatch):
     authority.write_bytes(new_authority("chest").certificate)
     with _proxy(0) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.server_port}")
-        told = probe(ADDRESS, authority)
-    assert told.kind == "unreachable"
-    assert f"through the proxy 'http://127.0.0.1:{proxy.server_port}', nobody does (407" in told.sentence
+        finding = probe(ADDRESS, authority)
+    assert finding.kind == "unreachable"
+    assert f"through the proxy 'http://127.0.0.1:{proxy.server_port}', nobody does (407" in finding.sentence
 
 
-def test_a_certificate_behind_a_proxy_is_read_to_tell_its_names(tmp_path, monkeypatch):
+def test_a_certificate_behind_a_proxy_is_read_to_report_its_names(tmp_path, monkeypatch):
     mine = tmp_path / "mine.crt"
     mine.write_bytes(new_authority("chest").certificate)
     with serving(tmp_path / "other", hosts=["another.example.org"]) as (address, _):
         with _proxy(int(address.rpartition(":")[2])) as proxy:
             monkeypatch.setenv("ALL_PROXY", f"http://127.0.0.1:{proxy.server_port}")
-            told = probe(ADDRESS, mine)
-    assert told.kind == "refused"
+            finding = probe(ADDRESS, mine)
+    assert finding.kind == "refused"
     assert len(proxy.asked) == 2
 
 

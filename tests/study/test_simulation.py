@@ -31,10 +31,10 @@ def study(quickstart, tiny_overrides, tmp_path):
 def test_the_sites_of_a_file_share_its_records(study, tmp_path):
     check_study(study)
     sites = [simulated_site(study, index, tmp_path / "run", {}) for index in range(3)]
-    told = [site.call(Request("describe")).content for site in sites]
-    assert sum(each["train"] for each in told) == 240
-    assert sum(each["test"] for each in told) == 60
-    assert [each["dataset"]["classes"] for each in told] == [["normal", "ill"]] * 3
+    descriptions = [site.call(Request("describe")).content for site in sites]
+    assert sum(each["train"] for each in descriptions) == 240
+    assert sum(each["test"] for each in descriptions) == 60
+    assert [each["dataset"]["classes"] for each in descriptions] == [["normal", "ill"]] * 3
     assert {path.parent.name for path in (tmp_path / "run" / "sites").rglob("preview.npz")} == {
         "north",
         "east",

@@ -48,15 +48,15 @@ class StudyRun:
         schema: the public schema that all sites share.
         sizes: n_k, declared number of training records by site.
         test_sizes: declared number of test units by site.
-        class_counts: number of training records by site and class, as it is public or was told with noise; empty where
-            neither is so. What depends on it costs nothing more.
+        class_counts: number of training records by site and class, as it is public or was released with noise; empty
+            where neither is so. What depends on it costs nothing more.
         evaluation: what the one evaluation of the method's final classifier costs; None where all are exact.
         federation: asks the sites.
         folder: the run folder.
         device: where the server computes.
         releasing: names of the study's methods that make releases.
         flows: names of those that make a flow.
-        is_finished: tells whether a phase was finished before the run was interrupted.
+        is_finished: whether a phase was finished before the run was interrupted.
         finish: writes down that a phase is finished, so that a run which is interrupted later need not repeat it.
     """
 
@@ -76,7 +76,7 @@ class StudyRun:
     finish: Callable[[str], None]
 
     def evaluates(self, number: int, of: int, *, every: int = 1) -> bool:
-        """Tell whether a classifier is evaluated after a round: after every few of them, or the last alone with noise.
+        """Return whether a classifier is evaluated after a round: every few rounds, or the last alone with noise.
 
         Args:
             number: of the round, from 1.
@@ -264,11 +264,11 @@ def _figures(run: StudyRun, tables: Mapping[str, tuple[np.ndarray, np.ndarray]])
     if run.evaluation is None:
         return metrics_of(pool([Evaluation(*table) for table in tables.values()]), classes)
     variance, is_public = run.evaluation.noise_std**2 + 1 / 12, run.study.budget.unit == "record"
-    told = [
+    evaluations = [
         NoisedEvaluation(*table, variance, run.test_sizes[site] if is_public else None)
         for site, table in tables.items()
     ]
-    return noised_metrics_of(pool_noised(told), classes)
+    return noised_metrics_of(pool_noised(evaluations), classes)
 
 
 def bytes_of(module: nn.Module) -> int:
@@ -277,24 +277,24 @@ def bytes_of(module: nn.Module) -> int:
 
 
 def mean_figure(replies: Mapping[str, Reply], sizes: Mapping[str, int], name: str) -> dict[str, Any]:
-    """Return what sites of a simulation told of their training: a figure's mean by size, and each site's; and seconds.
+    """Return what sites of a simulation show of their training: a figure's mean by size, and each site's; and seconds.
 
-    Empty where a site told none, as real sites do.
+    Empty where a site shows none, as real sites do.
     """
-    told = {figure: _told(replies, figure) for figure in (name, "seconds")}
-    figures = told[name]
+    by_figure = {figure: _by_site(replies, figure) for figure in (name, "seconds")}
+    figures = by_figure[name]
     if not figures:
-        return {"simulation_only": {"seconds": told["seconds"]}} if told["seconds"] else {}
+        return {"simulation_only": {"seconds": by_figure["seconds"]}} if by_figure["seconds"] else {}
     mean = sum(value * sizes[site] for site, value in figures.items()) / sum(sizes[site] for site in figures)
-    return {name: mean, "simulation_only": {figure: by_site for figure, by_site in told.items() if by_site}}
+    return {name: mean, "simulation_only": {figure: by_site for figure, by_site in by_figure.items() if by_site}}
 
 
-def _told(replies: Mapping[str, Reply], name: str) -> dict[str, float]:
-    """Return a figure by site, or nothing if one of them told none."""
+def _by_site(replies: Mapping[str, Reply], name: str) -> dict[str, float]:
+    """Return a figure by site, or nothing if one of them shows none."""
     figures: dict[str, float] = {}
     for site, reply in replies.items():
-        told = reply.content.get("simulation_only")
-        value = told.get(name) if isinstance(told, dict) else None
+        shown = reply.content.get("simulation_only")
+        value = shown.get(name) if isinstance(shown, dict) else None
         if not isinstance(value, float):
             return {}
         figures[site] = value

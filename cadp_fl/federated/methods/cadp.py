@@ -60,7 +60,9 @@ class Cadp(ReleasingMethod):
         if self._classifier.model != QUADRATIC:
             return train_centrally(run, self._classifier, released.images, released.labels)
         generator = torch.Generator().manual_seed(run.study.seed)
-        told = coordinates_of(flow, released.images.split(512), released.labels, run.schema.levels, generator=generator)
+        coordinates = coordinates_of(
+            flow, released.images.split(512), released.labels, run.schema.levels, generator=generator
+        )
         drawn, labels = draw_coordinates(flow, self._settings.drawn, generator=generator)
-        both, of_both = torch.cat([told, drawn]), torch.cat([released.labels, labels])
+        both, of_both = torch.cat([coordinates, drawn]), torch.cat([released.labels, labels])
         return fit_to_coordinates(run, self._classifier, flow, both, of_both)

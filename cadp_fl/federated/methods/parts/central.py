@@ -1,6 +1,6 @@
 """Training at the server: the central classifier, on what left the sites and on what a flow draws.
 
-Both are post-processing of what was told already, however many records are drawn and however long it takes.
+Both are post-processing of what has already left the sites, however many records are drawn and however long it takes.
 """
 
 import math

@@ -2,7 +2,7 @@
 
     public weights, or new ones --[moments: fit the affine layer]--[dp-sgd: train the blocks]--> the flow
 
-Whatever the sites tell is an event of the method's plan, so that a method may claim end-to-end what it does with the
+Whatever the sites release is an event of the method's plan, so that a method may claim end-to-end what it does with the
 flow. Fitting, averaging and moving averages at the server are post-processing.
 """
 
@@ -93,8 +93,10 @@ class DpFlow:
         costs, flow = [], self.card(schema).build()
         if self._moments:
             dims, classes = flow.coarse_dims, len(schema.classes)
-            told = dims + classes * (1 + dims) + (1 + classes) * dims * (dims + 1) // 2
-            costs.append(PhaseCost(f"{self._method}/moments", 2, 8 * dims // 2, 8 * told // 2, "moments", max(sizes)))
+            numbers = dims + classes * (1 + dims) + (1 + classes) * dims * (dims + 1) // 2
+            costs.append(
+                PhaseCost(f"{self._method}/moments", 2, 8 * dims // 2, 8 * numbers // 2, "moments", max(sizes))
+            )
         if self._steps:
             own, weights = self._study.flow.dp_sgd, bytes_of(flow)
             records = math.ceil(max(sizes) * own.sampling_rate * own.local_steps * own.copies)
@@ -102,7 +104,7 @@ class DpFlow:
         return costs
 
     def card(self, schema: Schema) -> FlowCard:
-        """Return what the flow is before anything is told of records.
+        """Return what the flow is before anything is known of records.
 
         Raises:
             ConfigError: the stored flow that it starts from is not the study's, or does not fit the records.
@@ -130,7 +132,7 @@ class DpFlow:
         return flow, card
 
     def _start(self, run: StudyRun) -> tuple[ConditionalFlow, FlowCard]:
-        """Return the flow before anything is told of records: stored and public, or new."""
+        """Return the flow before anything is known of records: stored and public, or new."""
         card = self.card(run.schema)
         return (card.build() if self._pretrained is None else self._pretrained[0]), card
 
@@ -178,12 +180,12 @@ class DpFlow:
         return "flow" if self._moments or "flow" in self._study.budget.split else "moments"
 
     def _warm_start(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> None:
-        """Fit the flow's affine layer to what the sites tell of their moments, in place."""
+        """Fit the flow's affine layer to the moments that the sites release, in place."""
         assert self._moments is not None, "asked for by the plan"
         front_end = card.config.front_end
-        told = ask_for_moments(run, front_end, *self._moments, phase=f"{self._method}/moments")
-        save_moments(_moments_file(run), told)
-        fit_affine(flow, told)
+        moments = ask_for_moments(run, front_end, *self._moments, phase=f"{self._method}/moments")
+        save_moments(_moments_file(run), moments)
+        fit_affine(flow, moments)
 
     def made_of(self, run: StudyRun, flow: ConditionalFlow) -> NoisedMoments | None:
         """Return the moments that the flow was made of, which sites check it against; None without a warm start."""

@@ -44,12 +44,12 @@ def ask_for_moments(
     def add_moments(site: str, reply: Reply) -> None:
         moments[site] = Moments.of(reply.arrays, event, classes=classes, dims=dims)
 
-    def ask(number: int, told: GaussianSum | GaussianMoments, check: Callable[[str, Reply], None]) -> int:
-        settings = MomentsRequest(method=run.method, front_end=front_end, event=told)
+    def ask(number: int, asked: GaussianSum | GaussianMoments, check: Callable[[str, Reply], None]) -> int:
+        settings = MomentsRequest(method=run.method, front_end=front_end, event=asked)
         arrays = {"centre": centre} if number == 2 else {}
         request = Request("moments", settings.model_dump(mode="json"), arrays)
         replies = run.federation.ask(request, phase=phase, round=number, of=2, check=check)
-        run.federation.require(phase, len(replies), least=told.sharers + 1 if told.sharers > 1 else 0)
+        run.federation.require(phase, len(replies), least=asked.sharers + 1 if asked.sharers > 1 else 0)
         run.federation.recorder.round(phase, number, 2)
         return sum(run.sizes[site] for site in replies) * run.study.budget.records_per_unit
 

@@ -117,10 +117,10 @@ class ReleasingMethod(ABC):
     def _ask_for_releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> dict[str, Manifest]:
         """Let each site privatize its records, and return the manifests."""
         settings = release_request(self.name, run.study.release, self._mechanism, flow, card, *self._labels)
-        told, weights = self._flow.made_of(run, flow), get_weights(flow)
-        if told is not None:
-            settings = settings.model_copy(update={"made_of": MadeOf(records=told.records, sites=told.sites)})
-            weights |= {f"{MOMENTS}{name}": array for name, array in told.arrays().items()}
+        moments, weights = self._flow.made_of(run, flow), get_weights(flow)
+        if moments is not None:
+            settings = settings.model_copy(update={"made_of": MadeOf(records=moments.records, sites=moments.sites)})
+            weights |= {f"{MOMENTS}{name}": array for name, array in moments.arrays().items()}
         expected = {
             "dataset": run.schema,
             "mechanism": settings.mechanism,
