@@ -79,7 +79,16 @@ def train_central(
 
     if set_ and config is None:
         raise InputError(f"An override changes a study. Found --set {set_[0]} without --config; pass one.")
-    options = ClassifierOptions(model, width, epochs, batch_size, learning_rate, weight_decay, seed, device)
+    options = ClassifierOptions(
+        model=model,
+        width=width,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        device=device,
+    )
     study = load_study(config, set_ or []) if config is not None else None
     with progress_to(console_to(), silent=quiet or as_json) as watch:
         made = train_central(bundles, output, options, study=study, test=test, watch=watch)

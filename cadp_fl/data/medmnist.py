@@ -98,12 +98,12 @@ def _source(npz: Npz, name: str, config: DataConfig) -> Source:
     def dataset(*splits: str) -> Dataset:
         images = npz.array(*(f"{split}_images" for split in splits))
         return Dataset(
-            schema,
-            np.ascontiguousarray(np.moveaxis(images, 3, 1)) if channels else images[:, None],
-            np.concatenate([labels.of[split] for split in splits]),
-            np.concatenate([patients[split] for split in splits]) if patients else None,
-            np.concatenate([labels.attributes[split] for split in splits]) if labels.attributes else None,
-            np.concatenate([ids[split] for split in splits]) if ids else None,
+            schema=schema,
+            images=np.ascontiguousarray(np.moveaxis(images, 3, 1)) if channels else images[:, None],
+            labels=np.concatenate([labels.of[split] for split in splits]),
+            patients=np.concatenate([patients[split] for split in splits]) if patients else None,
+            attributes=np.concatenate([labels.attributes[split] for split in splits]) if labels.attributes else None,
+            ids=np.concatenate([ids[split] for split in splits]) if ids else None,
         )
 
     train = dataset(*(split for split in shapes if split != "test"))

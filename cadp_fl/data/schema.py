@@ -129,7 +129,14 @@ class Dataset:
         patients = None if self.patients is None else self.patients[indices]
         attributes = None if self.attributes is None else self.attributes[indices]
         ids = None if self.ids is None else self.ids[indices]
-        return Dataset(self.schema, self.images[indices], self.labels[indices], patients, attributes, ids)
+        return Dataset(
+            schema=self.schema,
+            images=self.images[indices],
+            labels=self.labels[indices],
+            patients=patients,
+            attributes=attributes,
+            ids=ids,
+        )
 
     @property
     def condition(self) -> np.ndarray:

@@ -97,7 +97,15 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         )
         head = ledger.links()[-1].hash
     caution = PATIENTS_CAUTION if policy.unit == "record" and has_shared_patients(source.train) else ""
-    return MadeSite(final, units, tested, split, caution, fingerprint(public), head)
+    return MadeSite(
+        folder=final,
+        units=units,
+        test_units=tested,
+        split=split,
+        caution=caution,
+        fingerprint=fingerprint(public),
+        ledger_head=head,
+    )
 
 
 def refused_by(policy: PolicyConfig) -> list[str]:

@@ -292,7 +292,18 @@ def audit_aggregate(
             return statistics(False, count, of.child("left")), statistics(True, count, of.child("right"))
 
         count = attack.draws_of(settings.draws)
-        results.append(attack_result(attack.name, draw, count, attack.bound, claim, settings.delta, share, own))
+        results.append(
+            attack_result(
+                name=attack.name,
+                draw=draw,
+                count=count,
+                bound=attack.bound,
+                claim=claim,
+                delta=settings.delta,
+                false_alarm=share,
+                noise=own,
+            )
+        )
     laws = law_results(aggregate.laws(noise.child("laws")), false_alarm / 2)
     return Finding(name, aggregate.parameters, claim, tuple(results), laws)
 
@@ -320,7 +331,16 @@ def _of_release(
     bound = gaussian_bound if _claims_gaussian(mechanism) else pure_bound
     claim = epsilon_of([mechanism.event()], settings.delta)
     count = attack.draws_of(settings.draws)
-    return attack_result(attack.name, draw, count, bound, claim, settings.delta, false_alarm, noise)
+    return attack_result(
+        name=attack.name,
+        draw=draw,
+        count=count,
+        bound=bound,
+        claim=claim,
+        delta=settings.delta,
+        false_alarm=false_alarm,
+        noise=noise,
+    )
 
 
 def attack_result(
@@ -385,7 +405,14 @@ def _of_labels(
         for true, false in pairs
     ]
     true, false = pairs[int(np.argmax(bounds))]
-    return AttackResult("labels", CLASSES * count, true / count, false / count, max(bounds), epsilon)
+    return AttackResult(
+        attack="labels",
+        draws=CLASSES * count,
+        true_positives=true / count,
+        false_positives=false / count,
+        lower_bound=max(bounds),
+        claim=epsilon,
+    )
 
 
 def _claims_gaussian(mechanism: Mechanism) -> bool:

@@ -97,7 +97,15 @@ def conduct(
         resumed=checkpoint.resumed,
         software=checkpoint.versions | _processor(),
     )
-    conductor = _Conductor(study, methods, plans, sites, folder, results, checkpoint)
+    conductor = _Conductor(
+        study=study,
+        methods=methods,
+        plans=plans,
+        federation=sites,
+        folder=folder,
+        results=results,
+        checkpoint=checkpoint,
+    )
     try:
         conductor.run()
     except Exception as error:
@@ -272,20 +280,20 @@ class _Conductor:
                 self._accounts(plan).update({site: Account(plan) for site in self._accounts(plan)})
         self._count_classes(method.name, schema)
         run = StudyRun(
-            self._study,
-            method.name,
-            schema,
-            sizes,
-            {site: entry.test for site, entry in self._results.sites.items()},
-            self._class_counts(method.name),
-            self._evaluation_of(method.name),
-            self._federation,
-            self._folder,
-            resolve_device(self._study.device),
-            self._methods_with("release"),
-            self._methods_with("flow", "moments"),
-            self._checkpoint.is_finished,
-            lambda phase: self._finish(phase, method.name),
+            study=self._study,
+            method=method.name,
+            schema=schema,
+            sizes=sizes,
+            test_sizes={site: entry.test for site, entry in self._results.sites.items()},
+            class_counts=self._class_counts(method.name),
+            evaluation=self._evaluation_of(method.name),
+            federation=self._federation,
+            folder=self._folder,
+            device=resolve_device(self._study.device),
+            releasing=self._methods_with("release"),
+            flows=self._methods_with("flow", "moments"),
+            is_finished=self._checkpoint.is_finished,
+            finish=lambda phase: self._finish(phase, method.name),
         )
         trained = method.run(run)
         if trained.model is not None and trained.classifier is not None:

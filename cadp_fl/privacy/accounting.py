@@ -183,7 +183,14 @@ class _Total:
                 case _:
                     raise TypeError(f"a privacy loss has one of the forms in cadp_fl.privacy.losses. Found {loss!r}.")
             number += 1
-        return cls(number, math.fsum(shifts), tuple(pure), sampled, tuple(profiles), is_unbounded)
+        return cls(
+            number=number,
+            squared_shift=math.fsum(shifts),
+            pure=tuple(pure),
+            sampled=sampled,
+            profiles=tuple(profiles),
+            is_unbounded=is_unbounded,
+        )
 
     @property
     def mean(self) -> float:

@@ -75,12 +75,12 @@ class Budget:
             )
         reserve = config.retry_reserve
         return cls(
-            Allowance(config.epsilon, config.delta),
-            Allowance(_product(config.epsilon, reserve), _product(config.delta, reserve)),
-            config.unit,
-            config.records_per_unit,
-            labels,
-            split,
+            total=Allowance(config.epsilon, config.delta),
+            retry=Allowance(_product(config.epsilon, reserve), _product(config.delta, reserve)),
+            unit=config.unit,
+            records_per_unit=config.records_per_unit,
+            labels=labels,
+            split=split,
         )
 
     @property

@@ -328,17 +328,33 @@ class StageCost:
 
 def stage_costs(plan: Plan) -> tuple[StageCost, ...]:
     """Return what each event of a plan would cost by itself, at the delta of all, and what is set aside for retries."""
-    retries = StageCost("retries", "set aside", plan.retry.epsilon, plan.retry.epsilon, plan.retry.delta, plan.split)
+    retries = StageCost(
+        stage="retries",
+        event="set aside",
+        epsilon=plan.retry.epsilon,
+        epsilon_add_remove=plan.retry.epsilon,
+        delta=plan.retry.delta,
+        units=plan.split,
+    )
     return (*(_stage_cost(plan, event) for event in plan.events), *([retries] if plan.retry.epsilon else []))
 
 
 def _stage_cost(plan: Plan, event: Event) -> StageCost:
     delta = plan.delta - plan.retry.delta
     if isinstance(event, Unprotected):
-        return StageCost(event.stage, event.what, None, None, delta, plan.split)
+        return StageCost(
+            stage=event.stage, event=event.what, epsilon=None, epsilon_add_remove=None, delta=delta, units=plan.split
+        )
     name = event.what if isinstance(event, DeclaredPublic) else event.kind
     alone = epsilons_of([event], delta)
-    return StageCost(event.stage, name, alone.replace_one, alone.add_remove, delta, plan.split)
+    return StageCost(
+        stage=event.stage,
+        event=name,
+        epsilon=alone.replace_one,
+        epsilon_add_remove=alone.add_remove,
+        delta=delta,
+        units=plan.split,
+    )
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,9 @@ def train_dp_sgd(
         with gradients:
             for step in range(event.steps):
                 chosen = torch.from_numpy(samples.poisson_sample(len(units), event.sampling_rate)).to(units.device)
-                _sum_clipped(gradients, model, loss, units[chosen], copies, physical)
+                _sum_clipped(
+                    gradients=gradients, model=model, loss=loss, units=units[chosen], copies=copies, physical=physical
+                )
                 for group, rate in zip(stepper.param_groups, rates, strict=True):
                     group["lr"] = rate * schedule(step / event.steps)
                 _noised_step(gradients, stepper, event, source, event.sampling_rate * len(units))

@@ -220,14 +220,32 @@ class ClippedGradients:
         reversible = layer.stride == (1, 1) and groups == 1 and before == after and min(around) >= 0
         if reversible and outputs < each and current.calls[weight] == 1:
             # Patches of d around every position of a, kernel reversed: fewer numbers than patches of a.
-            patches = _patches(gradient, current.units, kernel, layer.stride, layer.dilation, around, around, 1)
+            patches = _patches(
+                x=gradient,
+                units=current.units,
+                kernel=kernel,
+                stride=layer.stride,
+                dilation=layer.dilation,
+                before=around,
+                after=around,
+                groups=1,
+            )
             rows = _rows(inputs, current.units, 1)
 
             def shaped(total: torch.Tensor) -> torch.Tensor:
                 return total.view(outputs, *kernel, each).flip(1, 2).permute(0, 3, 1, 2)
 
         else:
-            patches = _patches(inputs, current.units, kernel, layer.stride, layer.dilation, before, after, groups)
+            patches = _patches(
+                x=inputs,
+                units=current.units,
+                kernel=kernel,
+                stride=layer.stride,
+                dilation=layer.dilation,
+                before=before,
+                after=after,
+                groups=groups,
+            )
             rows = _rows(gradient, current.units, groups)
 
             def shaped(total: torch.Tensor) -> torch.Tensor:

@@ -202,7 +202,17 @@ class Plan:
         if delta == 0 and has_delta(events):
             raise ValueError("Gaussian noise has a delta. Found 0.")
         conditions = Conditions.from_json(tree["conditions"]) if "conditions" in tree else Conditions("unrecorded")
-        return cls(str(tree["method"]), events, delta, unit, labels, split, retry, str(tree.get("run", "")), conditions)
+        return cls(
+            method=str(tree["method"]),
+            events=events,
+            delta=delta,
+            unit=unit,
+            labels=labels,
+            split=split,
+            retry=retry,
+            run=str(tree.get("run", "")),
+            conditions=conditions,
+        )
 
 
 def _number(value: Any) -> float:

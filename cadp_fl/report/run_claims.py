@@ -71,12 +71,14 @@ class RunClaims:
         on_tests = [claims.worst for claims in tests.values() if claims.worst is not None]
         together = {site: _compose(plans["train"], site) for site in sorted(results.sites)}
         return cls(
-            training,
-            tests,
-            weakest(on_tests) if on_tests else None,
-            together,
-            {site: _compose(plans["test"], site) for site in sorted(results.sites)},
-            max(together.values(), key=lambda all_: math.inf if all_.epsilon is None else all_.epsilon, default=None),
+            training=training,
+            tests=tests,
+            worst_on_tests=weakest(on_tests) if on_tests else None,
+            together=together,
+            tests_together={site: _compose(plans["test"], site) for site in sorted(results.sites)},
+            most_together=max(
+                together.values(), key=lambda all_: math.inf if all_.epsilon is None else all_.epsilon, default=None
+            ),
             is_sampled=any(
                 isinstance(event.loss(Relation.REPLACE_ONE), SampledGaussian)
                 for by_site in results.accounts.values()

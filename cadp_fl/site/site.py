@@ -124,7 +124,16 @@ class Site:
             conditions=Conditions(noise.kind, data.train.schema.classes, data.train.schema.attributes),
             mode=mode,
         )
-        self._context = context = SiteContext(name, data, of_training, of_test, privacy_filter, noise, device, mode)
+        self._context = context = SiteContext(
+            name=name,
+            data=data,
+            units=of_training,
+            test_units=of_test,
+            privacy_filter=privacy_filter,
+            noise=noise,
+            device=device,
+            mode=mode,
+        )
         self._counts = ClassCounts(context, policy, outbox)
         self._training = training = Training(context)
         self._given = GivenMoments(outbox)

@@ -117,7 +117,14 @@ def audit_site(settings: AuditSettings, *, false_alarm: float, noise: NoiseSourc
     claim = epsilon_of([mechanism.event()], _DELTA)
     with tempfile.TemporaryDirectory(prefix="cadp-fl-audit-") as folder:
         asked = _Asked(Path(folder), noise)
-        attack = _canaries(asked, settings, mechanism, claim, false_alarm / 2, noise.child("coins"))
+        attack = _canaries(
+            asked=asked,
+            settings=settings,
+            mechanism=mechanism,
+            claim=claim,
+            false_alarm=false_alarm / 2,
+            noise=noise.child("coins"),
+        )
         laws = (*_laws_of_releases(asked, mechanism), *_laws_of_what_is_beside(asked))
     return Finding(SITE, mechanism.parameters(), claim, (attack,), law_results(laws, false_alarm / 2))
 
@@ -222,7 +229,14 @@ def _canaries(
         return np.concatenate(left), np.concatenate(right)
 
     return attack_result(
-        "black-and-white", draw, max(1, settings.draws // 40), gaussian_bound, claim, _DELTA, false_alarm, noise
+        name="black-and-white",
+        draw=draw,
+        count=max(1, settings.draws // 40),
+        bound=gaussian_bound,
+        claim=claim,
+        delta=_DELTA,
+        false_alarm=false_alarm,
+        noise=noise,
     )
 
 

@@ -160,13 +160,13 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     attributes = terms.data.train.schema.attributes
     scope = Scope(terms.budget.unit, terms.budget.records_per_unit, release.labels, attributes)
     return MadeRelease(
-        output,
-        manifest,
-        statement,
-        " ".join(line for line in (caution_on_flow(plan, terms.origin), _caution_on_patients(terms)) if line),
-        " ".join([_composition(terms), *([REVIEW] if terms.policy.review else [])]),
-        tuple(assumptions(scope, sampled=False)),
-        tuple(not_covered(scope)),
+        folder=output,
+        manifest=manifest,
+        statement=statement,
+        caution=" ".join(line for line in (caution_on_flow(plan, terms.origin), _caution_on_patients(terms)) if line),
+        composition=" ".join([_composition(terms), *([REVIEW] if terms.policy.review else [])]),
+        assumptions=tuple(assumptions(scope, sampled=False)),
+        not_covered=tuple(not_covered(scope)),
     )
 
 

@@ -32,7 +32,10 @@ class FlowBayesRule(FlowMethod):
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
         flow = bytes_of(self._flow.card(schema).build())
-        return [*self._flow.costs(schema, sizes), PhaseCost(f"{self.name}/evaluate", 1, flow, 0, "bayes", max(sizes))]
+        return [
+            *self._flow.costs(schema, sizes),
+            PhaseCost(phase=f"{self.name}/evaluate", rounds=1, down=flow, up=0, work="bayes", records=max(sizes)),
+        ]
 
     def run(self, run: StudyRun) -> Trained:
         """Make the flow, and let the sites evaluate its Bayes rule."""

@@ -52,7 +52,17 @@ class Local:
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take: no weights cross."""
         records = max(sizes) * self._settings.epochs
-        return [PhaseCost(f"{self.name}/train", 1, 0, 0, "classifier", records, self._classifier)]
+        return [
+            PhaseCost(
+                phase=f"{self.name}/train",
+                rounds=1,
+                down=0,
+                up=0,
+                work="classifier",
+                records=records,
+                classifier=self._classifier,
+            )
+        ]
 
     def run(self, run: StudyRun) -> Trained:
         """Let every site train and test a classifier of its own, all from the study's initial weights."""

@@ -68,10 +68,20 @@ def central_cost(
     """
     model = bytes_of(build_classifier(config, schema.shape, len(schema.classes), seed=study.seed))
     if fits:
-        return PhaseCost(f"{method}/central", 1, model, 0, "fit", records, config)
+        return PhaseCost(
+            phase=f"{method}/central", rounds=1, down=model, up=0, work="fit", records=records, classifier=config
+        )
     central = config.central
     seen = central.epochs * math.ceil(records / central.batch_size) * central.batch_size
-    return PhaseCost(f"{method}/central", CHECKPOINTS, model, 0, "central", seen // CHECKPOINTS, config)
+    return PhaseCost(
+        phase=f"{method}/central",
+        rounds=CHECKPOINTS,
+        down=model,
+        up=0,
+        work="central",
+        records=seen // CHECKPOINTS,
+        classifier=config,
+    )
 
 
 @torch.no_grad()

@@ -95,12 +95,28 @@ class DpFlow:
             dims, classes = flow.coarse_dims, len(schema.classes)
             numbers = dims + classes * (1 + dims) + (1 + classes) * dims * (dims + 1) // 2
             costs.append(
-                PhaseCost(f"{self._method}/moments", 2, 8 * dims // 2, 8 * numbers // 2, "moments", max(sizes))
+                PhaseCost(
+                    phase=f"{self._method}/moments",
+                    rounds=2,
+                    down=8 * dims // 2,
+                    up=8 * numbers // 2,
+                    work="moments",
+                    records=max(sizes),
+                )
             )
         if self._steps:
             own, weights = self._study.flow.dp_sgd, bytes_of(flow)
             records = math.ceil(max(sizes) * own.sampling_rate * own.local_steps * own.copies)
-            costs.append(PhaseCost(f"{self._method}/flow", own.rounds, weights, weights, "dp-flow", records))
+            costs.append(
+                PhaseCost(
+                    phase=f"{self._method}/flow",
+                    rounds=own.rounds,
+                    down=weights,
+                    up=weights,
+                    work="dp-flow",
+                    records=records,
+                )
+            )
         return costs
 
     def card(self, schema: Schema) -> FlowCard:

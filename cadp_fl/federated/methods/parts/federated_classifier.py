@@ -71,7 +71,17 @@ class FederatedClassifier(ABC):
         """Return what each phase will take."""
         model = build_classifier(self._classifier, schema.shape, len(schema.classes), seed=self._study.seed)
         weights, records = bytes_of(model), self.records_in_a_round(max(sizes))
-        return [PhaseCost(f"{self.name}/train", self._rounds, weights, weights, self.work, records, self._classifier)]
+        return [
+            PhaseCost(
+                phase=f"{self.name}/train",
+                rounds=self._rounds,
+                down=weights,
+                up=weights,
+                work=self.work,
+                records=records,
+                classifier=self._classifier,
+            )
+        ]
 
     def run(self, run: StudyRun) -> Trained:
         """Train the classifier at the sites, round by round."""

@@ -73,7 +73,16 @@ class PlainFlow:
             return []
         training, weights = self._config.training, bytes_of(self.card(schema).build())
         records = max(sizes) * training.local_epochs
-        return [PhaseCost(f"{self._method}/flow", training.rounds, weights, weights, "flow", records)]
+        return [
+            PhaseCost(
+                phase=f"{self._method}/flow",
+                rounds=training.rounds,
+                down=weights,
+                up=weights,
+                work="flow",
+                records=records,
+            )
+        ]
 
     def card(self, schema: Schema) -> FlowCard:
         """Return what the flow is before it is trained.

@@ -78,8 +78,15 @@ class ReleasingMethod(ABC):
         flow = bytes_of(made)
         return [
             *self._flow.costs(schema, sizes),
-            PhaseCost(f"{self.name}/release", 1, flow, 0, "release", largest),
-            PhaseCost(f"{self.name}/fetch", 1, 0, largest * (dims + 8 + len(schema.attributes)), "release", 0),
+            PhaseCost(phase=f"{self.name}/release", rounds=1, down=flow, up=0, work="release", records=largest),
+            PhaseCost(
+                phase=f"{self.name}/fetch",
+                rounds=1,
+                down=0,
+                up=largest * (dims + 8 + len(schema.attributes)),
+                work="release",
+                records=0,
+            ),
             self._central_cost(schema, sum(sizes)),
         ]
 
