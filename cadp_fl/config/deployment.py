@@ -10,12 +10,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cadp_fl.config.names import SiteName
 from cadp_fl.config.settings import Name, Settings, Threads
 from cadp_fl.config.study import DataConfig
 
 __all__ = ["LOOPBACK", "CoordinatorConfig", "Invitation", "NodeConfig", "SiteConfig", "SiteName"]
 
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 LOOPBACK = ("localhost", "127.0.0.1")
 """Hosts that are this machine alone."""
 

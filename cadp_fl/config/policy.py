@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from cadp_fl.config.names import Population
 from cadp_fl.config.settings import Count, PrivacyUnit, Settings
 
 __all__ = ["EvaluationPolicy", "PolicyConfig"]
@@ -34,8 +35,7 @@ class EvaluationPolicy(Settings):
 class PolicyConfig(PrivacyUnit):
     """What a site allows. It is checked before anything is computed."""
 
-    population: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]{0,63}$",
+    population: Population = Field(
         description="the people that the budget belongs to, by a name that stays the same whatever file they are in",
     )
     epsilon: float = Field(ge=1e-3, le=100, description="total of all that ever leaves of training units")

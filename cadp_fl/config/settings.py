@@ -1,11 +1,12 @@
 """What every config is made of: frozen, typed models, whose unknown keys are errors that name the nearest one."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cadp_fl.config.fitting import fitted
+from cadp_fl.config.names import Unit
 from cadp_fl.config.sentences import sentence_of
 from cadp_fl.config.written import WrittenMap
 from cadp_fl.errors import ConfigError
@@ -64,7 +65,7 @@ class Settings(BaseModel):
 class PrivacyUnit(Settings):
     """What one neighbouring data set may change: a record, or a patient with m records."""
 
-    unit: Literal["record", "patient"] = Field(description="what one neighbouring data set may change")
+    unit: Unit = Field(description="what one neighbouring data set may change")
     records_per_patient: Count | None = Field(
         None, le=1000, description="m, for the unit patient: records that each one contributes, no more and no fewer"
     )

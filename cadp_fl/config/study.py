@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
 
 from cadp_fl.config.fitting import fitted
+from cadp_fl.config.names import NAME, Unit
 from cadp_fl.config.policy import PolicyConfig
 from cadp_fl.config.renamed import renamed
 from cadp_fl.config.settings import (
@@ -135,7 +136,7 @@ class SitesConfig(Settings):
             if len(self.names) != self.count or len(set(self.names)) != self.count:
                 raise ValueError(f"names must be {self.count} different names. Found {list(self.names)}")
             for name in self.names:
-                if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name):
+                if not re.fullmatch(NAME, name):
                     raise ValueError(f"a site's name is 1 to 40 lower-case letters, digits and hyphens. Found '{name}'")
         if self.quorum is not None and self.quorum > self.count:
             raise ValueError(f"quorum must be at most the number of sites, {self.count}. Found {self.quorum}")
@@ -407,7 +408,7 @@ class BudgetConfig(PrivacyUnit):
         description="delta, at most 1 / (10 n) for n units at a site; a site's policy allows 1 / (100 n) and n^-1.5 by "
         "default"
     )
-    unit: Literal["record", "patient"] = Field("record", description="what one neighbouring data set may change")
+    unit: Unit = Field("record", description="what one neighbouring data set may change")
     split: dict[str, Fraction] = Field(
         {},
         description="shares of epsilon of the stages beside a method's release or classifier, which gets the rest: "

@@ -6,10 +6,10 @@ records of its own.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from cadp_fl.config.names import Unit
 from cadp_fl.data.schema import Dataset
 from cadp_fl.errors import DataError
 
@@ -38,7 +38,7 @@ class Units:
     records: np.ndarray
 
     @classmethod
-    def of(cls, dataset: Dataset, unit: Literal["record", "patient"], records_per_unit: int = 1) -> "Units":
+    def of(cls, dataset: Dataset, unit: Unit, records_per_unit: int = 1) -> "Units":
         """Return the units of a data set.
 
         Args:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from cadp_fl.config import BudgetConfig, MomentsConfig
+from cadp_fl.config.names import Labels, Unit
 from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.accounting import calibrate_noise
 from cadp_fl.privacy.events import (
@@ -21,7 +22,7 @@ from cadp_fl.privacy.events import (
     ProtectedEvent,
     RandomizedResponse,
 )
-from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
+from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.privacy.sensitivity import moments_sensitivity
 
 __all__ = ["CENTRE_SHARE", "SPLIT", "Budget"]

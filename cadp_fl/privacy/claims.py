@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any, Literal, get_args
 
+from cadp_fl.config.names import Labels, Unit
 from cadp_fl.privacy.costs import epsilons_of
 from cadp_fl.privacy.events import (
     DeclaredPublic,
@@ -16,7 +17,7 @@ from cadp_fl.privacy.events import (
 )
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.losses import Relation
-from cadp_fl.privacy.plan import Against, Conditions, Labels, Plan, Split, Unit, against, kept_by
+from cadp_fl.privacy.plan import Against, Conditions, Plan, Split, against, kept_by
 
 __all__ = [
     "CLASSIFIER_WEIGHTS",
@@ -24,6 +25,8 @@ __all__ = [
     "FLOW_WEIGHTS",
     "LOCAL_TEST_RESULTS",
     "FLOW_OF_PRIVATE_RECORDS",
+    "GUARANTEES",
+    "Guarantee",
     "SEEDED_NOISE",
     "UNNAMED_FLOW",
     "UNRECORDED_NOISE",
@@ -106,6 +109,8 @@ class Scope:
 
 
 Guarantee = Literal["end-to-end", "given-flow", "none"]
+GUARANTEES: tuple[Guarantee, ...] = get_args(Guarantee)
+"""From the strongest to the weakest."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from cadp_fl.config import Settings, SplitRule, parse
+from cadp_fl.config.names import NAME, Population, Unit
 from cadp_fl.errors import ConfigError, ExchangeError, LedgerError, UnitError
 from cadp_fl.privacy.chain import Chain, Link
 from cadp_fl.privacy.entries import SHA256, Entry, Sides, entry_from_json
 from cadp_fl.privacy.events import Event
-from cadp_fl.privacy.plan import METHOD_NAME, Allowance, Conditions, Plan, Unit
+from cadp_fl.privacy.plan import Allowance, Conditions, Plan
 from cadp_fl.privacy.rules import LedgerRules
 
 __all__ = ["DurableLedger", "LedgerTerms"]
@@ -34,9 +35,7 @@ class LedgerTerms(Settings):
 
     format: Literal[1, 2] = Field(2, description="of the entries")
     ledger: str = Field(pattern=r"^[0-9a-f]{32}$", description="random id")
-    population: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9-]{0,63}$", description="the people that the budget belongs to, by the steward's name"
-    )
+    population: Population = Field(description="the people that the budget belongs to, by the steward's name")
     unit: Unit = Field(description="what one neighbouring data set may change")
     records_per_unit: int = Field(1, ge=1, le=1000, description="m: records that one unit contributes, exactly")
     split: SplitRule | None = Field(
@@ -233,7 +232,7 @@ class DurableLedger:
                 f"A ledger has one unit. This one's is the {self.terms.unit}, and '{plan.key}' protects a {plan.unit}; "
                 "use one unit for all."
             )
-        if not re.fullmatch(METHOD_NAME, plan.method) or len(plan.run) > MAX_NAME_CHARACTERS:
+        if not re.fullmatch(NAME, plan.method) or len(plan.run) > MAX_NAME_CHARACTERS:
             raise ExchangeError(
                 f"A plan names its method in at most 40 small letters, digits and dashes, and its run in at most "
                 f"{MAX_NAME_CHARACTERS} characters. Found {plan.method[:50]!r} and {plan.run[:50]!r}; choose others."

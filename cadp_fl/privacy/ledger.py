@@ -9,9 +9,10 @@ from collections.abc import MutableMapping
 from functools import lru_cache
 from typing import Any, Protocol
 
+from cadp_fl.config.names import Unit
 from cadp_fl.privacy.entries import Entry, entry_from_json
 from cadp_fl.privacy.events import Event
-from cadp_fl.privacy.plan import Allowance, Conditions, Plan, Unit
+from cadp_fl.privacy.plan import Allowance, Conditions, Plan
 from cadp_fl.privacy.rules import LedgerRules
 
 __all__ = ["Ledger", "MemoryLedger", "Plan"]

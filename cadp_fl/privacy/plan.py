@@ -10,30 +10,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from cadp_fl.config.names import NAME, Labels, Unit
 from cadp_fl.privacy.accounting import epsilon_of, has_delta
 from cadp_fl.privacy.events import Event, events_from_json
 from cadp_fl.privacy.losses import Relation
 
 __all__ = [
-    "METHOD_NAME",
     "NOTHING",
     "Against",
     "Allowance",
     "Conditions",
-    "Labels",
     "Noise",
     "Plan",
     "Split",
-    "Unit",
     "against",
     "kept_by",
 ]
 
-METHOD_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
-"""Of a method: no name holds what a plan's key or an event's id puts between names."""
-
-Unit = Literal["record", "patient"]
-Labels = Literal["public", "covered"]
 Split = Literal["train", "test"]
 """Whose records something is computed from: a site's training units, or its test units, which are others."""
 
@@ -189,14 +182,14 @@ class Plan:
         """
         aside = tree.get("retry", vars(NOTHING))
         delta, retry = _number(tree["delta"]), Allowance(_number(aside["epsilon"]), _number(aside["delta"]))
-        if not re.fullmatch(METHOD_NAME, str(tree["method"])):
+        if not re.fullmatch(NAME, str(tree["method"])):
             raise ValueError(f"a method's name is up to 40 letters, digits and hyphens. Found {tree['method']!r:.60}.")
         if not 0 <= delta < 1:
             raise ValueError(f"delta is between 0 and 1. Found {delta}.")
         if not (0 <= retry.delta < (delta or math.ulp(0.0)) and 0 <= retry.epsilon < math.inf):
             raise ValueError(f"a retry reserve is a part of the plan. Found {retry}.")
         unit, labels, split = tree.get("unit", "record"), tree.get("labels", "public"), tree.get("units", "train")
-        if unit not in ("record", "patient") or labels not in ("public", "covered") or split not in ("train", "test"):
+        if unit not in get_args(Unit) or labels not in get_args(Labels) or split not in get_args(Split):
             raise ValueError(f"a plan says what it protects. Found {unit!r}, {labels!r}, {split!r}.")
         events = events_from_json(tree["events"])
         if delta == 0 and has_delta(events):

@@ -7,6 +7,7 @@ classes are declared ones or noised.
 from collections.abc import Mapping, Sequence
 
 from cadp_fl.config import EvaluationPolicy, PolicyConfig
+from cadp_fl.config.names import Labels, Unit
 from cadp_fl.errors import (
     AggregatorError,
     CohortError,
@@ -29,7 +30,7 @@ from cadp_fl.privacy.events import (
     Unprotected,
 )
 from cadp_fl.privacy.mechanisms import MECHANISMS
-from cadp_fl.privacy.plan import Allowance, Labels, Plan, Unit
+from cadp_fl.privacy.plan import Allowance, Plan
 
 __all__ = [
     "allowance",

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cadp_fl.config.names import EventId, SiteName
 from cadp_fl.config.sentences import sentence_on
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
-from cadp_fl.privacy.claims import Claim
+from cadp_fl.privacy.claims import Claim, Guarantee
 from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, NoMechanism
 
 __all__ = [
@@ -94,7 +95,7 @@ class ReleaseParameters(_Model):
 class ReleaseClaim(_Model):
     """What the site may claim of the method that this release belongs to; it travels with the records."""
 
-    guarantee: Literal["end-to-end", "given-flow", "none"]
+    guarantee: Guarantee
     relation: _Line
     epsilon: _Epsilon
     epsilon_if_flow_were_fixed: _Epsilon
@@ -138,14 +139,14 @@ class ReleaseHead(_Model):
     """What a release says of itself before its records are counted."""
 
     schema_version: Literal[1] = 1
-    site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="pseudonym of the site")
+    site: SiteName = Field(description="pseudonym of the site")
     dataset: Schema
     mechanism: str
     parameters: ReleaseParameters
     noise: Literal["entropy", "seeded"] = Field(description="seeded noise can be derived again, and protects nothing")
     claim: ReleaseClaim
     flow_sha256: _Sha256 = Field(description="hash of the weights that encoded and decoded")
-    event_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$", description="id of the event in the site's ledger")
+    event_id: EventId = Field(description="id of the event in the site's ledger")
 
 
 class Manifest(ReleaseHead):

@@ -12,13 +12,13 @@ from typing import Any, Literal
 from cadp_fl.config import StudyConfig
 from cadp_fl.evaluation.intervals import t_interval
 from cadp_fl.evaluation.utility import Metrics
+from cadp_fl.privacy.claims import GUARANTEES
 
 __all__ = ["CONFIDENCE", "FIGURES", "Cell", "CellResult", "Comparison", "cell_name", "comparison_json"]
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
 FIGURES = ("accuracy", "balanced_accuracy", "auroc", "macro_f1")
-_GUARANTEES = ("end-to-end", "given-flow", "none")
 _CLAIM = (
     "guarantee",
     "epsilon",
@@ -177,7 +177,7 @@ def _row(method: str, runs: Mapping[int, CellResult], rows: Mapping[int, Mapping
 
 def _weakness(row: Mapping[str, Any]) -> tuple[int, float]:
     """Return how weak a claim is: a mean over seeds claims no more than the weakest of its runs."""
-    return _GUARANTEES.index(row["guarantee"]), row["epsilon"] or row["epsilon_if_flow_were_fixed"] or 0.0
+    return GUARANTEES.index(row["guarantee"]), row["epsilon"] or row["epsilon_if_flow_were_fixed"] or 0.0
 
 
 def _seconds(method: str, result: CellResult) -> float:

@@ -4,15 +4,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cadp_fl.privacy.claims import Claim, Together, claim_of, compose_plans, plan_among
+from cadp_fl.privacy.claims import GUARANTEES, Claim, Together, claim_of, compose_plans, plan_among
 from cadp_fl.privacy.events import Unprotected
 from cadp_fl.privacy.losses import Relation, SampledGaussian
 from cadp_fl.privacy.plan import Against, Plan, against
 from cadp_fl.report.results import Account, Results
 
 __all__ = ["MethodClaims", "RunClaims", "weakest"]
-
-_WEAKER = ("end-to-end", "given-flow", "none")
 
 SILENT = Unprotected(stage="untold", what="whatever earlier runs let go, which the site did not report")
 
@@ -92,7 +90,7 @@ def weakest(claims: Iterable[Claim]) -> Claim:
     """Return the weakest claim, and of equals that of the site that spent the most; no patient is at two sites."""
     return max(
         claims,
-        key=lambda claim: (_WEAKER.index(claim.guarantee), claim.epsilon or claim.epsilon_if_flow_were_fixed or 0.0),
+        key=lambda claim: (GUARANTEES.index(claim.guarantee), claim.epsilon or claim.epsilon_if_flow_were_fixed or 0.0),
     )
 
 

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cadp_fl.config.names import SiteName, Unit
 from cadp_fl.data.schema import Schema
 
 __all__ = ["Description"]
@@ -13,10 +14,10 @@ class Description(BaseModel):
     """The reply to *describe*: what is public of a site. Counts of classes are a part of that where labels are."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    site: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="pseudonym of the site")
+    site: SiteName = Field(description="pseudonym of the site")
     library: str = Field(pattern=r"^[0-9A-Za-z.+!_-]{1,40}$", description="version of cadp-fl")
     dataset: Schema
-    unit: Literal["record", "patient"] = Field(description="what the site protects")
+    unit: Unit = Field(description="what the site protects")
     records_per_unit: int = Field(ge=1, le=1000, description="m: records that each unit contributes")
     labels: Literal["public", "covered"]
     train: int = Field(ge=1, le=10**9, description="number of training units")

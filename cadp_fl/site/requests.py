@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, model_validator
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, FrontEndConfig, Settings
+from cadp_fl.config.names import NAME, EventId
 from cadp_fl.config.settings import Count, Passes, Positive, Seed
 from cadp_fl.privacy.events import (
     GaussianHistogram,
@@ -17,7 +18,6 @@ from cadp_fl.privacy.events import (
     RandomizedResponse,
     ReleaseEvent,
 )
-from cadp_fl.privacy.plan import METHOD_NAME
 
 __all__ = [
     "MOST_PLANS",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 ClassWeight = Annotated[float, Field(gt=0, le=1000)]
-MethodName = Annotated[str, Field(pattern=rf"^{METHOD_NAME}$")]
+MethodName = Annotated[str, Field(pattern=rf"^{NAME}$")]
 
 
 _Event = TypeVar("_Event", PoissonGaussian, GaussianHistogram)
@@ -141,7 +141,7 @@ class ReleaseRequest(Settings):
 class FetchRequest(Settings):
     """Send one shard of a release that was made before, as the array `shard` of its bytes."""
 
-    event_id: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,79}$", description="of the release, from its manifest")
+    event_id: EventId = Field(description="of the release, from its manifest")
     shard: str = Field(pattern=r"^[0-9]{5}\.npz$", description="name of the shard, from the manifest")
 
 

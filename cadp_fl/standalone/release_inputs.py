@@ -15,6 +15,7 @@ import torch
 
 import cadp_fl
 from cadp_fl.config import BudgetConfig, PolicyConfig, ReleaseConfig, load_site, load_study, parse
+from cadp_fl.config.names import NAME
 from cadp_fl.data.holdout import sides
 from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.partition import SiteData, deal
@@ -389,6 +390,6 @@ def _noise(kind: str, seed: int | None, *, default_seed: int | None) -> NoiseSou
 
 
 def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", name):
+    if not re.fullmatch(NAME, name):
         raise InputError(f"A site's name is 1 to 40 lower-case letters, digits and hyphens. Found '{name}'.")
     return name

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cadp_fl.classifier.models import CLASSIFIERS
+from cadp_fl.config.names import NAME
 from cadp_fl.data.partition import PARTITIONS
 from cadp_fl.data.sources import SOURCES
 from cadp_fl.errors import ConfigError
@@ -33,8 +34,6 @@ REGISTRIES: dict[str, dict[str, Any]] = {
     "METHODS": METHODS,
 }
 """What a plugin may add to."""
-
-NAME = r"[a-z0-9][a-z0-9-]{0,39}"
 
 
 def load_plugins(plugins: Iterable[str]) -> None:
