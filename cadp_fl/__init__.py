@@ -2,6 +2,8 @@
 
 from importlib import import_module
 
+from cadp_fl.moved import install
+
 TYPE_CHECKING = False  # that of typing, which takes longer to load than Ctrl-C may find nobody to answer it
 if TYPE_CHECKING:
     from cadp_fl.release.dataset import load_release
@@ -9,6 +11,8 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["__version__", "load_release"]
+
+install()
 
 _HOMES = {"load_release": "cadp_fl.release.dataset"}
 """Where a name lives. It is imported when it is asked for: `import cadp_fl` brings neither torch nor data code."""

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = [
-    {"errors", "stopping"},
+    {"errors", "moved", "stopping"},
     {"ending", "json_text", "locks", "mounts", "outputs"},
     {"config", "device", "npz", "schedule", "storage", "weights"},
     {"data", "features", "privacy"},
