@@ -34,10 +34,8 @@ from cadp_fl.deployment.certificates import (
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import check_unicode, new_folder, replaced_file, write_durably
 from cadp_fl.site.keys import check_public_key, fingerprint
-from cadp_fl.study.environment import flower_environment
-from cadp_fl.study.flower import Flower
 
-__all__ = ["CONNECTION", "CoordinatorFolder", "ServerFiles", "superlink_of"]
+__all__ = ["CONNECTION", "CoordinatorFolder", "ServerFiles"]
 
 CONNECTION = "superlink"
 """Name of the connection to the SuperLink in Flower's config."""
@@ -372,9 +370,3 @@ def _bounded(file: Path, limit: int = MAX_CERTIFICATE_BYTES) -> bytes:
         raise InputError(
             f"A key or certificate is a file that can be read. '{file}' is not ({error.strerror}); check the path."
         ) from error
-
-
-def superlink_of(folder: Path) -> Flower:
-    """Return the SuperLink of a coordinator's folder."""
-    home = CoordinatorFolder(folder.resolve()).flower
-    return Flower(home, CONNECTION, dict(os.environ) | flower_environment(home))

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import httpx
 
 from cadp_fl.deployment.certificates import verifying
-from cadp_fl.deployment.coordinator import CoordinatorFolder, superlink_of
+from cadp_fl.deployment.coordinator import CoordinatorFolder
+from cadp_fl.deployment.flower import superlink_of
 from cadp_fl.errors import CadpError, InputError
 from cadp_fl.json_text import parse_json
 from cadp_fl.locks import locked

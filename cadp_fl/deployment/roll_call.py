@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cadp_fl.deployment.coordinator import CoordinatorFolder, superlink_of
+from cadp_fl.deployment.coordinator import CoordinatorFolder
+from cadp_fl.deployment.flower import superlink_of
 from cadp_fl.errors import CadpError
 from cadp_fl.federated.flower_server import ROLL_CALL
 from cadp_fl.study.flower import Flower, start_run

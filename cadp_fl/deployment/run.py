@@ -11,7 +11,7 @@ from typing import Any
 
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import StudyConfig, dump_study, load_coordinator, load_study
-from cadp_fl.deployment.coordinator import superlink_of
+from cadp_fl.deployment.flower import superlink_of
 from cadp_fl.deployment.started_run import PROGRESS, StartedRun
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import BudgetError, CadpError, ConfigError, FlowerError, InputError

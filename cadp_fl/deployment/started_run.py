@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cadp_fl.deployment.coordinator import superlink_of
+from cadp_fl.deployment.flower import superlink_of
 from cadp_fl.errors import CadpError, FlowerError, InputError
 from cadp_fl.outputs import write_durably
 from cadp_fl.study.flower import note_end

@@ -15,7 +15,7 @@ Each kind of event says how it is written: see `Notation`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from cadp_fl.config import plain_value
 from cadp_fl.config.settings import parse
@@ -81,9 +81,7 @@ def parse_noiseless(text: str) -> Noiseless:
     clip_norm = float(fields["clip_norm"] if by_clip else sample.contribution or 1)
 
     def at(amount: float) -> ProtectedEvent:
-        given = fields | {amount_field: amount}
-        notation = _notation(kind)
-        return kind.model_validate({"stage": notation.stage, **notation.defaults(given), **given})
+        return kind.model_validate(_tree(kind, fields | {amount_field: amount}))
 
     return Noiseless(text, noise, at, clip_norm)
 
@@ -129,9 +127,13 @@ def _written(text: str, *, leaves_out: str = "") -> tuple[type[ProtectedEvent], 
 
 
 def _event(kind: type[ProtectedEvent], fields: dict[str, int | float]) -> ProtectedEvent:
+    return parse(kind, _tree(kind, fields), where=_notation(kind).name)
+
+
+def _tree(kind: type[ProtectedEvent], fields: dict[str, int | float]) -> dict[str, Any]:
+    """Return all fields of an event, those included that were not given."""
     notation = _notation(kind)
-    tree = {"stage": notation.stage, **notation.defaults(fields), **fields}
-    return parse(kind, tree, where=notation.name)
+    return {"stage": notation.stage, **notation.defaults(fields), **fields}
 
 
 def _number(key: str, text: str) -> int | float:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cadp_fl.config import load_study
-from cadp_fl.deployment import coordinator
+from cadp_fl.deployment import flower as of_superlink
 from cadp_fl.deployment import run as deployment
 from cadp_fl.deployment.run import run_deployed
 from cadp_fl.deployment.started_run import run_status, stop_run
@@ -83,13 +83,13 @@ class Federation:
 @pytest.fixture
 def federation(tmp_path, monkeypatch):
     made = Federation(tmp_path)
-    original = coordinator.flower_environment
+    original = of_superlink.flower_environment
 
     def environment(home):
         quiet = original(home)
         return quiet | {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{quiet['PATH']}"}
 
-    monkeypatch.setattr(coordinator, "flower_environment", environment)
+    monkeypatch.setattr(of_superlink, "flower_environment", environment)
     monkeypatch.setattr(deployment, "LOOK_SECONDS", 0.1)
     # `subprocess` finds a command by this process's PATH
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
