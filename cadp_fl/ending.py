@@ -16,6 +16,7 @@ from cadp_fl.stopping import heeded, stop_at_once
 
 __all__ = [
     "Ending",
+    "Interrupts",
     "asked_to_end",
     "handling",
     "interrupted",
@@ -74,7 +75,7 @@ def asked_to_end() -> Iterator[Ending]:
         yield asked
 
 
-class _Interrupts:
+class Interrupts:
     """Interrupts of this process, of which each takes effect once."""
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class _Interrupts:
             raise KeyboardInterrupt
 
 
-_interrupts = _Interrupts()
+interrupts = Interrupts()
 
 
 @contextmanager
@@ -99,13 +100,13 @@ def interruptible() -> Iterator[None]:
 
     Those that follow within moments, while errors are on their way up, do nothing.
     """
-    with handling(_interrupts.handle):
+    with handling(interrupts.handle):
         yield
 
 
 def interrupted() -> bool:
     """Return whether this process was ever interrupted."""
-    return _interrupts.last is not None
+    return interrupts.last is not None
 
 
 def uninterrupted(clean_up: Callable[[], None]) -> None:
@@ -117,15 +118,15 @@ def uninterrupted(clean_up: Callable[[], None]) -> None:
     Raises:
         KeyboardInterrupt: this process was asked to end meanwhile for the first time.
     """
-    _interrupts.shields += 1
+    interrupts.shields += 1
     try:
         clean_up()
     finally:
-        _interrupts.shields -= 1
-        is_first = _interrupts.is_missed and _interrupts.last is None
-        if _interrupts.is_missed or _interrupts.last is not None:
-            _interrupts.last = time.monotonic()
-    if is_first and not _interrupts.shields:
+        interrupts.shields -= 1
+        is_first = interrupts.is_missed and interrupts.last is None
+        if interrupts.is_missed or interrupts.last is not None:
+            interrupts.last = time.monotonic()
+    if is_first and not interrupts.shields:
         raise KeyboardInterrupt
 
 

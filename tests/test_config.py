@@ -125,7 +125,7 @@ def test_a_path_may_start_at_home(quickstart, tmp_path, monkeypatch):
 def test_an_earlier_word_is_read_with_a_note_that_says_the_new_one(quickstart, caplog):
     from cadp_fl.config import renamed
 
-    renamed._note.cache_clear()
+    renamed.note_once.cache_clear()
     study = load_study(quickstart, ["release.labels=randomized"])
     assert (study.release.labels, study.labels) == ("covered", "covered")
     assert "release.labels: randomized is called covered now" in caplog.text

@@ -38,7 +38,7 @@ def test_looking_at_a_network_leaves_it_as_it_was():
     assert network.training
     assert all(torch.equal(each, before[name]) for name, each in network.state_dict().items())
     assert torch.equal(generator, torch.get_rng_state())
-    assert not any(layer._forward_hooks for layer in network.modules())
+    assert not any(layer._forward_hooks for layer in network.modules())  # noqa: SLF001
 
 
 def test_training_in_parts_that_fit_the_cache_is_training_on_the_batch(monkeypatch):

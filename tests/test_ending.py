@@ -43,7 +43,7 @@ def test_a_handler_may_wish_while_the_main_thread_waits():
 @pytest.fixture
 def fresh(monkeypatch):
     """Let this process be one that was never interrupted, and that was started to ignore nothing."""
-    monkeypatch.setattr(ending, "_interrupts", ending._Interrupts())
+    monkeypatch.setattr(ending, "interrupts", ending.Interrupts())
     before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
     yield
     for number, handler in before.items():
@@ -110,7 +110,7 @@ from cadp_fl import ending
 random.seed(7)
 outcomes = []
 for turn in range(150):
-    ending._interrupts = ending._Interrupts()
+    ending.interrupts = ending.Interrupts()
     done, is_closed = [], False
 
     def clean_up():

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from cadp_fl.errors import CadpError, ExchangeError, InputError
-from cadp_fl.federated.flower_client import _decode
+from cadp_fl.federated.flower_client import decode
 from cadp_fl.federated.journal import Journal
 from cadp_fl.json_text import parse_json
 from cadp_fl.release.manifest import manifest_from_json
@@ -23,7 +23,7 @@ def test_what_is_no_json_that_can_be_followed_is_a_value_error(text):
 def test_a_site_answers_deep_brackets_with_a_sentence():
     content = SimpleNamespace(config_records={"cadp-json": {"json": DEEP}}, array_records={"cadp-arrays": {}})
     with pytest.raises(ExchangeError, match="A message holds JSON and numpy arrays"):
-        _decode(content)
+        decode(content)
 
 
 def test_a_manifest_of_deep_brackets_is_none():

@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_debug = False
+is_debugging = False
 
 
 def main() -> None:
@@ -59,17 +59,17 @@ def _run() -> None:
     except StoppedError:
         raise
     except CadpError as error:
-        if _debug:
+        if is_debugging:
             raise
         complain(f"{error} (code {error.code})" if isinstance(error, PrivacyError) else str(error))
         sys.exit(error.exit_status)
     except OSError as error:
-        if _debug:
+        if is_debugging:
             raise
         complain(f"The system refused: {error}.")
         sys.exit(1)
     except Exception as error:
-        if _debug:
+        if is_debugging:
             raise
         if interrupted():  # in the midst of somebody's C code, which made another error of it
             raise StoppedError("Stopped.") from None
@@ -91,8 +91,8 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and exit.")
     ] = False,
 ) -> None:
-    global _debug
-    _debug = debug
+    global is_debugging
+    is_debugging = debug
 
 
 @app.command(epilog="Example: cadp-fl simulate configs/quickstart.yaml --output runs/quickstart")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from functools import lru_cache
 
-__all__ = ["renamed"]
+__all__ = ["note_once", "renamed"]
 
 _log = logging.getLogger(__name__)
 
@@ -17,12 +17,12 @@ def renamed(key: str, value: object, names: Mapping[str, str]) -> object:
         names: new names by earlier ones.
     """
     if isinstance(value, str) and value in names:
-        _note(key, str(value), names[value])
+        note_once(key, str(value), names[value])
         return names[value]
     return value
 
 
 @lru_cache
-def _note(key: str, earlier: str, now: str) -> None:
+def note_once(key: str, earlier: str, now: str) -> None:
     """Say once that a word has another name now."""
     _log.warning("cadp-fl: %s: %s is called %s now. Both are read; write %s.", key, earlier, now, now)

@@ -17,7 +17,7 @@ from cadp_fl.data.mnist import read_fashion_mnist, read_mnist
 from cadp_fl.data.schema import Dataset, Schema, Source
 from cadp_fl.errors import ConfigError, DataError
 
-__all__ = ["SOURCES", "Reader", "check_source", "load_source"]
+__all__ = ["SOURCES", "Reader", "check_source", "load_source", "read_digits"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Reader:
     takes_label: bool = False
 
 
-def _read_digits(_config: DataConfig) -> Source:
+def read_digits(_config: DataConfig) -> Source:
     """Return scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels with 17 levels."""
     from sklearn.datasets import load_digits  # imported here: half a second that other commands need not wait
 
@@ -49,7 +49,7 @@ def _read_digits(_config: DataConfig) -> Source:
 
 
 SOURCES: dict[str, Reader] = {
-    "digits": Reader(_read_digits),
+    "digits": Reader(read_digits),
     "fashion-mnist": Reader(read_fashion_mnist, path="folder"),
     "medmnist": Reader(read_medmnist, path="file", takes_classes=True, takes_label=True),
     "mnist": Reader(read_mnist, path="folder"),

@@ -26,7 +26,7 @@ from cadp_fl.locks import locked
 from cadp_fl.study.environment import flower_environment, printed
 from cadp_fl.study.processes import ProcessTracker, ask_to_end
 
-__all__ = ["Program", "print_programs", "programs", "purge", "serve"]
+__all__ = ["Program", "is_listening", "print_programs", "programs", "purge", "serve"]
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -101,7 +101,8 @@ def serve(folder: CoordinatorFolder, *, announce: Callable[[str], None]) -> None
         running: list[tuple[Program, subprocess.Popen[bytes]]] = []
         try:
             tracker.guard()
-            for program, answers in zip(planned, (lambda: is_up(folder), lambda: _listens(config.port)), strict=False):
+            checks = (lambda: is_up(folder), lambda: is_listening(config.port))
+            for program, answers in zip(planned, checks, strict=False):
                 process = tracker.start(program.command, environment, folder=folder.flower, log=program.log)
                 running.append((program, process))
                 _wait(running, answers, asked)
@@ -152,7 +153,7 @@ def _nginx() -> str:
 def _check_free(folder: CoordinatorFolder) -> None:
     config = folder.load()
     for port in {config.port, config.superlink_port}:
-        if _listens(port):
+        if is_listening(port):
             raise CadpError(
                 f"A federation has its ports to itself. Port {port} is taken on this machine{_who_listens(port)}; end "
                 f"what listens there, or change it in '{folder.config}' and '{folder.nginx}'."
@@ -169,7 +170,7 @@ def _who_listens(port: int) -> str:
     return ""
 
 
-def _listens(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -24,7 +24,7 @@ from cadp_fl.study.environment import flower_environment, free_port, printed
 from cadp_fl.study.processes import ProcessTracker, ask_to_end
 from cadp_fl.study.toml import toml_string
 
-__all__ = ["Connection", "command", "connect", "print_command"]
+__all__ = ["Connection", "Supernode", "command", "connect", "print_command"]
 
 STOP_SECONDS = 15.0
 PAUSE_SECONDS = 0.2
@@ -105,21 +105,21 @@ def connect(folder: NodeFolder, *, announce: Callable[[str], None]) -> None:
         try:
             connection.say("connecting", pid=os.getpid())
             if _wait_for_coordinator(folder, node, connection, asked, announce):
-                _Supernode(folder, node, connection, announce).run(asked)
+                Supernode(folder, node, connection, announce).run(asked)
         except CadpError as error:
             connection.say("refused", reason=str(error))
             raise
         connection.say("stopped")
 
 
-class _Supernode:
+class Supernode:
     """The child, and what it says."""
 
     def __init__(
         self, folder: NodeFolder, node: NodeConfig, connection: Connection, announce: Callable[[str], None]
     ) -> None:
         self._folder, self._node, self._connection, self._announce = folder, node, connection, announce
-        self._lines: deque[str] = deque(maxlen=LINES)
+        self.lines: deque[str] = deque(maxlen=LINES)
         self._log = folder.flower / "supernode.log"
         self._activated = False
         self._next_look = 0.0
@@ -148,7 +148,7 @@ class _Supernode:
             tracker.stop()
             reader.join(STOP_SECONDS)
         if not asked.is_set():
-            raise CadpError(self._why(process.returncode))
+            raise CadpError(self.why(process.returncode))
 
     def _follow(self, stream: IO[bytes], pid: int) -> None:
         """Keep the log, and see from its lines whether the site is connected."""
@@ -157,7 +157,7 @@ class _Supernode:
                 text = _COLOUR.sub("", line.decode("utf-8", errors="replace"))
                 log.write(text)
                 log.flush()
-                self._lines.append(text.strip())
+                self.lines.append(text.strip())
                 self._hear(text, pid)
 
     def _hear(self, text: str, pid: int) -> None:
@@ -173,9 +173,9 @@ class _Supernode:
             self._announce(reason)
             self._connection.say("connecting", pid=pid, reason=reason)
 
-    def _why(self, status: int) -> str:
+    def why(self, status: int) -> str:
         """Return why the SuperNode ended, in one sentence with the way out."""
-        site, said = self._node.site, "\n".join(self._lines)
+        site, said = self._node.site, "\n".join(self.lines)
         public = self._folder.public_key(site)
         if "code: 2004" in said:
             return (
@@ -196,7 +196,7 @@ class _Supernode:
                 f"A SuperNode runs until it is asked to end. It was killed by signal {-status}, which the system does "
                 "where memory is short; connect again in a minute, when its key is taken again."
             )
-        last = next((line for line in reversed(self._lines) if line), "it said nothing")
+        last = next((line for line in reversed(self.lines) if line), "it said nothing")
         return f"The SuperNode ended by itself with status {status} ('{last[:200]}'); see '{self._log}'."
 
     def _why_unauthorized(self, public: Path) -> str:

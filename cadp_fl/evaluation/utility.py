@@ -39,7 +39,7 @@ class ScoreBins:
 
 
 BINS = 1000
-_EXACT_BINS = ScoreBins(BINS, 1e4, 0.01)
+EXACT_BINS = ScoreBins(BINS, 1e4, 0.01)
 _LOWEST = -1e300
 
 
@@ -116,7 +116,7 @@ def evaluate(log_odds: np.ndarray, labels: np.ndarray) -> Evaluation:
             lowest score.
         labels: int64, (records,).
     """
-    return Evaluation(*count(log_odds, labels, _EXACT_BINS))
+    return Evaluation(*count(log_odds, labels, EXACT_BINS))
 
 
 def count(log_odds: np.ndarray, labels: np.ndarray, scores_in: ScoreBins) -> tuple[np.ndarray, np.ndarray]:

@@ -69,13 +69,13 @@ class BlockGradients(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return features (batch, blocks * 4 * directions) of images (batch, channels, height, width)."""
         tall, wide = (_cells_along(side, self.cell) for side in images.shape[2:])
-        cells = nn.functional.adaptive_avg_pool2d(self._by_direction(images), (tall, wide))
+        cells = nn.functional.adaptive_avg_pool2d(self.by_direction(images), (tall, wide))
         blocks = nn.functional.unfold(cells, (min(2, tall), min(2, wide)))
         norms = (blocks.square().sum(dim=1, keepdim=True) + _FLAT**2).sqrt()
         histograms = (blocks / norms).flatten(1)
         return _unit(histograms - histograms.mean(dim=1, keepdim=True))
 
-    def _by_direction(self, images: torch.Tensor) -> torch.Tensor:
+    def by_direction(self, images: torch.Tensor) -> torch.Tensor:
         """Return the length of every pixel's gradient, shared out to directions: (batch, directions, height, width)."""
         around = nn.functional.pad(images, (1, 1, 1, 1), mode="replicate")
         along_rows = (around[:, :, 1:-1, 2:] - around[:, :, 1:-1, :-2]) / 2

@@ -19,7 +19,7 @@ from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.errors import InputError
 from cadp_fl.flow.storage import flow_sha256, load_flow
 
-__all__ = ["MOST_NAMED", "Basis", "check_same_records", "differences"]
+__all__ = ["MOST_NAMED", "Basis", "check_same_records", "differences", "installed_versions"]
 
 LIBRARIES = ("flwr", "torch", "FrEIA", "opacus", "dp-accounting", "numpy")
 MOST_NAMED = 6
@@ -52,7 +52,7 @@ class Basis(BaseModel):
             study=study.model_dump(mode="json", exclude={"device"}),
             plugins={plugin: _sha256(*_code_of(plugin)) for plugin in study.plugins},
             flow=flow_sha256(load_flow(start.path)[0]) if start is not None else "",
-            software={name: (now,) for name, now in _versions().items()},
+            software={name: (now,) for name, now in installed_versions().items()},
         )
 
     @property
@@ -144,7 +144,7 @@ def _line(version: str) -> list[str]:
     return version.split(".")[:2]
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     own = {"cadp-fl": cadp_fl.__version__, "python": platform.python_version()}
     return own | {name: version(name) for name in LIBRARIES}

@@ -20,7 +20,15 @@ from cadp_fl.json_text import parse_json
 from cadp_fl.site.client import AgentClient
 from cadp_fl.site.protocol import ACTIONS, Action, Reply, Request, SitePort
 
-__all__ = ["MAX_JSON_BYTES", "agent_site", "decode_reply", "encode_request", "is_simulated", "register"]
+__all__ = [
+    "MAX_JSON_BYTES",
+    "agent_site",
+    "decode",
+    "decode_reply",
+    "encode_request",
+    "is_simulated",
+    "register",
+]
 
 MAX_JSON_BYTES = 16 << 20
 RECORD = "cadp"
@@ -101,12 +109,12 @@ def decode_reply(content: RecordDict) -> Reply | CadpError:
     error = content.config_records.get(f"{RECORD}-error")
     if error is not None:
         return _decode_error(error)
-    settings, arrays = _decode(content)
+    settings, arrays = decode(content)
     return Reply(settings, arrays)
 
 
 def _decode_request(action: Action, content: RecordDict) -> Request:
-    settings, arrays = _decode(content)
+    settings, arrays = decode(content)
     names = content.config_records.get(f"{RECORD}-request", {})
     run, name = (str(names.get(key, "")) for key in ("run", "id"))
     if not (_NAME.fullmatch(run) and _NAME.fullmatch(name)):
@@ -129,7 +137,7 @@ def _encode(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> RecordDict
     )
 
 
-def _decode(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def decode(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         text = content.config_records[f"{RECORD}-json"]["json"]
         record = content.array_records[f"{RECORD}-arrays"]

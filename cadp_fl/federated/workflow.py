@@ -43,7 +43,7 @@ from cadp_fl.report.summary import privacy_json, summary_json
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import CountRequest, ReserveRequest
 
-__all__ = ["conduct"]
+__all__ = ["conduct", "new_run"]
 
 RUN_FILES = (CHECKPOINT, JOURNAL, "metrics.jsonl", "summary.json", "privacy.json", "report.html", "releases", "models")
 
@@ -140,11 +140,11 @@ def _begin(study: StudyConfig, folder: Path, plans: Mapping[str, Plan], federati
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         (folder / "config.yaml").write_text(dump_study(study), encoding="utf-8")
-    run = _new_run(study.name) if federation else ""
+    run = new_run(study.name) if federation else ""
     return Checkpoint.begin(folder, plans, Basis.of(study), federation=federation, run=run)
 
 
-def _new_run(name: str) -> str:
+def new_run(name: str) -> str:
     """Return the id of a run: real sites keep its plans and answers under it for good, so that it comes once."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
     return f"{slug or 'study'}-{secrets.token_hex(8)}"

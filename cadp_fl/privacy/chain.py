@@ -30,12 +30,12 @@ from cadp_fl.errors import LedgerError
 from cadp_fl.outputs import sync_folder
 from cadp_fl.privacy.mark import Mark, check_plain, read_mark, write_mark
 
-__all__ = ["MAX_ENTRY_BYTES", "Chain", "Link"]
+__all__ = ["MAX_ENTRY_BYTES", "Chain", "Link", "entry_hash"]
 
 MAX_ENTRY_BYTES = 1 << 20
 NOTHING = "0" * 64
 
-_SCHEMA = {
+SCHEMA = {
     "entries": "CREATE TABLE entries (number INTEGER PRIMARY KEY, previous TEXT NOT NULL, hash TEXT NOT NULL, "
     "time TEXT NOT NULL, entry TEXT NOT NULL)",
     "no_update": "CREATE TRIGGER no_update BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END",
@@ -110,7 +110,7 @@ class Chain:
                 with chain._connected() as database:
                     database.execute("PRAGMA journal_mode=WAL")
                     database.execute("BEGIN IMMEDIATE")
-                    for statement in _SCHEMA.values():
+                    for statement in SCHEMA.values():
                         database.execute(statement)
                     link = _insert(database, None, first)
                     database.execute("COMMIT")
@@ -184,7 +184,7 @@ class Chain:
     def _verified(self, database: sqlite3.Connection, remembered: Mark) -> tuple[Link, ...]:
         """Return all entries, checked against each other and against the mark."""
         parts = dict(database.execute("SELECT name, sql FROM sqlite_master").fetchall())
-        if parts != _SCHEMA:
+        if parts != SCHEMA:
             raise self._damaged("its table or triggers are not those of a ledger")
         links: list[Link] = []
         for row in database.execute("SELECT number, previous, hash, time, entry FROM entries ORDER BY number"):
@@ -210,7 +210,7 @@ class Chain:
         """Return a row as a link, if it is the one that belongs here."""
         if row[0] != number or row[1] != previous or not all(isinstance(text, str) for text in row[1:]):
             raise self._damaged(f"entry {number} does not follow the one before")
-        if row[2] != _hash(previous, number, row[3], row[4]):
+        if row[2] != entry_hash(previous, number, row[3], row[4]):
             raise self._damaged(f"entry {number} does not have its hash")
         if (known := self._parsed.get(row[2])) is not None:
             return known
@@ -275,12 +275,12 @@ def _insert(database: sqlite3.Connection, before: Link | None, entry: dict[str, 
         raise LedgerError(f"An entry has at most {MAX_ENTRY_BYTES} bytes. This one has {len(text)}; ask for less.")
     number, previous = (0, NOTHING) if before is None else (before.number + 1, before.hash)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    link = Link(number, previous, _hash(previous, number, now, text), now, entry)
+    link = Link(number, previous, entry_hash(previous, number, now, text), now, entry)
     database.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", (number, previous, link.hash, now, text))
     return link
 
 
-def _hash(previous: str, number: int, when: str, entry: str) -> str:
+def entry_hash(previous: str, number: int, when: str, entry: str) -> str:
     """Return the hash of an entry, given as JSON text."""
     line = f'{{"entry":{entry},"number":{number},"time":{json.dumps(when)}}}'
     return hashlib.sha256((previous + line).encode()).hexdigest()

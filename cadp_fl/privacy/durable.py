@@ -83,7 +83,7 @@ class DurableLedger:
 
     def __init__(self, chain: Chain, terms: LedgerTerms) -> None:
         self.terms = terms
-        self._chain = chain
+        self.chain = chain
         self._entries: dict[str, Entry] = {}
 
     @classmethod
@@ -178,12 +178,12 @@ class DurableLedger:
     @property
     def path(self) -> Path:
         """The database."""
-        return self._chain.path
+        return self.chain.path
 
     @property
     def mark(self) -> Path:
         """The file that remembers how far the ledger has come."""
-        return self._chain.mark
+        return self.chain.mark
 
     def links(self) -> tuple[Link, ...]:
         """Return every entry with its hashes, once all of them are verified, and the file's structure with them.
@@ -191,7 +191,7 @@ class DurableLedger:
         Raises:
             LedgerError: the ledger cannot be trusted.
         """
-        links = self._chain.read(thorough=True)
+        links = self.chain.read(thorough=True)
         self.rules(links)
         return links
 
@@ -201,7 +201,7 @@ class DurableLedger:
         Raises:
             LedgerError: the ledger cannot be trusted.
         """
-        links = self._chain.read() if links is None else links
+        links = self.chain.read() if links is None else links
         self._entries = {link.hash: self._entries.get(link.hash) or _entry_of(link) for link in links[1:]}
         return LedgerRules(self._entries.values(), adds_up=True, one_budget=self.terms.one_budget)
 
@@ -261,7 +261,7 @@ class DurableLedger:
 
     def entries(self) -> int:
         """Return how many entries there are, the terms among them."""
-        return len(self._chain.read())
+        return len(self.chain.read())
 
     def plans(self) -> tuple[Plan, ...]:
         """Return what was reserved, in order."""
@@ -333,7 +333,7 @@ class DurableLedger:
             entry = make(self.rules(links))
             return None if entry is None else entry.to_json()
 
-        return self._chain.append(tree)
+        return self.chain.append(tree)
 
 
 def _check_request(request: str, body: str) -> None:

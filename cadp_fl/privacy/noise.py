@@ -65,7 +65,7 @@ class NoiseSource:
 
     def uniform(self, count: int) -> np.ndarray:
         """Return float64 (count,) from the open interval (0, 1): the middles of 2^52 equal parts."""
-        return (self._integers(count) >> np.uint64(12)).astype(np.float64) * 2.0**-52 + 2.0**-53
+        return (self.words(count) >> np.uint64(12)).astype(np.float64) * 2.0**-52 + 2.0**-53
 
     def normal(self, shape: tuple[int, ...], std: float, like: torch.Tensor) -> torch.Tensor:
         """Return N(0, std^2) of a shape, with the device and dtype of `like`.
@@ -75,7 +75,7 @@ class NoiseSource:
         them could not have given what is seen: at 8 standard deviations, and an epsilon of 25, that is likelier than a
         delta of 1e-5. The low bits of floats can tell two apart as well: `rounded_normal` is the noise without them.
         """
-        tail = torch.from_numpy(self._signed_tail(math.prod(shape))).to(like.device)
+        tail = torch.from_numpy(self.signed_tail(math.prod(shape))).to(like.device)
         normal: torch.Tensor = torch.special.ndtri(tail.abs() / 2).copysign(tail) * std
         return normal.reshape(shape).to(like.dtype)
 
@@ -85,7 +85,7 @@ class NoiseSource:
         The inverse of the distribution function in float64: a sign, and minus the log of a magnitude's probability. It
         reaches 177 scales, so that at an epsilon of 100 it still ends where no more than e^-77 of the mass lies.
         """
-        tail = torch.from_numpy(self._signed_tail(math.prod(shape))).to(like.device)
+        tail = torch.from_numpy(self.signed_tail(math.prod(shape))).to(like.device)
         return (tail.abs().log().copysign(tail) * scale).reshape(shape).to(like.dtype)
 
     def rounded_normal(self, shape: tuple[int, ...], std: float, like: torch.Tensor) -> torch.Tensor:
@@ -97,21 +97,21 @@ class NoiseSource:
         Raises:
             ValueError: the standard deviation is negative, or above 2^30.
         """
-        words = self._integers(math.prod(shape))
+        words = self.words(math.prod(shape))
         tail = _with_sign(_middle(words >> np.uint64(1)) * 2.0**-TAIL_BITS, words)
         integers, doubtful = nearest_integers(torch.from_numpy(tail).to(like.device), std)
         for index in doubtful.tolist():
             word = int(words[index])
-            magnitude = refined_integer(word >> 1, std, lambda: int(self._integers(1)[0]))
+            magnitude = refined_integer(word >> 1, std, lambda: int(self.words(1)[0]))
             integers[index] = magnitude if word & 1 else -magnitude
         return integers.reshape(shape)
 
-    def _signed_tail(self, count: int) -> np.ndarray:
+    def signed_tail(self, count: int) -> np.ndarray:
         """Return the probability of a larger magnitude with a fair sign that is independent of it; float64 (count,).
 
         That is uniform in (0, 1], from 63 bits, and from 64 more, up to three times, wherever it is close to zero.
         """
-        words = self._integers(count)
+        words = self.words(count)
         return _with_sign(self._fraction(words >> np.uint64(1), TAIL_BITS, further=3), words)
 
     def _fraction(self, words: np.ndarray, bits: int, *, further: int) -> np.ndarray:
@@ -119,7 +119,7 @@ class NoiseSource:
         fractions = _middle(words)
         small = np.flatnonzero(words < _COARSE) if further else ()
         if len(small):
-            fractions[small] = words[small] + self._fraction(self._integers(len(small)), 64, further=further - 1)
+            fractions[small] = words[small] + self._fraction(self.words(len(small)), 64, further=further - 1)
         return fractions * 2.0**-bits
 
     def poisson_sample(self, population: int, rate: float) -> np.ndarray:
@@ -128,9 +128,10 @@ class NoiseSource:
 
     def permutation(self, count: int) -> np.ndarray:
         """Return a uniform permutation of 0 to count - 1, int64 (count,)."""
-        return np.argsort(self._integers(count), kind="stable")
+        return np.argsort(self.words(count), kind="stable")
 
-    def _integers(self, count: int) -> np.ndarray:
+    def words(self, count: int) -> np.ndarray:
+        """Return the next words of the stream, uniform uint64 (count,)."""
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
 
 

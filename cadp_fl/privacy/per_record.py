@@ -44,7 +44,7 @@ from torch import nn
 from cadp_fl.errors import PrivacyError
 from cadp_fl.privacy.clipping import clip_factors, is_clippable
 
-__all__ = ["GRADIENT_LAYERS", "ClippedGradients"]
+__all__ = ["GRADIENT_LAYERS", "ClippedGradients", "Factors", "squared_norms"]
 
 GRADIENT_LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm)
 """Layers whose weights can be trained. Others may take part if they have none to train."""
@@ -62,7 +62,7 @@ class _Product:
 
 
 @dataclass
-class _Factors:
+class Factors:
     """A linear weight's gradients, sum_r d_r a_r^T: a (units, rows, inputs) and d (units, rows, outputs), float64."""
 
     inputs: torch.Tensor
@@ -77,7 +77,7 @@ class _Pass:
     rows: int
     calls: Counter[torch.Tensor] = field(default_factory=Counter)
     products: dict[torch.Tensor, _Product] = field(default_factory=dict)
-    factors: dict[torch.Tensor, _Factors] = field(default_factory=dict)
+    factors: dict[torch.Tensor, Factors] = field(default_factory=dict)
 
 
 class ClippedGradients:
@@ -169,12 +169,12 @@ class ClippedGradients:
                 f"{len(output)} rows for {current.units * current.rows} records."
             )
         current.calls.update(layer.parameters(recurse=False))
-        kept, version = inputs[0].detach(), inputs[0]._version
+        kept, version = inputs[0].detach(), inputs[0]._version  # noqa: SLF001
         if not output.requires_grad:
             output.requires_grad_()
 
         def absorb(gradient: torch.Tensor) -> None:
-            if kept._version != version:
+            if kept._version != version:  # noqa: SLF001
                 raise PrivacyError(
                     f"What went into a layer stays as it was until its gradient is there. The input of "
                     f"{type(layer).__name__} was changed in place; use the operation that returns a new tensor."
@@ -206,7 +206,7 @@ class ClippedGradients:
         exact = rows == 1 or rows * current.units**2 <= _MOST_ROWS_TIMES_UNITS
         if current.calls[layer.weight] == 1 and few and exact:
             # Copies, since they are scaled in place, and another layer may have been given the same gradient.
-            current.factors[layer.weight] = _Factors(*(each.to(torch.float64, copy=True) for each in (a, d)))
+            current.factors[layer.weight] = Factors(*(each.to(torch.float64, copy=True) for each in (a, d)))
         else:
             self._note_product(layer.weight, d.transpose(1, 2), a, current, lambda total: total.view_as(layer.weight))
 
@@ -288,7 +288,7 @@ class ClippedGradients:
     def _finish(self, current: _Pass) -> None:
         """Clip and add the gradients of a finished pass."""
         squares = [self._in_float64(each.gradients).square_().sum(dim=1) for each in current.products.values()]
-        squares += [_squared_norms(each) for each in current.factors.values()]
+        squares += [squared_norms(each) for each in current.factors.values()]
         if not squares:
             return
         norms = torch.stack(squares).sum(dim=0).sqrt()
@@ -313,7 +313,7 @@ class ClippedGradients:
         return wide.copy_(gradients.flatten(1))
 
 
-def _squared_norms(pair: _Factors) -> torch.Tensor:
+def squared_norms(pair: Factors) -> torch.Tensor:
     """Return upper bounds of ||sum_r d_r a_r^T||^2, float64 (units,), which float64 rounding does not undercut."""
     a, d = pair.inputs, pair.outputs
     if a.shape[1] == 1:
@@ -326,7 +326,7 @@ def _squared_norms(pair: _Factors) -> torch.Tensor:
 
 def _padding(layer: nn.Conv2d) -> tuple[list[int], list[int]]:
     """Return the zeros that a convolution puts before and after (rows, columns)."""
-    last_first = layer._reversed_padding_repeated_twice
+    last_first = layer._reversed_padding_repeated_twice  # noqa: SLF001
     return [last_first[2], last_first[0]], [last_first[3], last_first[1]]
 
 

@@ -70,7 +70,7 @@ class Agent:
         folder.check()
         self._folder, self._announce = folder, announce
         self._config: SiteConfig = load_site(folder.config)
-        self._lock_file = hold(
+        self.lock_file = hold(
             folder.path / "agent.lock",
             AgentError(f"A site has one agent. Another one serves '{folder.path}' already; stop that one first."),
         )
@@ -103,7 +103,7 @@ class Agent:
         """Answer at both sockets until `stop` is called and the request at hand is answered."""
         folder = self._folder
         with contextlib.ExitStack() as stack:
-            stack.callback(os.close, self._lock_file)
+            stack.callback(os.close, self.lock_file)
             run = folder.socket.parent
             run.mkdir(mode=0o700, exist_ok=True)
             group = gid_of(self._config.group)

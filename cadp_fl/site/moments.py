@@ -25,7 +25,7 @@ __all__ = ["GivenMoments", "check_moments", "features_of", "noised_moments"]
 MAX_NUMBERS = 1 << 25
 """Of one site's moments, 256 MiB."""
 
-_BATCH = 512
+BATCH = 512
 
 
 def check_moments(front: FrontEnd, schema_classes: int, event: GaussianSum | GaussianMoments) -> None:
@@ -111,8 +111,8 @@ def _given(front_end: FrontEndConfig, centre: np.ndarray, moments: Mapping[str, 
 def features_of(front: FrontEnd, records: Dataset) -> np.ndarray:
     """Return what a flow's affine layer sees of the middles of grey levels, float64 (records, dims)."""
     parts = [
-        front(dequantize(torch.from_numpy(records.images[start : start + _BATCH]), records.schema.levels).double())[0]
-        for start in range(0, len(records), _BATCH)
+        front(dequantize(torch.from_numpy(records.images[start : start + BATCH]), records.schema.levels).double())[0]
+        for start in range(0, len(records), BATCH)
     ]
     features: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros((0, front.dims))
     return features

@@ -57,7 +57,7 @@ class PrivacyFilter:
         mode: Mode,
     ) -> None:
         self._ledger = ledger
-        self._policy = policy
+        self.policy = policy
         self._units, self._test_units = units, test_units
         self.conditions = conditions
         self._mode = mode
@@ -70,7 +70,7 @@ class PrivacyFilter:
         """
         plans = self.check(*asked)
         for plan in plans:
-            self._ledger.reserve(plan, allowance(self._policy, plan))
+            self._ledger.reserve(plan, allowance(self.policy, plan))
 
     def check(self, *asked: Plan) -> list[Plan]:
         """Check that plans could be set aside now, one after the other, and return them with the conditions of now.
@@ -86,7 +86,7 @@ class PrivacyFilter:
         taken = {"train": NOTHING, "test": NOTHING}
         for plan in plans:
             self._check(plan)
-            limit, before = allowance(self._policy, plan), taken[plan.split]
+            limit, before = allowance(self.policy, plan), taken[plan.split]
             if limit is not None:  # a little more than is left: what is refused here would be refused for sure
                 left = (limit.epsilon - before.epsilon, limit.delta - before.delta)
                 limit = Allowance(*(amount * (1 + 1e-9) for amount in left))
@@ -103,7 +103,7 @@ class PrivacyFilter:
         """
         if not plan.events:
             raise BudgetError("A plan names what it pays for. Found no event in one; leave such a plan out.")
-        policy, on_test = self._policy, plan.split == "test"
+        policy, on_test = self.policy, plan.split == "test"
         is_exact = on_test and plan.events == (EXACT_TEST_RESULTS,)
         if not is_exact and plan.delta:
             units = self._test_units if on_test else self._units
@@ -161,10 +161,10 @@ class PrivacyFilter:
         if event is not None:
             check_table(event, classes)
             if self._mode.is_real:  # as it was when the plan was set aside, unless the policy became stricter
-                check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()))
+                check_number(self.policy, number_of_evaluations(self._ledger, self._test_plans()))
         elif self._mode.is_real:
-            check_exact_evaluation(self._policy)
-            check_number(self._policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
+            check_exact_evaluation(self.policy)
+            check_number(self.policy, number_of_evaluations(self._ledger, self._test_plans()) + 1)
 
     def check_flow(self, plan: Plan, flow_sha256: str, *, starts: bool) -> None:
         """Check that a plan which rests on a public flow is carried out with that very flow, or one trained from it.
@@ -233,7 +233,7 @@ class PrivacyFilter:
         """Return it for the strongest claim of the run: the one that keeps least of a replaced record."""
         others = [(plan, spent) for plan, spent in carried_out if plan.run != run]
         own = [plan.keeps for plan, _ in carried_out if plan.run == run and plan.split == "train"]
-        keeps = frozenset.intersection(kept_by(self._policy.labels, self.conditions), *own)
+        keeps = frozenset.intersection(kept_by(self.policy.labels, self.conditions), *own)
         left = {
             "train": left_unprotected(
                 others, "train", keeps, self._ledger.declared(), one_budget=self._ledger.one_budget
@@ -269,8 +269,8 @@ class PrivacyFilter:
             return
         known = {plan.key for plan in self._ledger.plans()}
         counts = {
-            "plans": (len(known | {plan.key for plan in plans}), self._policy.most_plans),
-            "entries": (self._ledger.entries() + 1, self._policy.most_entries),
+            "plans": (len(known | {plan.key for plan in plans}), self.policy.most_plans),
+            "entries": (self._ledger.entries() + 1, self.policy.most_entries),
         }
         for what, (count, most) in counts.items():
             if count > most:
@@ -285,12 +285,12 @@ class PrivacyFilter:
                 "An evaluation is of test units. This site has none: everyone is trained on; ask for none here."
             )
         if self._mode.is_real or plan.split != "test" or plan.events != (EXACT_TEST_RESULTS,):
-            check_plan(self._policy, plan, units=self._units, noise=self.conditions.noise)
+            check_plan(self.policy, plan, units=self._units, noise=self.conditions.noise)
 
     def _check_still_allowed(self, plan: Plan) -> None:
         """Check a plan that was reserved before against the policy of now, and all plans against its total."""
         self._check_policy(plan)
-        limit = allowance(self._policy, plan)
+        limit = allowance(self.policy, plan)
         if not self._mode.is_durable or limit is None:
             return
         reserved = self._ledger.committed(plan.split)

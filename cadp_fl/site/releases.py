@@ -47,7 +47,7 @@ class Releases:
         policy: PolicyConfig,
         outbox: Path,
     ) -> None:
-        self._context, self._counts, self._given, self._policy, self._outbox = context, counts, given, policy, outbox
+        self._context, self._counts, self._given, self._policy, self.outbox = context, counts, given, policy, outbox
 
     def release(self, request: Request) -> Reply:
         """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
@@ -100,7 +100,7 @@ class Releases:
             part_records=asked.shard_records,
         )
         assert cost == settings.cost, "what was written down is what is drawn"
-        folder = self._outbox / event_id
+        folder = self.outbox / event_id
         if not self._context.mode.is_durable:  # a release of an interrupted run may lie there, whose ledger is gone
             shutil.rmtree(folder, ignore_errors=True)
         manifest = write_bundle(head, parts, folder)
@@ -151,13 +151,13 @@ class Releases:
     def fetch(self, request: Request) -> Reply:
         """Answer with a shard that has been paid for: the same bytes, however often."""
         asked = parse(FetchRequest, request.settings)
-        release = self._outbox / asked.event_id
+        release = self.outbox / asked.event_id
         if not release.is_dir():
             raise ExchangeError(f"A shard is fetched from a release that was made. Found none of '{asked.event_id}'.")
         bundle = open_bundle(release)
         if self._policy.review:
-            Review(self._outbox).check(bundle.manifest)
+            Review(self.outbox).check(bundle.manifest)
         data = bundle.data(asked.shard)
         if self._context.mode.is_real:
-            Review(self._outbox).note_fetched(asked.event_id)
+            Review(self.outbox).note_fetched(asked.event_id)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})

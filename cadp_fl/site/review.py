@@ -89,13 +89,13 @@ class Review:
         for _ in open_bundle(self._outbox / event_id).parts():
             pass
         text = json.dumps({"decision": decision, "manifest_sha256": _sha256(staged.manifest)})
-        write_durably(self._path(event_id), text.encode())
+        write_durably(self.path(event_id), text.encode())
         return staged.manifest
 
     def decision(self, manifest: Manifest) -> Decision | None:
         """Return the decision on a release; one on another bundle of its name is none."""
         try:
-            stored = parse_json(self._path(manifest.event_id).read_text(encoding="utf-8"))
+            stored = parse_json(self.path(manifest.event_id).read_text(encoding="utf-8"))
             decision, sha256 = stored["decision"], stored["manifest_sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -117,7 +117,8 @@ class Review:
     def _left(self, event_id: str) -> Path:
         return self._outbox / f"{event_id}.fetched.json"
 
-    def _path(self, event_id: str) -> Path:
+    def path(self, event_id: str) -> Path:
+        """Return where the steward's decision about a release is kept."""
         return self._outbox / f"{event_id}.review.json"
 
 

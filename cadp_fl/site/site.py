@@ -109,7 +109,7 @@ class Site:
             raise PrivacyError("A real site has a policy. Found none; write policy.yaml.")
         self.name = name
         self._policy = policy = policy or open_policy()
-        self._ledger, self._stored = ledger, answers
+        self.ledger, self._stored = ledger, answers
         self._objection, self._is_registered = "", False
         mode = Mode.of(simulation=simulation, ledger=ledger)
         unit, m = policy.unit, policy.records_per_unit
@@ -124,7 +124,7 @@ class Site:
             conditions=Conditions(noise.kind, data.train.schema.classes, data.train.schema.attributes),
             mode=mode,
         )
-        self._context = context = SiteContext(
+        self.context = context = SiteContext(
             name=name,
             data=data,
             units=of_training,
@@ -134,10 +134,10 @@ class Site:
             device=device,
             mode=mode,
         )
-        self._counts = ClassCounts(context, policy, outbox)
+        self.counts = ClassCounts(context, policy, outbox)
         self._training = training = Training(context)
         self._given = GivenMoments(outbox)
-        self._releasing = releasing = Releases(context, self._counts, self._given, policy, outbox)
+        self.releases = releasing = Releases(context, self.counts, self._given, policy, outbox)
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,
@@ -173,7 +173,7 @@ class Site:
             raise ExchangeError(
                 f"A request that spends has an id, under which its answer is kept. '{request.action}' has none; add it."
             )
-        known = self._ledger.answered(request.id, request.sha256())
+        known = self.ledger.answered(request.id, request.sha256())
         return None if known is None else self._stored.load(request.id, known)
 
     def answer(self, request: Request) -> Reply:
@@ -186,7 +186,7 @@ class Site:
             raise ExchangeError(f"A site offers: {', '.join(self._answers)}. Found '{request.action}'.")
         reply = self._answers[request.action](request)
         if self._stored is not None and request.action in _SPENDING:
-            self._ledger.store(request.id, self._stored.store(request.id, reply))
+            self.ledger.store(request.id, self._stored.store(request.id, reply))
         return reply
 
     def register_sides(self, *, begins: bool = False) -> None:
@@ -199,8 +199,8 @@ class Site:
             DataError: somebody is on another side than before.
             LedgerError: it cannot be written.
         """
-        if isinstance(self._ledger, DurableLedger) and not self._is_registered:
-            register_sides(self._ledger, self._context.data, begins=begins)
+        if isinstance(self.ledger, DurableLedger) and not self._is_registered:
+            register_sides(self.ledger, self.context.data, begins=begins)
             self._is_registered = begins
 
     @property
@@ -213,10 +213,10 @@ class Site:
 
         A server that knows of a refusal at one site reserves nothing at the others.
         """
-        train, policy = self._context.data.train, self._policy
-        counts = self._counts.public()
+        train, policy = self.context.data.train, self._policy
+        counts = self.counts.public()
         if counts is not None:
-            self._context.privacy_filter.declare_class_counts()
+            self.context.privacy_filter.declare_class_counts()
         description = Description(
             site=self.name,
             library=cadp_fl.__version__,
@@ -224,18 +224,18 @@ class Site:
             unit=policy.unit,
             records_per_unit=policy.records_per_unit,
             labels=policy.labels,
-            train=len(self._context.units),
-            test=len(self._context.test_units),
+            train=len(self.context.units),
+            test=len(self.context.test_units),
             class_counts=counts,
-            noise=self._context.noise.kind,
+            noise=self.context.noise.kind,
         )
         content = description.model_dump(mode="json")
-        if not self._context.mode.is_real:  # a real site gives out nothing of its records that is not public
-            content["simulation_only"] = {"records": Fingerprint.of(self._context.data).model_dump(mode="json")}
+        if not self.context.mode.is_real:  # a real site gives out nothing of its records that is not public
+            content["simulation_only"] = {"records": Fingerprint.of(self.context.data).model_dump(mode="json")}
         self._objection, plans = "", _plans_in(parse(DescribeRequest, request.settings).plans, request.run)
         try:
             if plans:
-                self._context.privacy_filter.check(*plans)
+                self.context.privacy_filter.check(*plans)
         except PrivacyError as error:
             self._objection = str(error)
             content["refuses"] = error.code
@@ -245,12 +245,12 @@ class Site:
         plans = _plans_in(parse(ReserveRequest, request.settings).plans, request.run)
         if len({plan.split for plan in plans}) < len(plans) or len({plan.method for plan in plans}) > 1:
             raise ExchangeError("A method's plans are one on training units and one on test units. Found others.")
-        self._context.privacy_filter.check(*plans)
+        self.context.privacy_filter.check(*plans)
         if any(event.stage == "release" for plan in plans for event in plan.events):
-            self._counts.check_public()
+            self.counts.check_public()
         self.register_sides(begins=True)
-        self._context.privacy_filter.reserve(*plans)
-        return Reply({"unprotected_before": self._context.privacy_filter.unprotected_before(request.run)})
+        self.context.privacy_filter.reserve(*plans)
+        return Reply({"unprotected_before": self.context.privacy_filter.unprotected_before(request.run)})
 
     def _count(self, request: Request) -> Reply:
         """Answer with the noised number of contributed training records of each class.
@@ -258,22 +258,22 @@ class Site:
         Counts are integers and so is rounded noise: what is released is a rounded Gaussian mechanism, without low bits.
         """
         asked = parse(CountRequest, request.settings)
-        self._context.privacy_filter.plan(request, asked.method)
+        self.context.privacy_filter.plan(request, asked.method)
         if asked.event.histograms != 1 or asked.event.times != 1:
             raise ExchangeError("Classes are counted once, in one histogram. Found another event; ask for that.")
-        event_id = self._context.privacy_filter.spend(request, asked.method, asked.event)
-        counts = self._context.units.class_counts(self._context.data.train)
-        noised = noised_counts(counts, asked.event, noise=self._context.noise.child("counts", event_id))
+        event_id = self.context.privacy_filter.spend(request, asked.method, asked.event)
+        counts = self.context.units.class_counts(self.context.data.train)
+        noised = noised_counts(counts, asked.event, noise=self.context.noise.child("counts", event_id))
         counts_by_class = dict(
-            zip(self._context.data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True)
+            zip(self.context.data.train.schema.classes, noised.astype(np.int64).tolist(), strict=True)
         )
-        self._counts.remember(request, asked.method, noised, asked.event.noise_std)
+        self.counts.remember(request, asked.method, noised, asked.event.noise_std)
         return Reply({"class_counts": counts_by_class})
 
     def _moments(self, request: Request) -> Reply:
         """Answer with the noised sum of the records' features, or with their noised moments around a centre."""
         asked = parse(MomentsRequest, request.settings)
-        schema, event = self._context.data.train.schema, asked.event
+        schema, event = self.context.data.train.schema, asked.event
         if schema.attributes:
             raise ExchangeError("Moments are of classes, and these records have attributes; leave the attributes out.")
         front = FrontEnd(asked.front_end, schema.shape)
@@ -283,31 +283,31 @@ class Site:
             raise ExchangeError(
                 f"Moments are taken around a centre, {front.dims} numbers of float64. Found no such array; send it."
             )
-        event_id = self._context.privacy_filter.spend(request, asked.method, event)
-        noise = self._context.noise.child("moments", event_id)
-        released = noised_moments(front, self._context.data.train, self._context.units, event, centre, noise=noise)
+        event_id = self.context.privacy_filter.spend(request, asked.method, event)
+        noise = self.context.noise.child("moments", event_id)
+        released = noised_moments(front, self.context.data.train, self.context.units, event, centre, noise=noise)
         if isinstance(event, GaussianMoments) and "counts" in released:
-            self._counts.remember(request, asked.method, released["counts"], event.part_stds["counts"])
-        if centre is not None and self._context.mode.is_real:
+            self.counts.remember(request, asked.method, released["counts"], event.part_stds["counts"])
+        if centre is not None and self.context.mode.is_real:
             self._given.remember(
-                self._context.privacy_filter.plan(request, asked.method).key, asked.front_end, centre, released
+                self.context.privacy_filter.plan(request, asked.method).key, asked.front_end, centre, released
             )
         return Reply({}, released)
 
     def _evaluate(self, request: Request) -> Reply:
         asked = parse(EvaluateRequest, request.settings)
-        self._context.privacy_filter.plan(request, asked.method, "test")
-        self._context.privacy_filter.check_evaluation(asked.event, len(self._context.data.test.schema.classes))
+        self.context.privacy_filter.plan(request, asked.method, "test")
+        self.context.privacy_filter.check_evaluation(asked.event, len(self.context.data.test.schema.classes))
         model = self._evaluated(asked)
         set_weights(model, request.arrays)
-        event_id = self._context.privacy_filter.spend(
+        event_id = self.context.privacy_filter.spend(
             request, asked.method, asked.event or EXACT_TEST_RESULTS, split="test"
         )
         return self._evaluation_of(model, asked.event, event_id)
 
     def _train_local(self, request: Request) -> Reply:
         """Train a new classifier on the site's own records, and answer with its test results; it stays here."""
-        asked, context = parse(LocalRequest, request.settings), self._context
+        asked, context = parse(LocalRequest, request.settings), self.context
         context.privacy_filter.check_evaluation(asked.evaluation, len(context.data.test.schema.classes))
         context.privacy_filter.plan(request, asked.method)
         model, method = context.classifier(asked.classifier, asked.seed), asked.method
@@ -323,22 +323,22 @@ class Site:
 
         What is exact is of all test records; what is noised, of those that each test unit contributes.
         """
-        test = self._context.data.test
+        test = self.context.data.test
         if event is None:
             return Reply({}, exact_counts(model, test))
-        noise = self._context.noise.child("evaluation", event_id)
-        return Reply({}, noised_evaluation(model, test, self._context.test_units, event, noise=noise))
+        noise = self.context.noise.child("evaluation", event_id)
+        return Reply({}, noised_evaluation(model, test, self.context.test_units, event, noise=noise))
 
     def _account(self, request: Request) -> Reply:
-        return Reply(self._context.privacy_filter.account(request.run))
+        return Reply(self.context.privacy_filter.account(request.run))
 
     def _evaluated(self, asked: EvaluateRequest) -> torch.nn.Module:
         """Return what is evaluated, a classifier or a flow's Bayes rule, before its weights."""
         if asked.flow is None:
             assert asked.classifier is not None, "a request names one of the two"
-            return self._context.classifier(asked.classifier, asked.seed)
-        return FlowBayes.of(asked.flow, self._context.data.train.schema, seed=asked.seed, ridge=asked.ridge).to(
-            self._context.device
+            return self.context.classifier(asked.classifier, asked.seed)
+        return FlowBayes.of(asked.flow, self.context.data.train.schema, seed=asked.seed, ridge=asked.ridge).to(
+            self.context.device
         )
 
 

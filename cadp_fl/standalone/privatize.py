@@ -46,7 +46,7 @@ from cadp_fl.site.site import Site
 from cadp_fl.standalone.release_inputs import ReleaseInputs, ReleaseOptions, counts_are_noised, release_inputs_of
 from cadp_fl.weights import get_weights
 
-__all__ = ["NO_LEDGER", "MadeRelease", "make_release"]
+__all__ = ["NO_LEDGER", "MadeRelease", "check_counts_can_show_classes", "make_release"]
 
 NO_LEDGER = (
     "This command keeps no ledger across calls: another release of the same records composes with this one (epsilons "
@@ -123,7 +123,7 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     )
     labels = budget.label_events()
     counts = budget.count_events() if counts_are_noised(terms.policy) else ()
-    _check_counts_can_show_classes(terms, counts)
+    check_counts_can_show_classes(terms, counts)
     mechanism = mechanism_type(release.mechanism).calibrated(
         release.clip_norm,
         budget.epsilon,
@@ -198,7 +198,7 @@ def _composition(terms: ReleaseInputs) -> str:
     )
 
 
-def _check_counts_can_show_classes(terms: ReleaseInputs, counts: Sequence[GaussianHistogram]) -> None:
+def check_counts_can_show_classes(terms: ReleaseInputs, counts: Sequence[GaussianHistogram]) -> None:
     """Check, before anything is spent, that noised class counts could show what the policy asks of them.
 
     Raises:

@@ -41,7 +41,7 @@ ADDRESS_BYTES = 16 << 30
 """Of address space that every process of the engine may have. They reserve far more than they use."""
 
 FILES = 256
-_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 _ERROR = re.compile(r"^(?:\([^)]*\) )?((?:[A-Za-z_]\w*\.)*(?:[A-Za-z_]\w*)?(?:Error|Exception)): (\S.*)$")
 _LINK = "The above exception was the direct cause of the following exception"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -130,7 +130,7 @@ def cpus() -> int:
     """Return how many CPUs this process may use: of the machine, of its affinity, and of its container's quota."""
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = _CPU_MAX.read_text(encoding="ascii").split()  # "max", which is no number, where there is none
+        quota, period = CPU_MAX.read_text(encoding="ascii").split()  # "max", which is no number, where there is none
         usable = min(usable, int(quota) // int(period))
     return max(1, usable)
 

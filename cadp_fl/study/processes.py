@@ -40,11 +40,11 @@ class ProcessTracker:
         self._mark = mark or uuid.uuid4().hex
         self.environment = os.environ | {MARK: self._mark}
         self._seen: set[psutil.Process] = set()
-        self._guard: subprocess.Popen[bytes] | None = None
+        self.guardian: subprocess.Popen[bytes] | None = None
 
     def guard(self, folders: Iterable[Path] = ()) -> None:
         """Start a process that does our work if we are killed: it stops all others, and removes some folders."""
-        self._guard = subprocess.Popen(
+        self.guardian = subprocess.Popen(
             [sys.executable, "-P", "-m", "cadp_fl.study.processes", self._mark, *map(str, folders)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -113,13 +113,13 @@ class ProcessTracker:
             end = psutil.Process.kill
 
     def _dismiss_guard(self) -> None:
-        if self._guard is None:
+        if self.guardian is None:
             return
         with suppress(OSError, subprocess.TimeoutExpired):
-            self._guard.communicate(DONE, timeout=GRACE_SECONDS)
-        self._guard.kill()  # which has no effect where it has ended
-        self._guard.wait()
-        self._guard = None
+            self.guardian.communicate(DONE, timeout=GRACE_SECONDS)
+        self.guardian.kill()  # which has no effect where it has ended
+        self.guardian.wait()
+        self.guardian = None
 
 
 def ask_to_end(*processes: "subprocess.Popen[bytes]", seconds: float) -> None:

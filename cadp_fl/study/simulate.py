@@ -28,7 +28,7 @@ from cadp_fl.study.flower import Flower, follow, note_end, start_run
 from cadp_fl.study.processes import ProcessTracker
 from cadp_fl.study.simulated_sites import DEVICE_VARIABLE
 
-__all__ = ["simulate"]
+__all__ = ["Engine", "Start", "simulate", "start_superlink"]
 
 START_SECONDS = 60.0
 PAUSE_SECONDS = 0.1
@@ -77,7 +77,7 @@ def simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, 
 
 def _simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher, resume: bool) -> None:
     with interruptible():
-        engine = _Engine(study, output / "flower.log")
+        engine = Engine(study, output / "flower.log")
         try:  # twice, since the first interrupt may come where the first clean-up begins
             try:
                 engine.run(config, output, watch, resume=resume)
@@ -87,13 +87,13 @@ def _simulate(study: StudyConfig, config: Path, output: Path, *, watch: Watcher,
             uninterrupted(engine.close)
 
 
-class _Engine:
+class Engine:
     """Processes and temporary folders of one run."""
 
     def __init__(self, study: StudyConfig, log: Path) -> None:
         self._study, self._log = study, log
         self._logged = log.stat().st_size if log.exists() else 0
-        self._tracker = ProcessTracker()
+        self.tracker = ProcessTracker()
         self._is_closed = False
         self._had_server = False
         self._server_left: float | None = None
@@ -101,15 +101,15 @@ class _Engine:
 
     def run(self, config: Path, output: Path, watch: Watcher, *, resume: bool) -> None:
         """Start what a run needs, and follow it to its end."""
-        home, short = self._new_folder(temporary_place()), self._new_folder(short_place())
-        self._tracker.guard(self._folders)
+        home, short = self.new_folder(temporary_place()), self.new_folder(short_place())
+        self.tracker.guard(self._folders)
         progress = home / "progress.jsonl"
         progress.touch()
         folders = {"TMPDIR": str(home), "RAY_TMPDIR": str(short)}
         quiet = flower_environment(home) | QUIET_RAY
-        environment = self._tracker.environment | quiet | folders | _one_device(self._study)
+        environment = self.tracker.environment | quiet | folders | _one_device(self._study)
         flower = Flower(home, CONNECTION, environment)
-        address = _start_superlink(self._tracker, environment, self._log)
+        address = start_superlink(self.tracker, environment, self._log)
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "{address}"\n'
             "insecure = true\n",
@@ -121,9 +121,9 @@ class _Engine:
             "--federation-config",
             _federation(self._study),
         )
-        start = _Start()
+        start = Start()
         try:
-            for step in follow(progress, lambda: self._ended(flower, run_id, start), look_seconds=LOOK_SECONDS):
+            for step in follow(progress, lambda: self.ended(flower, run_id, start), look_seconds=LOOK_SECONDS):
                 start.is_over = start.is_over or step["step"] in ("answer", "round", "done")
                 if step["step"] == "done" and step["status"] != "complete":
                     flower.keep_log(run_id, self._log)
@@ -152,19 +152,19 @@ class _Engine:
             return
         self._is_closed = True
         try:
-            self._tracker.stop()
+            self.tracker.stop()
         finally:
             for folder in self._folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _new_folder(self, place: Path) -> Path:
+    def new_folder(self, place: Path) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         self._folders.append(folder)
         return folder
 
-    def _ended(self, flower: Flower, run_id: int, start: "_Start") -> str:
+    def ended(self, flower: Flower, run_id: int, start: "Start") -> str:
         """Return what Flower says of a run that is over, and nothing of one that goes on."""
-        processes = self._tracker.alive()  # cheaper than asking Flower, and remembers them for the end
+        processes = self.tracker.alive()  # cheaper than asking Flower, and remembers them for the end
         start.check(processes)
         if any("flwr-simulation" in _command(process) for process in processes):
             self._server_left, self._had_server = None, True
@@ -181,7 +181,7 @@ class _Engine:
         return ""
 
 
-class _Start:
+class Start:
     """The start of a run, until its first answer of a site: it is given up when its processes no longer do anything."""
 
     def __init__(self) -> None:
@@ -226,7 +226,7 @@ def _gpu_share(study: StudyConfig) -> float:
     return min(1.0, math.floor(100 * gpus / sites_at_once(sites)) / 100)
 
 
-def _start_superlink(tracker: ProcessTracker, environment: dict[str, str], log: Path) -> str:
+def start_superlink(tracker: ProcessTracker, environment: dict[str, str], log: Path) -> str:
     """Start a SuperLink on a free port, and return its address once it answers."""
     port = free_port()
     command = [

@@ -21,7 +21,7 @@ from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.site import Site
 from cadp_fl.study.plugins import load_plugins
 
-__all__ = ["DEVICE_VARIABLE", "OUTBOX", "simulated_site", "study_from_run_config"]
+__all__ = ["DEVICE_VARIABLE", "OUTBOX", "dealt", "simulated_site", "study_from_run_config"]
 
 PREVIEWS_PER_CLASS = 8
 
@@ -78,7 +78,7 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
     if not 0 <= index < study.sites.count:
         raise ConfigError(f"The study has {study.sites.count} sites. Found partition {index}; start that many nodes.")
     name = study.sites.site_names[index]
-    data = _dealt(study.model_dump_json())[index]
+    data = dealt(study.model_dump_json())[index]
     _write_preview(output / "sites" / name / "preview.npz", data)
     root = NoiseSource.from_seed(study.seed) if study.noise == "seeded" else NoiseSource.from_entropy()
     return Site(
@@ -95,7 +95,7 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
 
 
 @lru_cache(maxsize=2)
-def _dealt(study_json: str) -> list[SiteData]:
+def dealt(study_json: str) -> list[SiteData]:
     """Return the records of every site; read once in a process."""
     study = StudyConfig.model_validate_json(study_json)
     return deal(

@@ -97,7 +97,7 @@ def test_contrast_hardly_changes_oriented_gradients():
 def test_a_quarter_turn_of_an_image_turns_its_directions_by_a_quarter(turns):
     x = images((1, 20, 20), count=1).double()
     features = BlockGradients(directions=12)
-    plain, turned = (features._by_direction(each) for each in (x, torch.rot90(x, turns, (2, 3))))
+    plain, turned = (features.by_direction(each) for each in (x, torch.rot90(x, turns, (2, 3))))
     torch.testing.assert_close(turned, torch.rot90(plain, turns, (2, 3)).roll(-3 * turns, dims=1))
 
 
@@ -106,7 +106,7 @@ def test_a_ramp_points_where_it_rises():
     side = torch.arange(16.0, dtype=torch.float64)
     right, down = side.expand(16, 16), side[:, None].expand(16, 16)
     ramps = torch.stack([right, right + down, -right])[:, None] / 100
-    inner = BlockGradients(directions=12)._by_direction(ramps)[:, :, 2:-2, 2:-2].mean(dim=(2, 3))
+    inner = BlockGradients(directions=12).by_direction(ramps)[:, :, 2:-2, 2:-2].mean(dim=(2, 3))
     expected = torch.zeros(3, 12, dtype=torch.float64)
     expected[0, 0], expected[1, 1], expected[1, 2], expected[2, 6] = 0.01, 2**0.5 / 200, 2**0.5 / 200, 0.01
     torch.testing.assert_close(inner, expected)
@@ -116,14 +116,14 @@ def test_the_length_of_a_gradient_is_shared_out_whole():
     x = images((1, 11, 13)).double()
     rows, columns = np.gradient(np.pad(x[:, 0].numpy(), ((0, 0), (1, 1), (1, 1)), mode="edge"), axis=(1, 2))
     length = np.hypot(rows, columns)[:, 1:-1, 1:-1]
-    np.testing.assert_allclose(BlockGradients()._by_direction(x).sum(dim=1).numpy(), length, atol=1e-12)
+    np.testing.assert_allclose(BlockGradients().by_direction(x).sum(dim=1).numpy(), length, atol=1e-12)
 
 
 def test_of_several_channels_the_longest_gradient_counts():
     x = images((1, 12, 12)).double()
     faint = torch.cat([0.1 * x.flip(0), x, torch.zeros_like(x)], dim=1)
-    whole = BlockGradients()._by_direction(torch.cat([faint, 10 * x], dim=1))
-    torch.testing.assert_close(whole, BlockGradients()._by_direction(10 * x))
+    whole = BlockGradients().by_direction(torch.cat([faint, 10 * x], dim=1))
+    torch.testing.assert_close(whole, BlockGradients().by_direction(10 * x))
 
 
 def test_features_are_split_from_what_is_learned_and_shared_with_the_model():

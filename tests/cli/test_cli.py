@@ -152,7 +152,7 @@ def test_a_run_is_not_resumed_with_other_records(monkeypatch, capsys, tmp_path, 
     (tmp_path / "run" / "config.yaml").write_text(dump_study(study))
     leave_checkpoint(study, tmp_path / "run")
     left = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-    source = sources._read_digits(None).train
+    source = sources.read_digits(None).train
     other = Source(Dataset(source.schema, source.images, (source.labels + 1) % 10))
     monkeypatch.setitem(sources.SOURCES, "digits", sources.Reader(lambda config: other))
     sets = [part for override in tiny_overrides for part in ("--set", override)]

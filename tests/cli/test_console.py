@@ -181,14 +181,14 @@ def test_what_a_command_says_that_stays_never_ends_it(tmp_path):
 
 
 def test_an_interrupt_of_any_command_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr(ending, "_interrupts", ending._Interrupts())
+    monkeypatch.setattr(ending, "interrupts", ending.Interrupts())
     monkeypatch.setattr("cadp_fl.report.page.write_report", lambda _: signal.raise_signal(signal.SIGTERM))
     code, out, err = call(monkeypatch, capsys, "report", "x")
     assert (code, out, err) == (130, "", "cadp-fl: Stopped.\n")
 
 
 def test_an_interrupt_that_another_error_is_made_of_is_one_too(monkeypatch, capsys):
-    monkeypatch.setattr(ending, "_interrupts", ending._Interrupts())
+    monkeypatch.setattr(ending, "interrupts", ending.Interrupts())
 
     def write_report(_):
         try:
@@ -206,7 +206,7 @@ def test_an_interrupt_that_another_error_is_made_of_is_one_too(monkeypatch, caps
 
 def test_a_fault_of_our_own_is_one_sentence_and_debug_shows_all(monkeypatch, capsys):
     monkeypatch.setattr("cadp_fl.report.page.write_report", lambda _: json.loads("no"))
-    monkeypatch.setattr(ending, "_interrupts", ending._Interrupts())
+    monkeypatch.setattr(ending, "interrupts", ending.Interrupts())
     code, _, err = call(monkeypatch, capsys, "report", "x")
     assert code == 1
     assert err.startswith("cadp-fl: This is a fault of cadp-fl itself (JSONDecodeError: ")
@@ -214,4 +214,4 @@ def test_a_fault_of_our_own_is_one_sentence_and_debug_shows_all(monkeypatch, cap
     monkeypatch.setattr("sys.argv", ["cadp-fl", "--debug", "report", "x"])
     with pytest.raises(ValueError, match="Expecting value"):
         cli.main()
-    monkeypatch.setattr(cli, "_debug", False)
+    monkeypatch.setattr(cli, "is_debugging", False)

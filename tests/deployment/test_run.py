@@ -156,8 +156,8 @@ def test_a_run_is_not_resumed_with_other_software_and_no_site_is_asked(federatio
     federation.says(ls={"success": True, "runs": []}, steps=[DONE], summary=SUMMARY | {"failure": "x"})
     federation.run()
     Checkpoint.begin(federation.output, {}, Basis.of(load_study(federation.output / "config.yaml")), federation="lungs")
-    versions = basis._versions()
-    monkeypatch.setattr(basis, "_versions", lambda: versions | {"torch": "1.0.0"})
+    versions = basis.installed_versions()
+    monkeypatch.setattr(basis, "installed_versions", lambda: versions | {"torch": "1.0.0"})
     with pytest.raises(InputError, match=r"torch is 1\.0\.0 now and was .*pip install"):
         federation.run(resume=True)
     assert federation.called().count("run") == 1

@@ -232,7 +232,7 @@ def test_a_server_that_is_killed_leaves_no_process_behind(tmp_path):
         server.heard("is served at")
         server.kill()
         deadline = time.monotonic() + SECONDS
-        while superlink._listens(port):
+        while superlink.is_listening(port):
             assert time.monotonic() < deadline, "the SuperLink still runs"
             time.sleep(0.2)
     finally:

@@ -162,9 +162,9 @@ def test_the_command_says_where_the_agent_is_and_holds_no_secret(tmp_path, autho
 def test_a_clock_that_flower_would_refuse_is_reported_with_how_much(tmp_path, authority):
     with _answering(tmp_path, new_server_key(authority, ["localhost"])) as port:
         node = _node(tmp_path, authority, f"localhost:{port}")
-        watched = supernode._Supernode(node, supernode.load_node(node.config), None, print)  # type: ignore[arg-type]
-        watched._lines.append("Client error '401 Unauthorized' for url")
-        assert "s ahead of it; set it (by NTP)" in watched._why(1)
+        watched = supernode.Supernode(node, supernode.load_node(node.config), None, print)  # type: ignore[arg-type]
+        watched.lines.append("Client error '401 Unauthorized' for url")
+        assert "s ahead of it; set it (by NTP)" in watched.why(1)
 
 
 def test_a_state_is_since_it_began(tmp_path):

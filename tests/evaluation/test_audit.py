@@ -6,6 +6,7 @@ of 0.9 of its claim with one below 1e-4.
 
 import importlib
 import math
+import secrets
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from cadp_fl.evaluation.audit import (
     protecting_mechanisms,
 )
 from cadp_fl.evaluation.bounds import gaussian_bound, sampled_noise
-from cadp_fl.evaluation.probe import OVERFLOW, ZERO, Probe, spelled
+from cadp_fl.evaluation.probe import OVERFLOW, ZERO, Probe, ProbeFlow, spelled
 from cadp_fl.privacy import per_record
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.mechanisms import GaussianMechanism, LaplaceMechanism, NoMechanism, mechanism_type
@@ -169,88 +170,108 @@ def test_more_audits_share_the_false_alarms():
 
 
 SMALL = AuditSettings(DELTA, dims=4, draws=40_000)
-Batch = release_path._Batch
 
 
 def no_clip_and_no_noise(patch):
-    patch.setattr(Batch, "_perturb", lambda self, latents: latents)
+    patch.setattr(GaussianMechanism, "__call__", lambda self, latents, *, noise: latents)
 
 
 def true_labels(patch):
-    patch.setattr(Batch, "_respond", lambda self, records: records)
+    patch.setattr(release_path, "randomize_labels", lambda labels, *_: labels)
 
 
-def with_streams(patch, change):
-    honest = Batch.__init__
-
-    def start(self, *arguments):
-        honest(self, *arguments)
-        change(self)
-
-    patch.setattr(Batch, "__init__", start)
+def with_streams(patch, **streams):
+    honest = NoiseSource.child
+    patch.setattr(NoiseSource, "child", lambda self, *names: streams.get(names[0], lambda: honest(self, *names))())
 
 
 def noise_of_a_seed(patch):
-    with_streams(patch, lambda batch: setattr(batch, "_perturbation", NoiseSource.from_seed(0)))
+    with_streams(patch, perturbation=lambda: NoiseSource.from_seed(0))
 
 
 def fresh_latents_of_a_seed(patch):
-    with_streams(patch, lambda batch: setattr(batch, "_prior", NoiseSource.from_seed(0)))
+    with_streams(patch, prior=lambda: NoiseSource.from_seed(0))
+
+
+def with_the_key_of_the_noise(patch, stream):
+    seeds = []
+
+    def perturbation():
+        seeds.append(secrets.randbits(64))
+        return NoiseSource.from_seed(seeds[-1])
+
+    with_streams(patch, **{"perturbation": perturbation, stream: lambda: NoiseSource.from_seed(seeds[-1])})
 
 
 def fresh_latents_with_the_key_of_the_noise(patch):
-    with_streams(patch, lambda batch: setattr(batch, "_prior", NoiseSource(batch._perturbation._key, "seeded")))
+    with_the_key_of_the_noise(patch, "prior")
 
 
 def lies_with_the_key_of_the_noise(patch):
-    with_streams(patch, lambda batch: setattr(batch, "_responses", NoiseSource(batch._perturbation._key, "seeded")))
+    with_the_key_of_the_noise(patch, "labels")
 
 
 def lies_of_a_seed(patch):
-    with_streams(patch, lambda batch: setattr(batch, "_responses", NoiseSource.from_seed(0)))
+    with_streams(patch, labels=lambda: NoiseSource.from_seed(0))
 
 
 def noise_that_starts_again_in_each_batch(patch):
-    honest = Batch._perturb
-
-    def perturb(self, latents):
-        self._perturbation = NoiseSource(self._perturbation._key, "seeded")
-        return honest(self, latents)
-
-    patch.setattr(Batch, "_perturb", perturb)
+    honest = GaussianMechanism.__call__
+    patch.setattr(
+        GaussianMechanism,
+        "__call__",
+        lambda self, latents, *, noise: honest(self, latents, noise=NoiseSource.from_seed(0)),
+    )
 
 
 def untouched_latents_as_they_are(patch):
-    honest = Batch._perturb
+    perturb, encode, decode, seen = GaussianMechanism.__call__, ProbeFlow.encode, ProbeFlow.decode, {}
 
-    def perturb(self, latents):
-        kept = self._settings.latent_dims
-        return torch.cat([honest(self, latents)[:, :kept], latents[:, kept:]], dim=1)
+    def perturbed(self, latents, *, noise):
+        seen["kept"] = latents.shape[1]
+        return perturb(self, latents, noise=noise)
 
-    patch.setattr(Batch, "_perturb", perturb)
+    def encoded(self, x, condition):
+        seen["latents"], log_det = encode(self, x, condition)
+        return seen["latents"], log_det
+
+    def decoded(self, z, condition):
+        kept = seen["kept"]
+        return decode(self, torch.cat([z[:, :kept], seen["latents"][:, kept:]], dim=1), condition)
+
+    patch.setattr(GaussianMechanism, "__call__", perturbed)
+    patch.setattr(ProbeFlow, "encode", encoded)
+    patch.setattr(ProbeFlow, "decode", decoded)
 
 
 def decoding_under_the_true_label(patch):
-    honest, seen = Batch._condition, []
+    honest, seen = release_path.condition_of, []
 
-    def condition(self, values):
-        seen.append(honest(self, values))
+    def condition_of(*arguments):
+        seen.append(honest(*arguments))
         return seen[-1] if len(seen) % 2 else seen[-2]
 
-    patch.setattr(Batch, "_condition", condition)
+    patch.setattr(release_path, "condition_of", condition_of)
 
 
 def blanks_encoded_like_records(patch):
-    honest = Batch.privatize
-    patch.setattr(Batch, "privatize", lambda self, records, blank: honest(self, records, np.zeros_like(blank)))
+    honest = Units.take
+
+    def take(self, dataset, places):
+        taken, blank = honest(self, dataset, places)
+        return taken, np.zeros_like(blank)
+
+    patch.setattr(Units, "take", take)
 
 
 def blanks_without_noise(patch):
-    honest = Batch._perturb
+    honest = GaussianMechanism.__call__
     patch.setattr(
-        Batch,
-        "_perturb",
-        lambda self, latents: torch.where((latents == 0).all(dim=1)[:, None], latents, honest(self, latents)),
+        GaussianMechanism,
+        "__call__",
+        lambda self, latents, *, noise: torch.where(
+            (latents == 0).all(dim=1)[:, None], latents, honest(self, latents, noise=noise)
+        ),
     )
 
 

@@ -31,13 +31,13 @@ TRAIN, MOMENTS, RELEASE, FETCH, EVALUATE, ACCOUNT, RESERVE = (
 def _no_waiting(monkeypatch):
     monkeypatch.setattr(flower_server, "JOIN_SECONDS", 0.0)
     monkeypatch.setattr(flower_server, "DEPLOYED_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(workflow, "_new_run", lambda name: f"{name}-0011223344556677")
+    monkeypatch.setattr(workflow, "new_run", lambda name: f"{name}-0011223344556677")
 
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workflow, "_new_run", lambda name: f"{name}-0011223344556677")
+        patch.setattr(workflow, "new_run", lambda name: f"{name}-0011223344556677")
         hospitals = Hospitals(tmp_path_factory.mktemp("complete"))
         assert hospitals.go() == "complete"
     return hospitals

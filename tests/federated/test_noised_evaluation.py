@@ -244,7 +244,7 @@ def test_real_sites_are_evaluated_with_noise(run_config, tmp_path):
     assert "is (20.00, 0.0001)-differentially private for each method" in run.json("privacy.json")["statement"]
     assert "simulation_only" not in (run.folder / "metrics.jsonl").read_text()
     for site in sites:
-        assert [event.kind for event in site._ledger.spent("dp-sgd:test")] == ["gaussian-histogram"]
+        assert [event.kind for event in site.ledger.spent("dp-sgd:test")] == ["gaussian-histogram"]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_what_a_real_sites_policy_does_not_allow_stops_a_run_before_it_trains(
     with pytest.raises(FederationError, match=f"code {code}"):
         run.go()
     assert ACTIONS["train_classifier"] not in {sent.metadata.message_type for sent in run.grid.sent}
-    assert not any(site._ledger.spent(plan.key) for site in sites for plan in site._ledger.plans())
+    assert not any(site.ledger.spent(plan.key) for site in sites for plan in site.ledger.plans())
 
 
 def test_real_sites_whose_policy_says_so_give_out_exact_results(run_config, tmp_path):
@@ -273,4 +273,4 @@ def test_real_sites_whose_policy_says_so_give_out_exact_results(run_config, tmp_
     run.grid.app, sites = real_sites(run.study, tmp_path / "sites", rules)
     assert run.go() == "complete"
     assert run.json("summary.json")["methods"]["dp-sgd"]["guarantee"] == "end-to-end"
-    assert [site._ledger.spent("dp-sgd:test") for site in sites] == [(EXACT_TEST_RESULTS,)] * 3
+    assert [site.ledger.spent("dp-sgd:test") for site in sites] == [(EXACT_TEST_RESULTS,)] * 3

@@ -38,21 +38,21 @@ def interrupted(run_config, *overrides):
 
 
 def resumed(run_config, *overrides):
-    simulated_sites._dealt.cache_clear()  # as in a new process
+    simulated_sites.dealt.cache_clear()  # as in a new process
     return Run(run_config, FEDAVG, IID, *overrides)
 
 
 def replace_source(monkeypatch, change):
     """Let another export of the same name and size be read from now on."""
-    source = sources._read_digits(None)
+    source = sources.read_digits(None)
     monkeypatch.setitem(sources.SOURCES, "digits", sources.Reader(lambda config: change(source)))
-    simulated_sites._dealt.cache_clear()
+    simulated_sites.dealt.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_records():
     yield
-    simulated_sites._dealt.cache_clear()
+    simulated_sites.dealt.cache_clear()
 
 
 def swapped_labels(source):
@@ -172,10 +172,10 @@ def test_fingerprints_differ_wherever_records_do():
 )
 def test_a_run_is_resumed_with_the_software_that_it_began_with(run_config, monkeypatch, name, now, is_refused):
     run = interrupted(run_config)
-    versions = basis._versions()
+    versions = basis.installed_versions()
     then = versions[name]
     now = now or f"{then}.patch1"
-    monkeypatch.setattr(basis, "_versions", lambda: versions | {name: now})
+    monkeypatch.setattr(basis, "installed_versions", lambda: versions | {name: now})
     if is_refused:
         with pytest.raises(InputError, match="with the software that it began with") as refused:
             resumed(run_config).go(resume=True)

@@ -64,7 +64,7 @@ def test_a_plan_of_full_batches_costs_what_the_closed_form_says(quickstart, labe
 )
 def test_three_forms_differ_in_their_model_and_are_compared_in_one_study(quickstart, name, model, features):
     made, study = method(quickstart, name)
-    config = made._classifier
+    config = made.classifier
     assert METHODS[name] is type(made)
     assert config.model == model
     fixed, _ = split_features(build_classifier(config, (1, 28, 28), 3, seed=0))
@@ -76,7 +76,7 @@ def test_three_forms_differ_in_their_model_and_are_compared_in_one_study(quickst
 
 
 def test_a_model_of_null_is_the_studys(quickstart):
-    assert method(quickstart, "dp-sgd", model=None)[0]._classifier.model == "cnn"
+    assert method(quickstart, "dp-sgd", model=None)[0].classifier.model == "cnn"
 
 
 @pytest.mark.parametrize("name", ["dp-sgd", "dp-sgd-cnn"])
@@ -118,7 +118,7 @@ def test_with_the_default_step_size_noise_alone_moves_a_weight_by_weight_noise(q
 def test_the_step_size_does_not_grow_without_bound(quickstart):
     for name, largest in (("dp-sgd", 100.0), ("dp-sgd-cnn", 12.0)):
         assert method(quickstart, name, "budget.epsilon=100")[0].step_size([10**6] * 3) == largest
-    assert method(quickstart, "dp-sgd", learning_rate=0.25)[0]._settings.learning_rate == 0.25
+    assert method(quickstart, "dp-sgd", learning_rate=0.25)[0].settings.learning_rate == 0.25
 
 
 def test_weights_make_every_class_count_the_same():

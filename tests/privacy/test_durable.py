@@ -317,7 +317,7 @@ def test_an_edited_ledger_is_refused_even_in_mid_flight(ledger, tmp_path, statem
         tmp_path,
         *(f"DROP TRIGGER {name}" for name in triggers),
         *statements,
-        *(chain._SCHEMA[name] for name in triggers),
+        *(chain.SCHEMA[name] for name in triggers),
     )
     use = {"open": lambda: reopened(tmp_path), "append": lambda: ledger.spend(TWO.key, LAPLACE), "read": ledger.plans}
     with pytest.raises(LedgerError, match=reason):
@@ -346,7 +346,7 @@ def test_an_edited_ledger_is_refused_even_in_mid_flight(ledger, tmp_path, statem
 )
 def test_an_entry_that_is_none_is_refused_whatever_its_hash(ledger, tmp_path, entry):
     previous = ledger.links()[0].hash
-    forged = (1, previous, chain._hash(previous, 1, "now", entry), "now", entry)
+    forged = (1, previous, chain.entry_hash(previous, 1, "now", entry), "now", entry)
     with sqlite3.connect(tmp_path / "ledger.db") as database:
         database.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", forged)
     database.close()
@@ -574,7 +574,7 @@ def test_the_entry_is_committed_and_synced_before_the_mark_and_the_mark_before_t
     rest = iter(seen[seen.index("BEGIN IMMEDIATE") - 4 :])
     assert all(step in rest for step in order), seen
     assert seen.count("rename") == 1
-    with sqlite3.connect(ledger._chain.path) as database:
+    with sqlite3.connect(ledger.chain.path) as database:
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     database.close()
 
@@ -686,7 +686,7 @@ def test_eight_processes_do_not_overspend_together(tmp_path):
     ledger.reserve(Plan("m", (LAPLACE,), 1e-6, run="common"), LIMIT)
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", COMPETITOR, ledger._chain.path, str(number)],
+            [sys.executable, "-c", COMPETITOR, ledger.chain.path, str(number)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

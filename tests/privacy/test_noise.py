@@ -42,7 +42,7 @@ REACH = {"normal": 18.6, "laplace": 177.4}
 @pytest.mark.parametrize(("first", "sign"), [(0, -1), (1, 1)])
 def test_the_outermost_draws_are_finite_and_further_out_than_any_shift(first, sign, kind, monkeypatch):
     source, words = NoiseSource.from_seed(1), iter([first, 0, 0, 0])
-    monkeypatch.setattr(source, "_integers", lambda count: np.full(count, next(words), dtype=np.uint64))
+    monkeypatch.setattr(source, "words", lambda count: np.full(count, next(words), dtype=np.uint64))
     assert getattr(source, kind)((1,), 1.0, torch.zeros(1)).item() == pytest.approx(sign * REACH[kind], abs=0.1)
 
 
@@ -50,14 +50,14 @@ def test_the_outermost_draws_are_finite_and_further_out_than_any_shift(first, si
 @pytest.mark.parametrize("word", [2**64 - 1, 2**64 - 2])
 def test_the_innermost_draws_are_zero(word, kind, monkeypatch):
     source = NoiseSource.from_seed(1)
-    monkeypatch.setattr(source, "_integers", lambda count: np.full(count, word, dtype=np.uint64))
+    monkeypatch.setattr(source, "words", lambda count: np.full(count, word, dtype=np.uint64))
     assert getattr(source, kind)((1,), 1.0, torch.zeros(1)).item() == 0
 
 
 def test_further_bits_of_a_small_probability_stand_behind_the_first(monkeypatch):
     source, words = NoiseSource.from_seed(1), iter([[2 * 3 + 1, 2**63], [2**63]])
-    monkeypatch.setattr(source, "_integers", lambda count: np.array(next(words), dtype=np.uint64))
-    assert source._signed_tail(2).tolist() == [3.5 * 2.0**-63, -0.5]
+    monkeypatch.setattr(source, "words", lambda count: np.array(next(words), dtype=np.uint64))
+    assert source.signed_tail(2).tolist() == [3.5 * 2.0**-63, -0.5]
 
 
 @pytest.mark.parametrize("epsilon", [25.0, 100.0])
@@ -80,7 +80,7 @@ def test_uniform_noise_is_uniform_and_open():
 @pytest.mark.parametrize("word", [0, 2**64 - 1])
 def test_the_outermost_uniform_draws_are_inside(word, monkeypatch):
     source = NoiseSource.from_seed(1)
-    monkeypatch.setattr(source, "_integers", lambda count: np.full(count, word, dtype=np.uint64))
+    monkeypatch.setattr(source, "words", lambda count: np.full(count, word, dtype=np.uint64))
     assert 0 < source.uniform(1)[0] < 1
 
 

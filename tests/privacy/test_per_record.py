@@ -13,7 +13,7 @@ from torch import nn
 from cadp_fl.errors import PrivacyError
 from cadp_fl.privacy.clipping import CLIP_MARGIN
 from cadp_fl.privacy.dpsgd import cross_entropy_of, opacus_gradients
-from cadp_fl.privacy.per_record import ClippedGradients, _Factors, _squared_norms
+from cadp_fl.privacy.per_record import ClippedGradients, Factors, squared_norms
 
 LAYERS = {
     "linear": (nn.Linear(12, 7), (12,)),
@@ -299,7 +299,7 @@ def test_the_norm_of_factors_is_never_below_that_of_their_exact_product(size, ro
             for column in range(4):
                 entry = sum(Fraction(d[r, row].item()) * Fraction(a[r, column].item()) for r in range(rows))
                 exact += entry * entry
-        found = Fraction(_squared_norms(_Factors(a.double()[None], d.double()[None])).item())
+        found = Fraction(squared_norms(Factors(a.double()[None], d.double()[None])).item())
         lengths = sum(a[r].double().norm().item() * d[r].double().norm().item() for r in range(rows))
         assert exact * (1 - Fraction(2) ** -40) <= found
         assert found <= exact * (1 + Fraction(2) ** -40) + (
@@ -357,7 +357,7 @@ def test_a_model_is_left_as_it_was():
     clipped_sum(model, 1.0, classified(pictures()), torch.ones(6, 1, dtype=torch.bool))
     assert [parameter.requires_grad for parameter in model.parameters()] == before
     assert all(parameter.grad is None for parameter in model.parameters())
-    assert not any(layer._forward_hooks for layer in model)
+    assert not any(layer._forward_hooks for layer in model)  # noqa: SLF001
 
 
 def test_a_pass_computes_no_gradient_of_weights_or_data():

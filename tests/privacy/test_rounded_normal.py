@@ -51,7 +51,7 @@ def boundary_words(k, std, further=1):
 def drawn_from(words, std, sign=1):
     """Return what a source gives that holds these words alone: the first with its sign, then further ones."""
     source, left = NoiseSource.from_seed(1), iter([words[0] << 1 | (sign > 0), *words[1:]])
-    source._integers = lambda count: np.array(list(itertools.islice(left, count)), dtype=np.uint64)
+    source.words = lambda count: np.array(list(itertools.islice(left, count)), dtype=np.uint64)
     value = source.rounded_normal((1,), std, like=LIKE).item()
     return value, list(left)
 
@@ -116,7 +116,7 @@ def test_float64_decides_as_120_digits_do_also_where_it_is_only_just_certain(std
 
 def test_less_than_one_word_in_a_million_is_left_to_the_slow_path():
     """At 8191.9 steps some 0.44 in a million are expected; 12 of four million would come once in 10^6 keys."""
-    words = NoiseSource.from_seed(15)._integers(4_000_000) >> np.uint64(1)
+    words = NoiseSource.from_seed(15).words(4_000_000) >> np.uint64(1)
     tails = torch.from_numpy((words.astype(np.float64) + 0.5) * 2.0**-TAIL_BITS)
     assert len(nearest_integers(tails, 8191.9)[1]) < 12
 
@@ -169,7 +169,7 @@ def test_the_innermost_word_is_zero_or_beside_it(std, sign):
 def test_refinement_alone_has_the_same_law():
     """The exact path decides every word here, as it would if float64 decided none."""
     source, std, count = NoiseSource.from_seed(13), 1.3, 3000
-    words = [int(word) >> 1 for word in source._integers(count)]
+    words = [int(word) >> 1 for word in source.words(count)]
     found = np.bincount([min(refined_integer(word, std, lambda: 0), 4) for word in words], minlength=5)
     beyond = 2 * norm.sf((np.arange(5) - 0.5) / std)
     beyond[0] = 1

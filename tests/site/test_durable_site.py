@@ -67,10 +67,10 @@ def test_plans_that_cost_next_to_nothing_do_not_fill_a_ledger(tmp_path):
     made = site(tmp_path, most_plans=3)
     for number in (1, 2, 3, 1, 2, 3):  # the same plan again is no other one
         made.call(free(number))
-    before = made._ledger.links()
+    before = made.ledger.links()
     with pytest.raises(BudgetError, match=r"at most 3 plans \(policy: most_plans\). This would be number 4"):
         made.call(free(4))
-    assert made._ledger.links() == before
+    assert made.ledger.links() == before
     site(tmp_path, most_plans=4).call(free(4))  # the steward raised it
 
 
@@ -82,7 +82,7 @@ def test_two_plans_of_a_method_are_both_counted(tmp_path):
     request = Request("reserve", {"plans": [plan.to_json() for plan in both]}, run="r")
     with pytest.raises(BudgetError, match="would be number 2"):
         site(tmp_path, most_plans=1).call(request)
-    assert site(tmp_path)._ledger.plans() == ()
+    assert site(tmp_path).ledger.plans() == ()
 
 
 def test_events_that_cost_next_to_nothing_do_not_fill_a_ledger(tmp_path):
@@ -94,7 +94,7 @@ def test_events_that_cost_next_to_nothing_do_not_fill_a_ledger(tmp_path):
         with pytest.raises(BudgetError, match=r"at most 4 entries \(policy: most_entries\). This would be number 5"):
             made.call(further)
     assert made.call(Request("count", settings, run="r1", id="1")).content == first
-    assert len(made._ledger.links()) == 4
+    assert len(made.ledger.links()) == 4
 
 
 def test_the_same_request_gets_the_stored_answer_also_from_a_new_process(tmp_path):
@@ -102,7 +102,7 @@ def test_the_same_request_gets_the_stored_answer_also_from_a_new_process(tmp_pat
     reserve(made)
     first = made.call(count()).content
     assert made.call(count()).content == site(tmp_path).call(count()).content == first
-    assert len(site(tmp_path)._ledger.spent("r/m")) == 1
+    assert len(site(tmp_path).ledger.spent("r/m")) == 1
 
 
 def test_another_body_under_the_same_id_is_refused(tmp_path):
@@ -127,7 +127,7 @@ def test_a_request_that_spends_has_an_id(tmp_path):
     reserve(made)
     with pytest.raises(ExchangeError, match="has an id"):
         made.call(count(""))
-    assert made._ledger.spent("r/m") == ()
+    assert made.ledger.spent("r/m") == ()
 
 
 @pytest.mark.parametrize("retry", [0.0, 2.0])
@@ -139,10 +139,10 @@ def test_an_answer_that_a_crash_lost_is_spent_and_a_retry_is_paid_from_the_reser
         made.call(count())
     monkeypatch.undo()
     again = site(tmp_path)
-    assert again._ledger.spent("r/m") == (COUNTS,)
+    assert again.ledger.spent("r/m") == (COUNTS,)
     if retry:
         assert set(again.call(count()).content["class_counts"]) == {"a", "b", "c"}
-        assert again._ledger.spent("r/m") == (COUNTS, COUNTS)
+        assert again.ledger.spent("r/m") == (COUNTS, COUNTS)
     else:
         with pytest.raises(BudgetError, match="retry reserve"):
             again.call(count())
@@ -176,7 +176,7 @@ def tick(original):
 
 made = site(Path(sys.argv[1]))
 for name in ("reserve", "spend", "store"):
-    setattr(made._ledger, name, tick(getattr(made._ledger, name)))
+    setattr(made.ledger, name, tick(getattr(made.ledger, name)))
 made._stored.store = tick(made._stored.store)
 module.replaced_file = tick(module.replaced_file)
 reserve(made)
@@ -204,8 +204,8 @@ def test_a_site_that_is_killed_between_any_two_steps_never_sends_two_draws(tmp_p
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         assert ended.stdout == ""
         reserve(made)
-        assert len(made._ledger.spent("r/m")) <= 1
-        if made._ledger.spent("r/m"):
+        assert len(made.ledger.spent("r/m")) <= 1
+        if made.ledger.spent("r/m"):
             with pytest.raises(BudgetError, match="retry reserve"):
                 made.call(count())
     pytest.fail("it was killed every time")
@@ -213,7 +213,7 @@ def test_a_site_that_is_killed_between_any_two_steps_never_sends_two_draws(tmp_p
 
 def dp_sgd(site_made, *, run, method, event):
     classifier = ClassifierConfig(model="linear")
-    weights = get_weights(site_made._context.classifier(classifier, 0))
+    weights = get_weights(site_made.context.classifier(classifier, 0))
     training = DpSgdTraining(event=event, learning_rate=1.0, momentum=0.0)
     asked = ClassifierRequest(method=method, classifier=classifier, seed=0, round=1, training=training)
     return Request("train_classifier", asked.model_dump(mode="json"), weights, run=run, id=f"{run}/train")
@@ -223,37 +223,37 @@ def test_no_plan_on_test_units_is_charged_for_training_units(tmp_path):
     """A run's name is the server's choice: with method `test` of run `r/m` it once named the test plan of `r`, `m`."""
     made = site(tmp_path)
     plan = Plan("m", (STEPS,), 1e-4, labels="covered", split="test")
-    made._ledger.reserve(replace(plan, run="r"), Allowance(100.0, 1e-3))  # whatever a policy says of it
+    made.ledger.reserve(replace(plan, run="r"), Allowance(100.0, 1e-3))  # whatever a policy says of it
     with pytest.raises(BudgetError, match="reserves a plan"):
         made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
     made.call(Request("reserve", {"plans": [Plan("test", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r/m"))
     made.call(dp_sgd(made, run="r/m", method="test", event=STEPS))
-    assert made._ledger.spent("r/m:test") == ()
-    assert made._ledger.spent("r/m/test") == (STEPS,)
+    assert made.ledger.spent("r/m:test") == ()
+    assert made.ledger.spent("r/m/test") == (STEPS,)
 
 
 def test_class_weights_that_do_not_fit_are_refused_before_anything_is_spent(tmp_path):
     made = site(tmp_path)
     made.call(Request("reserve", {"plans": [Plan("m", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r"))
-    classes = len(made._context.data.train.schema.classes)
+    classes = len(made.context.data.train.schema.classes)
     for wrong in ([1.0] * (classes + 1), [0.0] * classes, [-1.0] * classes, [1e4] * classes, [float("nan")] * classes):
         request = dp_sgd(made, run="r", method="m", event=STEPS)
         request.settings["training"]["class_weights"] = wrong
         with pytest.raises((ExchangeError, ConfigError)):
             made.call(request)
-    assert made._ledger.spent("r/m") == ()
+    assert made.ledger.spent("r/m") == ()
     request = dp_sgd(made, run="r", method="m", event=STEPS)
     request.settings["training"]["class_weights"] = [0.5] * classes
     made.call(request)
-    assert made._ledger.spent("r/m") == (STEPS,)
+    assert made.ledger.spent("r/m") == (STEPS,)
 
 
 def test_a_policy_that_became_stricter_holds_for_plans_that_were_reserved_before(tmp_path):
     made = site(tmp_path)
     made.call(Request("reserve", {"plans": [Plan("m", (STEPS,), 1e-4, labels="covered").to_json()]}, run="r"))
-    allowed = made._context.privacy_filter._policy
+    allowed = made.context.privacy_filter.policy
     for stricter, refusal in (({"min_units": 1000}, CohortError), ({"epsilon": 1e-3}, TotalBudgetError)):
-        made._context.privacy_filter._policy = allowed.model_copy(update=stricter)
+        made.context.privacy_filter.policy = allowed.model_copy(update=stricter)
         with pytest.raises(refusal):
             made.call(dp_sgd(made, run="r", method="m", event=STEPS))
-    assert made._ledger.spent("r/m") == ()
+    assert made.ledger.spent("r/m") == ()

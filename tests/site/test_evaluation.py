@@ -13,7 +13,7 @@ from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, EvaluationError, ExchangeError, PolicyError, TotalBudgetError, UnitError
 from cadp_fl.evaluation.noised import NOISED_BINS, evaluation_event, table_of
-from cadp_fl.evaluation.utility import _EXACT_BINS
+from cadp_fl.evaluation.utility import EXACT_BINS
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, FLOW_WEIGHTS, LOCAL_TEST_RESULTS
 from cadp_fl.privacy.events import DeclaredPublic, LatentGaussian, PoissonGaussian, Unprotected
 from cadp_fl.privacy.ledger import MemoryLedger
@@ -334,7 +334,7 @@ def test_exact_test_results_spoil_no_claim_on_training_units():
     made.call(evaluate(None))
     flow = DeclaredPublic(stage="flow", what="a flow of public records", sha256="0" * 64)
     release = LatentGaussian(stage="release", clip_norm=1.0, noise_std=100.0)
-    assert made._context.privacy_filter.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"
+    assert made.context.privacy_filter.claim(Plan("m", (flow, release), DELTA)).guarantee == "end-to-end"
 
 
 def test_exact_evaluations_read_a_record_that_is_alone_in_its_class_pixel_by_pixel():
@@ -348,7 +348,7 @@ def test_exact_evaluations_read_a_record_that_is_alone_in_its_class_pixel_by_pix
         weights = np.zeros((3, 16), np.float32)
         weights[2, pixel] = 100
         (found,) = np.flatnonzero(made.call(evaluate(None, **{"1.weight": weights})).arrays["histograms"][2, 0])
-        bins = _EXACT_BINS.of(100 * centred[:, None].numpy() - np.log(2))[:, 0]  # of every grey level it could be
+        bins = EXACT_BINS.of(100 * centred[:, None].numpy() - np.log(2))[:, 0]  # of every grey level it could be
         likely = np.flatnonzero(np.abs(bins - found) == np.abs(bins - found).min())
         assert abs(likely.mean() - images[0].reshape(-1)[pixel]) <= 3
     assert EvaluationPolicy(epsilon=1.0, delta=DELTA).count == 10 < 16

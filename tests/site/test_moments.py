@@ -123,11 +123,11 @@ def exact(data, centre, units=None, radius=0.3):
 
 def test_a_site_spends_before_it_tells():
     made = reserve(site(), SUM, MOMENTS)
-    made._context.privacy_filter.spend = lambda *_: (_ for _ in ()).throw(LedgerError("The disk is full."))
+    made.context.privacy_filter.spend = lambda *_: (_ for _ in ()).throw(LedgerError("The disk is full."))
     for request in (asked(SUM, None), asked()):
         with pytest.raises(LedgerError, match="disk is full"):
             made.call(request)
-    assert not list(made._releasing._outbox.iterdir())
+    assert not list(made.releases.outbox.iterdir())
     made = reserve(site(), SUM, MOMENTS)
     assert set(made.call(asked(SUM, None)).arrays) == {"sum"}
     assert spent(made) == [SUM.model_dump()]
@@ -258,7 +258,7 @@ def test_features_are_those_of_the_middle_of_each_grey_level_in_batches_of_any_s
     data, front = dataset(), FrontEnd(FRONT_END, SCHEMA.shape)
     whole = front(dequantize(torch.from_numpy(data.images), 256).double())[0].numpy()
     for batch in (1, 7, 512):
-        monkeypatch.setattr(of_moments, "_BATCH", batch)
+        monkeypatch.setattr(of_moments, "BATCH", batch)
         np.testing.assert_allclose(features_of(front, data), whole, atol=1e-14)
     assert features_of(front, data.select(np.arange(0))).shape == (0, DIMS)
 
@@ -318,7 +318,7 @@ def test_the_same_request_is_answered_once_and_the_same_again_by_a_new_process(t
     for again in (made, opened()):
         for name, array in again.call(request).arrays.items():
             np.testing.assert_array_equal(array, first[name])
-    assert opened()._ledger.spent("r/m") == (MOMENTS,)
+    assert opened().ledger.spent("r/m") == (MOMENTS,)
     with pytest.raises(ExchangeError, match="keeps its contents under its id"):
         made.call(asked(centre=0.1, run="r", name="r/m/moments/2"))
     with pytest.raises(BudgetError, match="must be in the plan"):
@@ -389,33 +389,33 @@ def test_a_policys_least_units_of_a_class_are_held_against_the_moments_noised_co
     data = dataset()
     made = reserve(site(data, min_class_units=least, labels="covered"), CLEAR, SUM, labels="covered")
     counts = made.call(asked(CLEAR)).arrays["counts"]
-    (kept,) = made._releasing._outbox.glob("counts-*.json")
+    (kept,) = made.releases.outbox.glob("counts-*.json")
     lowered = counts - COUNT_DOUBT * CLEAR.part_stds["counts"]
     assert list(json.loads(kept.read_text()).values()) == pytest.approx(lowered.tolist())
     assert np.abs(counts - np.bincount(data.labels)).max() > 1e-6
-    known = made._counts.known(Request("release", {}), "m")
+    known = made.counts.known(Request("release", {}), "m")
     assert (min(known.values()) < least) is refused
 
 
 def test_of_several_noised_counts_the_smallest_stands():
     """One of many that are noisy enough would show any number."""
     made = site()
-    made._counts.public = lambda: None  # as where labels are covered
+    made.counts.public = lambda: None  # as where labels are covered
     request = Request("moments", {})
     for noised in ([900.0, 5.0, 40.0], [10.0, 700.0, 50.0]):
-        made._counts.remember(request, "m", np.array(noised), 1.0)
-    assert list(made._counts.known(request, "m").values()) == [10 - COUNT_DOUBT, 5 - COUNT_DOUBT, 40 - COUNT_DOUBT]
+        made.counts.remember(request, "m", np.array(noised), 1.0)
+    assert list(made.counts.known(request, "m").values()) == [10 - COUNT_DOUBT, 5 - COUNT_DOUBT, 40 - COUNT_DOUBT]
 
 
 def test_a_release_before_the_counts_of_moments_is_refused_and_after_them_made():
     made = reserve(site(min_class_units=2, labels="public"), CLEAR, RELEASE)
-    made._counts.public = lambda: None  # as where labels are covered
+    made.counts.public = lambda: None  # as where labels are covered
     with pytest.raises(CohortError, match="ask for noised counts first"):
         made.call(release())
     arrays = made.call(asked(CLEAR)).arrays
     assert "manifest" in made.call(release(arrays)).content
     made = site(min_class_units=40, labels="public")
-    made._counts.public = lambda: None
+    made.counts.public = lambda: None
     reserve(made, CLEAR, RELEASE)
     made.call(asked(CLEAR))
     with pytest.raises(CohortError, match="may have fewer"):

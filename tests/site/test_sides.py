@@ -103,7 +103,7 @@ def _opened(folder):
 
 
 def _ids_by_side(folder):
-    data = _opened(folder)._context.data
+    data = _opened(folder).context.data
     return _ids(data.train), _ids(data.test)
 
 
@@ -209,9 +209,9 @@ def test_without_ids_nobody_is_tested_on_and_no_evaluation_is_answered(made, flo
         made(flow=flow, by=None)
     folder = made(flow=flow, by=None, test_fraction=0)
     site = _opened(folder)
-    assert (len(site._context.data.train), len(site._context.data.test)) == (COUNT, 0)
+    assert (len(site.context.data.train), len(site.context.data.test)) == (COUNT, 0)
     with pytest.raises(EvaluationError, match="This site has none"):
-        site._context.privacy_filter.reserve(_plan("test", evaluation_event(1.0, 1e-6, 2)))
+        site.context.privacy_filter.reserve(_plan("test", evaluation_event(1.0, 1e-6, 2)))
     assert _by_hand(flow, folder.path, tmp_path / "a") == COUNT
     _edit(folder.config, test_fraction=0.2)
     with pytest.raises(LedgerError, match="is fixed when a ledger is made"):
@@ -263,15 +263,15 @@ def test_a_ledger_that_does_not_say_who_was_tested_on_opens_with_one_budget_for_
     ledger.reserve(tested, Allowance(3.0, 1e-5))
     assert ledger.committed("train") == ledger.committed("test")
     site = _opened(folder)
-    assert (len(site._context.data.train), len(site._context.data.test)) == (COUNT, 0)
+    assert (len(site.context.data.train), len(site.context.data.test)) == (COUNT, 0)
     big = SUM.model_copy(update={"noise_std": 8.0})
     with pytest.raises(TotalBudgetError, match="All plans together stay within"):
-        site._context.privacy_filter.reserve(_plan("train", big))
+        site.context.privacy_filter.reserve(_plan("train", big))
     with pytest.raises(EvaluationError):
-        site._context.privacy_filter.reserve(_plan("test", evaluation_event(0.1, 1e-6, 2), run="s"))
+        site.context.privacy_filter.reserve(_plan("test", evaluation_event(0.1, 1e-6, 2), run="s"))
     with pytest.raises(EvaluationError):
-        site._context.privacy_filter.spend(Request("evaluate", {}, run="r"), "m", tested.events[0], split="test")
-    site._context.privacy_filter.reserve(_plan("train"))
+        site.context.privacy_filter.spend(Request("evaluate", {}, run="r"), "m", tested.events[0], split="test")
+    site.context.privacy_filter.reserve(_plan("train"))
     (records,) = [check for check in SITE_CHECKS if check.name == "records"]
     assert any("its format is 1" in finding.found for finding in examine([records], Site(folder)))
     shown = CliRunner().invoke(app, ["site", "ledger", "show", str(folder.path)])
@@ -325,7 +325,7 @@ def test_who_is_new_may_be_on_either_side_and_stays_there(made, tmp_path):
     _write(tmp_path / "north.npz", np.append(np.arange(300), more[:10]), by="ids", test=np.append(TEST[:9], more[10:]))
     _opened(folder)
     agent = Agent(folder)
-    os.close(agent._lock_file)
+    os.close(agent.lock_file)
     ledger = DurableLedger.as_found(folder.ledger)
     assert ledger.registered() != first
     assert len(list(folder.path.glob("ledger.db.sides-*"))) == 1

@@ -60,7 +60,7 @@ _folder: Path
 
 
 @pytest.fixture(autouse=True)
-def _outboxes(tmp_path):
+def outboxes(tmp_path):
     global _folder
     _folder = tmp_path
 
@@ -107,8 +107,11 @@ def flow_round(number=1, method="m"):
     return Request("train_flow", settings.model_dump(mode="json"), weights())
 
 
-def test_every_action_is_answered():
-    assert set(ACTIONS) == set(site()._answers)
+def test_every_action_is_answered_and_no_other():
+    with pytest.raises(ExchangeError, match="Found 'sing'") as refusal:
+        site().call(Request("sing", {}))
+    offered = str(refusal.value).removeprefix("A site offers: ").split(". Found")[0]
+    assert set(offered.split(", ")) == set(ACTIONS)
 
 
 def test_describe_declares_sizes_and_classes_it_holds():

@@ -107,7 +107,7 @@ def test_counts_that_their_noise_would_hide_are_refused_before_anything_is_spent
 def test_counts_that_nobody_declared_are_noised_and_paid_for_before_they_are_looked_at(
     scans, flow_file, tmp_path, at_site, monkeypatch
 ):
-    monkeypatch.setattr("cadp_fl.standalone.privatize._check_counts_can_show_classes", lambda *_: None)
+    monkeypatch.setattr("cadp_fl.standalone.privatize.check_counts_can_show_classes", lambda *_: None)
     with pytest.raises(CohortError, match="What noised counts cost stays spent"):
         make_release(flow_file("public"), scans, tmp_path / "a", at_site("min_class_units: 40\n"))
     (plan,) = opened(tmp_path).plans()

@@ -184,7 +184,7 @@ def test_another_study_is_not_resumed(compare, tiny_overrides):
 
 def _swap_two_labels(monkeypatch):
     """Let the export be another one from now on: of the same name and size, with two records' labels swapped."""
-    source = sources._read_digits(None).train
+    source = sources.read_digits(None).train
     labels = source.labels.copy()
     labels[[0, 1]] = labels[[1, 0]]
     other = Source(Dataset(source.schema, source.images, labels))
@@ -219,8 +219,8 @@ def test_records_that_are_replaced_while_a_comparison_runs_stop_it(compare, monk
 
 def test_cells_of_other_software_never_stand_in_one_table(compare, monkeypatch):
     compare(seeds=[7])
-    versions = basis._versions()
-    monkeypatch.setattr(basis, "_versions", lambda: versions | {"torch": "1.0.0", "numpy": "1.1.0"})
+    versions = basis.installed_versions()
+    monkeypatch.setattr(basis, "installed_versions", lambda: versions | {"torch": "1.0.0", "numpy": "1.1.0"})
     with pytest.raises(InputError, match=r"Cell seed-7: .* torch is 1\.0\.0 now and was .*, numpy is 1\.1\.0 now"):
         compare(runs := Runs(), seeds=[7, 8], resume=True)
     assert not runs.asked

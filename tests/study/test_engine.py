@@ -17,7 +17,7 @@ from cadp_fl.errors import CadpError, ConfigError, FlowerError, InputError
 from cadp_fl.study import engine
 from cadp_fl.study import simulate as launch
 from cadp_fl.study.engine import PREFIX, RAY_BYTES, cause_in, check_engine, cpus, short_place
-from cadp_fl.study.simulate import _Start
+from cadp_fl.study.simulate import Start
 from tests.conftest import ROOT
 
 
@@ -119,7 +119,7 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, quota, count):
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(engine.sys, "platform", "linux")
     (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(engine, "_CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(engine, "CPU_MAX", tmp_path / "cpu.max")
     assert cpus() == count
 
 
@@ -183,11 +183,11 @@ class Working:
 def test_a_start_that_does_nothing_is_given_up_and_one_that_works_is_not(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    start, busy = _Start(), Working(*range(0, 400, 4))
+    start, busy = Start(), Working(*range(0, 400, 4))
     for moment in range(0, 240, 30):
         now[0] = float(moment)
         start.check([busy])
-    start, idle = _Start(), Working(5.0, 5.1, 5.2, 5.3, 5.4)
+    start, idle = Start(), Working(5.0, 5.1, 5.2, 5.3, 5.4)
     start.check([idle])
     now[0] += launch.IDLE_SECONDS - 1
     start.check([idle])
@@ -201,7 +201,7 @@ def test_a_start_that_does_nothing_is_given_up_and_one_that_works_is_not(monkeyp
 def test_no_start_takes_for_ever(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    start, busy = _Start(), Working(*range(0, 10_000, 10))
+    start, busy = Start(), Working(*range(0, 10_000, 10))
     with pytest.raises(FlowerError, match=r"within 600 s"):  # noqa: PT012
         for moment in range(0, 1000, 20):
             now[0] = float(moment)
@@ -213,19 +213,19 @@ def test_no_start_takes_for_ever(monkeypatch):
 def test_a_server_app_that_vanished_is_noticed_and_one_that_ended_is_no_fault(monkeypatch, tmp_path, says):
     now, here = [1.0], SimpleNamespace(cmdline=lambda: ["flwr-simulation"], cpu_times=lambda: Working(1.0).cpu_times())
     monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    engine, there = launch._Engine(study(), tmp_path / "flower.log"), [[here], [], [], []]
-    engine._tracker = SimpleNamespace(alive=lambda: there.pop(0))
-    flower, start = SimpleNamespace(status=lambda _: says), _Start()
-    assert engine._ended(flower, 7, start) == ""
+    engine, there = launch.Engine(study(), tmp_path / "flower.log"), [[here], [], [], []]
+    engine.tracker = SimpleNamespace(alive=lambda: there.pop(0))
+    flower, start = SimpleNamespace(status=lambda _: says), Start()
+    assert engine.ended(flower, 7, start) == ""
     if says != "running":
-        assert engine._ended(flower, 7, start) == says
+        assert engine.ended(flower, 7, start) == says
         return
-    assert engine._ended(flower, 7, start) == ""
+    assert engine.ended(flower, 7, start) == ""
     now[0] += launch.GONE_SECONDS - 1
-    assert engine._ended(flower, 7, start) == ""
+    assert engine.ended(flower, 7, start) == ""
     now[0] += 2
     with pytest.raises(FlowerError, match="ended without a word"):
-        engine._ended(flower, 7, start)
+        engine.ended(flower, 7, start)
 
 
 class Late:
@@ -250,9 +250,9 @@ class Late:
 
         monkeypatch.setattr(launch, "start_run", started)
         monkeypatch.setattr(launch, "follow", followed)
-        monkeypatch.setattr(launch, "_start_superlink", lambda tracker, environment, log: "127.0.0.1:1")
+        monkeypatch.setattr(launch, "start_superlink", lambda tracker, environment, log: "127.0.0.1:1")
         monkeypatch.setattr(launch.Flower, "keep_log", lambda self, run_id, log: None)
-        monkeypatch.setattr(launch._Engine, "_new_folder", lambda self, place: new(tmp_path / str(next(folders))))
+        monkeypatch.setattr(launch.Engine, "new_folder", lambda self, place: new(tmp_path / str(next(folders))))
         self.output = new(tmp_path / "run")
         self.log = self.output / "flower.log"
 

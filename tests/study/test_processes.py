@@ -81,7 +81,7 @@ def test_what_was_started_ends_even_with_a_process_that_is_killed(tmp_path):
 def test_a_guard_is_dismissed_when_all_is_done(tmp_path):
     tracker = ProcessTracker()
     tracker.guard([tmp_path])
-    guard = psutil.Process(tracker._guard.pid)
+    guard = psutil.Process(tracker.guardian.pid)
     tracker.stop()
     assert not guard.is_running()
     assert tmp_path.is_dir()

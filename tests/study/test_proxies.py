@@ -37,7 +37,7 @@ def no_proxies(monkeypatch):
 def httpx_says(address: str) -> bool:
     """Return whether httpx itself calls an address through a proxy."""
     with httpx.Client() as client:
-        return client._transport_for_url(httpx.URL(f"https://{address}")) is not client._transport
+        return client._transport_for_url(httpx.URL(f"https://{address}")) is not client._transport  # noqa: SLF001
 
 
 @pytest.mark.parametrize("address", [ADDRESS, "other.example.org:443", "10.1.2.3:8443", "[2001:db8::1]:8443"])
@@ -88,7 +88,7 @@ def test_processes_on_this_machine_call_each_other_directly(monkeypatch, environ
     with httpx.Client() as client:  # which an unusable proxy, or an exception that it cannot read, would stop here
         for host in ("127.0.0.1", "localhost", "[::1]"):
             for scheme in ("http", "https"):
-                assert client._transport_for_url(httpx.URL(f"{scheme}://{host}:1234/")) is client._transport
+                assert client._transport_for_url(httpx.URL(f"{scheme}://{host}:1234/")) is client._transport  # noqa: SLF001
     assert {"127.0.0.1", "localhost"} <= set(os.environ["no_proxy"].split(","))
     of_grpc = os.environ.get("no_grpc_proxy", "127.0.0.1")  # noqa: SIM112
     assert "127.0.0.1" in of_grpc

@@ -46,23 +46,23 @@ class Cadp(ReleasingMethod):
     name: ClassVar[str] = "cadp"
 
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
-        self._settings = parse(_CadpSettings, settings, where=f"methods.{self.name}")
-        super().__init__(study, DpFlow(self.name, study), central_classifier(study, self._settings.model))
+        self.settings = parse(_CadpSettings, settings, where=f"methods.{self.name}")
+        super().__init__(study, DpFlow(self.name, study), central_classifier(study, self.settings.model))
 
     def _central_cost(self, schema: Schema, released: int) -> PhaseCost:
         """Return what the central phase will take on as many released records, and on what the flow draws."""
-        fits = self._classifier.model == QUADRATIC
-        records = released + (self._settings.drawn if fits else 0)
-        return central_cost(self._study, self._classifier, schema, method=self.name, records=records, fits=fits)
+        fits = self.classifier.model == QUADRATIC
+        records = released + (self.settings.drawn if fits else 0)
+        return central_cost(self._study, self.classifier, schema, method=self.name, records=records, fits=fits)
 
     def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
         """Return the central classifier, trained on privatized records, and on more that the flow draws."""
-        if self._classifier.model != QUADRATIC:
-            return train_centrally(run, self._classifier, released.images, released.labels)
+        if self.classifier.model != QUADRATIC:
+            return train_centrally(run, self.classifier, released.images, released.labels)
         generator = torch.Generator().manual_seed(run.study.seed)
         coordinates = coordinates_of(
             flow, released.images.split(512), released.labels, run.schema.levels, generator=generator
         )
-        drawn, labels = draw_coordinates(flow, self._settings.drawn, generator=generator)
+        drawn, labels = draw_coordinates(flow, self.settings.drawn, generator=generator)
         both, of_both = torch.cat([coordinates, drawn]), torch.cat([released.labels, labels])
-        return fit_to_coordinates(run, self._classifier, flow, both, of_both)
+        return fit_to_coordinates(run, self.classifier, flow, both, of_both)

@@ -66,10 +66,10 @@ class DpSgd(FederatedClassifier):
     """Of the step sizes that follow from noise: where there is next to none, they would grow without bound."""
 
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
-        self._settings = parse(self.settings_model, settings, where=f"methods.{self.name}")
-        super().__init__(self._settings, study)
-        self.averaged_rounds = self._settings.averaged_rounds
-        own, budget = self._settings, Budget.of(study.budget, study.labels)
+        self.settings = parse(self.settings_model, settings, where=f"methods.{self.name}")
+        super().__init__(self.settings, study)
+        self.averaged_rounds = self.settings.averaged_rounds
+        own, budget = self.settings, Budget.of(study.budget, study.labels)
         self._counts = budget.count_events()
         self._noise_std = calibrate_noise(
             lambda noise_std: [*self._counts, self._event(noise_std, own.rounds * own.local_steps)],
@@ -80,15 +80,15 @@ class DpSgd(FederatedClassifier):
 
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site: the steps of all rounds together."""
-        return (*self._counts, self._event(self._noise_std, self._settings.rounds * self._settings.local_steps))
+        return (*self._counts, self._event(self._noise_std, self.settings.rounds * self.settings.local_steps))
 
     def records_in_a_round(self, size: int) -> int:
         """Return how many records a site of a size computes in one round, on average."""
-        return math.ceil(size * self._settings.sampling_rate * self._settings.local_steps)
+        return math.ceil(size * self.settings.sampling_rate * self.settings.local_steps)
 
     def training(self, run: StudyRun) -> DpSgdTraining:
         """Return what a site does in one round."""
-        own = self._settings
+        own = self.settings
         return DpSgdTraining(
             event=self._event(self._noise_std, own.local_steps),
             learning_rate=own.learning_rate or self.step_size(list(run.sizes.values())),
@@ -105,14 +105,14 @@ class DpSgd(FederatedClassifier):
         Args:
             sizes: number of training units of each site, which is public.
         """
-        own = self._settings
+        own = self.settings
         deviation = self._noise_std * math.sqrt(len(sizes) * own.rounds * own.local_steps)
         return min(
             self.largest_step, own.weight_noise * (1 - own.momentum) * own.sampling_rate * sum(sizes) / deviation
         )
 
     def _event(self, noise_std: float, steps: int) -> PoissonGaussian:
-        own = self._settings
+        own = self.settings
         return PoissonGaussian(
             stage="classifier",
             clip_norm=own.clip_norm,

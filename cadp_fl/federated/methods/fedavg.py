@@ -36,8 +36,8 @@ class FedAvg(FederatedClassifier):
     work: ClassVar[Literal["dp-sgd", "classifier"]] = "classifier"
 
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
-        self._settings = parse(_FedAvgSettings, settings, where=f"methods.{self.name}")
-        super().__init__(self._settings, study)
+        self.settings = parse(_FedAvgSettings, settings, where=f"methods.{self.name}")
+        super().__init__(self.settings, study)
 
     def events(self) -> tuple[Event, ...]:
         """Return everything that the method will spend at a site."""
@@ -45,11 +45,11 @@ class FedAvg(FederatedClassifier):
 
     def records_in_a_round(self, size: int) -> int:
         """Return how many records a site of a size computes in one round."""
-        return size * self._settings.local_epochs
+        return size * self.settings.local_epochs
 
     def training(self, run: StudyRun) -> EpochTraining:
         """Return what a site does in one round."""
-        own = self._settings
+        own = self.settings
         return EpochTraining(
             epochs=own.local_epochs, batch_size=own.batch_size, learning_rate=own.learning_rate, momentum=own.momentum
         )

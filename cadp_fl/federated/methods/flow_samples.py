@@ -49,9 +49,9 @@ class FlowSamples(FlowMethod):
     name: ClassVar[str] = "flow-samples"
 
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
-        self._settings = own = parse(_Settings, settings, where=f"methods.{self.name}")
-        self._classifier = central_classifier(study, own.model)
-        check_classifier(self._classifier)
+        self.settings = own = parse(_Settings, settings, where=f"methods.{self.name}")
+        self.classifier = central_classifier(study, own.model)
+        check_classifier(self.classifier)
         super().__init__(study)
 
     def own_phases(self) -> dict[str, int]:
@@ -61,19 +61,19 @@ class FlowSamples(FlowMethod):
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
         records = self._count(sum(sizes))
-        fits = self._classifier.model == QUADRATIC
-        training = central_cost(self._study, self._classifier, schema, method=self.name, records=records, fits=fits)
+        fits = self.classifier.model == QUADRATIC
+        training = central_cost(self._study, self.classifier, schema, method=self.name, records=records, fits=fits)
         return [*self._flow.costs(schema, sizes), training]
 
     def _count(self, records: int) -> int:
         """Return how many records are drawn where the sites have some."""
-        return self._settings.drawn or (DRAWN if self._classifier.model == QUADRATIC else records)
+        return self.settings.drawn or (DRAWN if self.classifier.model == QUADRATIC else records)
 
     def run(self, run: StudyRun) -> Trained:
         """Make the flow, draw records, train the classifier on them."""
         flow, _ = self._flow.make(run)
         generator, count = torch.Generator().manual_seed(run.study.seed), self._count(sum(run.sizes.values()))
-        if self._classifier.model == QUADRATIC:
+        if self.classifier.model == QUADRATIC:
             u, labels = draw_coordinates(flow, count, generator=generator)
-            return fit_to_coordinates(run, self._classifier, flow, u, labels)
-        return train_centrally(run, self._classifier, *draw_records(flow, run.schema, count, generator=generator))
+            return fit_to_coordinates(run, self.classifier, flow, u, labels)
+        return train_centrally(run, self.classifier, *draw_records(flow, run.schema, count, generator=generator))

@@ -36,10 +36,10 @@ class Local:
     name: ClassVar[str] = "local"
 
     def __init__(self, settings: dict[str, Any], study: StudyConfig) -> None:
-        self._settings = own = parse(_Settings, settings, where=f"methods.{self.name}")
+        self.settings = own = parse(_Settings, settings, where=f"methods.{self.name}")
         update = {} if own.model is None else {"model": own.model}
-        self._classifier = study.classifier.model_copy(update=update)
-        check_classifier(self._classifier)
+        self.classifier = study.classifier.model_copy(update=update)
+        check_classifier(self.classifier)
 
     def phases(self) -> dict[str, int]:
         """Return the number of rounds of every phase, in order."""
@@ -51,7 +51,7 @@ class Local:
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take: no weights cross."""
-        records = max(sizes) * self._settings.epochs
+        records = max(sizes) * self.settings.epochs
         return [
             PhaseCost(
                 phase=f"{self.name}/train",
@@ -60,22 +60,22 @@ class Local:
                 up=0,
                 work="classifier",
                 records=records,
-                classifier=self._classifier,
+                classifier=self.classifier,
             )
         ]
 
     def run(self, run: StudyRun) -> Trained:
         """Let every site train and test a classifier of its own, all from the study's initial weights."""
-        own = self._settings
+        own = self.settings
         training = EpochTraining(
             epochs=own.epochs, batch_size=own.batch_size, learning_rate=own.learning_rate, momentum=own.momentum
         )
         settings = LocalRequest(
             method=self.name,
-            classifier=self._classifier,
+            classifier=self.classifier,
             seed=run.study.seed,
             training=training,
             evaluation=run.evaluation,
         ).model_dump(mode="json")
         pooled, per_site = ask_for_evaluations(run, Request("train_local", settings), phase=f"{self.name}/train")
-        return Trained(None, self._classifier, pooled, per_site)
+        return Trained(None, self.classifier, pooled, per_site)

@@ -52,8 +52,8 @@ class FederatedClassifier(ABC):
         self._rounds = settings.rounds
         self._study = study
         update = {} if settings.model is None else {"model": settings.model}
-        self._classifier: ClassifierConfig = study.classifier.model_copy(update=update)
-        check_classifier(self._classifier)
+        self.classifier: ClassifierConfig = study.classifier.model_copy(update=update)
+        check_classifier(self.classifier)
 
     @abstractmethod
     def records_in_a_round(self, size: int) -> int:
@@ -69,7 +69,7 @@ class FederatedClassifier(ABC):
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
-        model = build_classifier(self._classifier, schema.shape, len(schema.classes), seed=self._study.seed)
+        model = build_classifier(self.classifier, schema.shape, len(schema.classes), seed=self._study.seed)
         weights, records = bytes_of(model), self.records_in_a_round(max(sizes))
         return [
             PhaseCost(
@@ -79,20 +79,20 @@ class FederatedClassifier(ABC):
                 up=weights,
                 work=self.work,
                 records=records,
-                classifier=self._classifier,
+                classifier=self.classifier,
             )
         ]
 
     def run(self, run: StudyRun) -> Trained:
         """Train the classifier at the sites, round by round."""
-        model, training = run.classifier(self._classifier), self.training(run)
+        model, training = run.classifier(self.classifier), self.training(run)
         check, weights = fits_module(model), get_weights(model)
         last: deque[Mapping[str, np.ndarray]] = deque(maxlen=self.averaged_rounds)
         rounds, phase, every = self._rounds, f"{self.name}/train", run.study.evaluation.every
         for number in range(1, rounds + 1):
             settings = ClassifierRequest(
                 method=self.name,
-                classifier=self._classifier,
+                classifier=self.classifier,
                 seed=run.study.seed,
                 round=number,
                 training=training,
@@ -105,9 +105,9 @@ class FederatedClassifier(ABC):
             if run.evaluates(number, rounds, every=every):
                 set_weights(model, _mean(last))
                 pooled, per_site = evaluate_at_sites(
-                    run, model, self._classifier, phase=f"{self.name}/evaluate", round=number, of=rounds
+                    run, model, self.classifier, phase=f"{self.name}/evaluate", round=number, of=rounds
                 )
-        return Trained(model, self._classifier, pooled, per_site)
+        return Trained(model, self.classifier, pooled, per_site)
 
 
 def _mean(weights: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -40,7 +40,7 @@ class ReleasingMethod(ABC):
     name: ClassVar[str]
 
     def __init__(self, study: StudyConfig, flow: FlowSource, classifier: ClassifierConfig) -> None:
-        self._study, self._flow, self._classifier = study, flow, classifier
+        self._study, self._flow, self.classifier = study, flow, classifier
         check_classifier(classifier)
         budget, release = flow.budget, study.release
         self._labels = budget.label_events()
@@ -59,7 +59,7 @@ class ReleasingMethod(ABC):
 
     def _central_cost(self, schema: Schema, released: int) -> PhaseCost:
         """Return what the central phase will take on as many released records."""
-        return central_cost(self._study, self._classifier, schema, method=self.name, records=released, fits=False)
+        return central_cost(self._study, self.classifier, schema, method=self.name, records=released, fits=False)
 
     def phases(self) -> dict[str, int]:
         """Return the number of rounds of every phase, in order."""
