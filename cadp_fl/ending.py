@@ -84,6 +84,7 @@ class Interrupts:
         self.is_missed = False
 
     def handle(self, _number: int, _frame: Any) -> None:
+        """Raise KeyboardInterrupt, unless something is shielded or one was raised moments ago."""
         if self.shields:
             self.is_missed = True
         elif self.last is None or time.monotonic() - self.last > AGAIN_SECONDS:

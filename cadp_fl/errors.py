@@ -12,7 +12,8 @@
     |   +-- FlowOriginError   a release's flow is not made of what its plan says
     |   +-- PolicyError       the site's policy does not allow the request
     |       +-- TotalBudgetError, MechanismError, UnprotectedModelError, UnitError, CohortError, SeededNoiseError,
-    |           EvaluationError, ReviewError, AggregatorError, EditedPolicyError, MadeFlowError, LittleNoiseError
+    |           EvaluationError, ReviewError, AggregatorError, EditedPolicyError, MadeFlowError, LittleNoiseError,
+    |           ShuffleError
     +-- ExchangeError         what a site or a server sent does not fit what was asked for
     +-- TrainingError         training cannot go on
     |   +-- MemoryLimitError  not even one record fits into the device's memory
@@ -49,6 +50,7 @@ __all__ = [
     "PolicyError",
     "PrivacyError",
     "ReviewError",
+    "ShuffleError",
     "SeededNoiseError",
     "TotalBudgetError",
     "TrainingError",
@@ -229,6 +231,13 @@ class LittleNoiseError(PolicyError):
 
     code = 322
     meaning = "an event has less noise than the site's policy asks of every noise (least_noise)"
+
+
+class ShuffleError(PolicyError):
+    """A plan counts on a shuffle that would not hide a unit as it says, or on it alone."""
+
+    code = 323
+    meaning = "a plan rests on a shuffle whose conditions do not hold at the site, or shows too much without it"
 
 
 class ExchangeError(CadpError):

@@ -63,7 +63,7 @@ EDITS = {
         ("ProtectedEvent = (\n    LatentGaussian\n", "ProtectedEvent = (\n    LatentCoarse\n    | LatentGaussian\n"),
     ],
     "privacy/mechanisms.py": [
-        ("(GaussianMechanism, Grid", "(CoarseMechanism, GaussianMechanism, Grid"),
+        ("] = (\n    GaussianMechanism,\n", "] = (\n    CoarseMechanism,\n    GaussianMechanism,\n"),
         ("\n__all__", "from cadp_fl.privacy.coarse import CoarseMechanism\n\n__all__"),
     ],
 }

@@ -24,6 +24,7 @@ account = typer.Typer(
 
 _EVENTS = (
     "gaussian:clip-norm=C,noise-std=S; laplace:clip-norm=C,noise-scale=B; "
+    "privunit:latent-epsilon=E (label-epsilon=0, classes=0, shuffled-units=0); "
     "dp-sgd:clip-norm=C,noise-std=S,sampling-rate=Q,steps=T; randomized-response:epsilon=E; histogram:noise-std=S "
     "(histograms=1, times=1); sum:clip-norm=C,noise-std=S (shares=1); moments:noise-std=S (count-weight=0.25, "
     "sum-weight=1, shared-weight=1, class-weight=1, shares=1). All but dp-sgd take records-per-patient=M."
@@ -89,8 +90,12 @@ def noise(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the least noise with which an event, and all beside it, meets a budget."""
+    """Show the least noise with which an event, and all beside it, meets a budget.
+
+    Of privunit, which adds no noise, the largest epsilon of a latent.
+    """
     from cadp_fl.privacy.costs import least_noise
+    from cadp_fl.privacy.event import LATENT_EPSILON
     from cadp_fl.privacy.notation import parse_event, parse_noiseless
 
     asked = parse_noiseless(event)
@@ -99,15 +104,29 @@ def noise(
         typer.echo(json.dumps({asked.noise.replace("-", "_"): amount, **costs.to_json()}, indent=2))
     else:
         console = console_to()
-        console.print(f"{asked.noise}: {_rounded_up(amount)}")
+        shown = _rounded_down(amount) if asked.noise == LATENT_EPSILON else _rounded_up(amount)
+        console.print(f"{asked.noise}: {shown}")
         _print_costs(console, costs)
 
 
 def _rounded_up(amount: float) -> str:
     """Return an amount of noise with six significant digits, no smaller than it is."""
-    from decimal import ROUND_CEILING, Context, Decimal
+    from decimal import ROUND_CEILING
 
-    return f"{Context(prec=6, rounding=ROUND_CEILING).plus(Decimal(repr(amount))).normalize():f}"
+    return _six_digits(amount, ROUND_CEILING)
+
+
+def _rounded_down(amount: float) -> str:
+    """Return an epsilon that a budget allows with six significant digits, no larger than it is."""
+    from decimal import ROUND_FLOOR
+
+    return _six_digits(amount, ROUND_FLOOR)
+
+
+def _six_digits(amount: float, rounding: str) -> str:
+    from decimal import Context, Decimal
+
+    return f"{Context(prec=6, rounding=rounding).plus(Decimal(repr(amount))).normalize():f}"
 
 
 def _cost_table(title: str, costs: "Costs") -> Table:

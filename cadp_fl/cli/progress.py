@@ -175,6 +175,11 @@ def results_table(console: Console, summary: dict[str, Any], output: Path) -> No
 
 def _release(release: dict[str, Any]) -> str:
     dims = f"{release['latent_dims']} of {release['dims']} latent dimensions"
+    if release.get("latent_epsilon") is not None:
+        n, reason = release["shuffled_units"], release.get("not_shuffled")
+        shuffled = f"shuffled among at least {n} units" if n else f"claimed without a shuffle, since {reason}"
+        local = format_epsilon(release["local_epsilon"])
+        return f"by the {release['mechanism']} mechanism: local epsilon {local}, {shuffled}; {dims}"
     if release["noise_std"] is None:
         return f"with NO protection: neither clip nor noise, {dims}"
     scale = "" if release["noise_scale"] is None else f" (scale {release['noise_scale']:.4g})"

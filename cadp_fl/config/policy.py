@@ -56,13 +56,21 @@ class PolicyConfig(PrivacyUnit):
         "far one unit moves what is noised). A tiny sampling rate, or many sites that share one noise, make epsilon "
         "small with almost no noise; what is below this is refused, whatever its epsilon",
     )
+    most_local_epsilon: float = Field(
+        10.0,
+        gt=0,
+        le=1000,
+        description="largest epsilon of what one unit sends in a release by privunit, by itself: it is what is left of "
+        "the claim towards whoever sees the release before it is shuffled, or learns its order",
+    )
     labels: Literal["public", "covered"] = Field(
         "covered",
         description="covered: a record's label, and how many records a class has, leave with noise or not at all",
     )
     mechanisms: tuple[str, ...] = Field(
-        ("grid-gaussian", "gaussian", "laplace"),
-        description="mechanisms of a release that are allowed. grid-gaussian holds exactly. gaussian and laplace hold "
+        ("grid-gaussian", "gaussian", "laplace", "privunit"),
+        description="mechanisms of a release that are allowed. grid-gaussian and privunit hold exactly. "
+        "gaussian and laplace hold "
         "up to what the rounding of floating-point numbers shows to a server that chose its flow to that end: leave "
         "them out if you do not trust the server",
     )

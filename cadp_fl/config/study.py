@@ -359,13 +359,45 @@ class ReleaseConfig(Settings):
     mechanism: str = Field(
         "grid-gaussian",
         description="grid-gaussian (L2 clip, noise on a grid: it holds exactly), gaussian (the same at the same cost, "
-        "up to what floating-point rounding shows), laplace (L1 clip, likewise), or none: no protection",
+        "up to what floating-point rounding shows), laplace (L1 clip, likewise), privunit (no clip, no added noise: a "
+        "latent is on its record's side more often than not, and hides among all others of the site in a shuffle), or "
+        "none: no protection",
     )
-    clip_norm: float = Field(
-        ge=1e-6, le=1e6, description="C: a latent's norm after clipping, in the mechanism's norm; two are within 2 C"
+    clip_norm: float | None = Field(
+        None,
+        ge=1e-6,
+        le=1e6,
+        description="C: a latent's norm after clipping, in the mechanism's norm; two are within 2 C. All but privunit "
+        "and none need it",
     )
     latent_dims: Count | None = Field(
-        None, description="number of leading latent dimensions that are privatized; the others come from the prior"
+        None,
+        description="number of latent dimensions that are privatized; the others come from the prior. By default 8 "
+        "with privunit, and else those that move the image",
+    )
+    directions: Literal["leading", "first"] | None = Field(
+        None,
+        description="which of the latents: first, as the flow orders them; or leading, turned so that the first move "
+        "the image most, as the flow alone says. By default leading with privunit, and else first",
+    )
+    temperature: float = Field(
+        1.0, ge=0, le=1, description="standard deviation of the latents that come from the prior: less is smoother"
+    )
+    amplification: Literal["shuffle", "none"] = Field(
+        "shuffle",
+        description="with privunit. shuffle: a unit hides among those of its site, in whose secret order the release "
+        "leaves; the claim rests on the site for that. none: each message is claimed by itself",
+    )
+    shuffled_units: int | None = Field(
+        None,
+        ge=0,
+        le=10**9,
+        description="n: training units of a site that are shuffled together, at least; where labels are public, of "
+        "each class. 0: no amplification is claimed. By default the smallest site's, where that is known before the "
+        "run",
+    )
+    label_classes: int | None = Field(
+        None, ge=2, le=10**6, description="K, of labels that are covered and shuffled; by default that of the records"
     )
     shrinkage: str = Field(
         "typical-set", description="how a noised latent is drawn towards the prior: typical-set or posterior-mean"
@@ -424,6 +456,11 @@ class BudgetConfig(PrivacyUnit):
 class EvaluationConfig(Settings):
     """Evaluation on the sites' held-out records, which no model is trained on; they have a budget of their own."""
 
+    fidelity: bool = Field(
+        True,
+        description="whether a simulation measures what releases keep of their records: on originals, so for its own "
+        "eyes",
+    )
     every: Count = Field(2, description="rounds between two evaluations of a federated baseline, if they are exact")
     metrics: Literal["exact", "noised"] = Field(
         "exact",

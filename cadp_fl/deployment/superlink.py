@@ -171,6 +171,7 @@ def _who_listens(port: int) -> str:
 
 
 def is_listening(port: int) -> bool:
+    """Return whether anything answers at a port of this machine."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

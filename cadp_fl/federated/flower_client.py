@@ -138,6 +138,11 @@ def _encode(values: dict[str, Any], arrays: dict[str, np.ndarray]) -> RecordDict
 
 
 def decode(content: RecordDict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return what a message holds: JSON values, and arrays by name.
+
+    Raises:
+        ExchangeError: it is none of ours.
+    """
     try:
         text = content.config_records[f"{RECORD}-json"]["json"]
         record = content.array_records[f"{RECORD}-arrays"]

@@ -129,6 +129,8 @@ def _epsilon(events: tuple[Event, ...], delta: float, relation: Relation, grid: 
     added = math.fsum(total.pure) if len(total.pure) == total.number else math.inf
     if delta == 0 or (total.number <= 1 and added < math.inf):
         return added
+    if total.number == len(total.profiles) == 1:
+        return total.profiles[0].epsilon(delta)
     if not total.pure and not total.sampled and not total.profiles:
         return gaussian_epsilon(math.sqrt(total.squared_shift), delta)
     if total.mean > _LARGEST_COMPOSED or any(epsilon > _LARGEST_COMPOSED for epsilon in total.pure):

@@ -25,12 +25,15 @@ from cadp_fl.privacy.events import (
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.privacy.sensitivity import moments_sensitivity
 
-__all__ = ["CENTRE_SHARE", "SPLIT", "Budget"]
+__all__ = ["CENTRE_SHARE", "LABEL_SHARE", "SPLIT", "Budget"]
 
 _FIRST, _OF_THE_REST = {"labels": 0.2, "counts": 0.05}, {"moments": 0.95, "flow": 0.25}
 SPLIT = _FIRST | _OF_THE_REST
 """Shares of the stages beside a method's main one, where the study names none: of epsilon for labels and counts, and of
 what those leave of it for a flow's moments and its training."""
+
+LABEL_SHARE = 0.4
+"""Of a message's epsilon that a latent and its label share."""
 
 CENTRE_SHARE = 0.05
 """Of mu^2 of the moments: what the sum takes that records are centred by."""
@@ -47,6 +50,8 @@ class Budget:
         records_per_unit: m, the records that one unit contributes.
         labels: whether a record's label is public by declaration, or covered by the claim.
         split: share of the stages beside the main one.
+        is_labelled: whether a label is a part of the release's own message: the share of labels is then one of that
+            message's epsilon, and takes nothing from the other stages.
     """
 
     total: Allowance
@@ -55,20 +60,30 @@ class Budget:
     records_per_unit: int
     labels: Labels
     split: dict[str, float]
+    is_labelled: bool = False
 
     @classmethod
-    def of(cls, config: BudgetConfig, labels: Labels, defaults: Mapping[str, float] | None = None) -> "Budget":
+    def of(
+        cls,
+        config: BudgetConfig,
+        labels: Labels,
+        defaults: Mapping[str, float] | None = None,
+        *,
+        is_labelled: bool = False,
+    ) -> "Budget":
         """Return the budget that a study gives each of its methods.
 
         Args:
             defaults: shares of stages where the method's defaults are others than `SPLIT`.
+            is_labelled: whether a label is a part of the release's own message.
 
         Raises:
             ConfigError: the split names no stage, or leaves nothing for the main one.
         """
         if unknown := sorted(set(config.split) - set(SPLIT)):
             raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
-        split = SPLIT | dict(defaults or {}) | config.split
+        own = {"labels": LABEL_SHARE} if is_labelled else {}
+        split = SPLIT | dict(defaults or {}) | own | config.split
         if sum(split[stage] for stage in _FIRST) >= 1 or sum(split[stage] ** 2 for stage in _OF_THE_REST) >= 1:
             raise ConfigError(
                 f"budget.split leaves a share to a method's last stage. With defaults it is {split}; let labels and "
@@ -82,6 +97,7 @@ class Budget:
             records_per_unit=config.records_per_unit,
             labels=labels,
             split=split,
+            is_labelled=is_labelled,
         )
 
     @property
@@ -125,7 +141,8 @@ class Budget:
         """Return the epsilon that a stage costs by itself."""
         if stage in _FIRST or self.labels == "public":
             return self.split[stage] * self.epsilon
-        return self.split[stage] * (1 - sum(self.split[each] for each in _FIRST)) * self.epsilon
+        first = ("counts",) if self.is_labelled else _FIRST
+        return self.split[stage] * (1 - sum(self.split[each] for each in first)) * self.epsilon
 
     def moments_events(
         self,

@@ -133,6 +133,9 @@ class Claim:
         epsilon_of_own_message: what the same events cost against the aggregator, who sees the site's own share of the
             noise alone; None where the site adds all of its noise.
         sharers: K, the sites whose noise the claim rests on; 1 where the site adds all of its noise.
+        shuffled_units: n, the units whose messages the claim counts on being shuffled together; 0 where it counts on no
+            shuffle.
+        local_epsilon: of what one unit sends in a release by itself, whatever the order; None where no release says it.
     """
 
     guarantee: Guarantee
@@ -147,6 +150,8 @@ class Claim:
     flow_made_of: tuple[str, ...] = ()
     epsilon_of_own_message: float | None = None
     sharers: int = 1
+    shuffled_units: int = 0
+    local_epsilon: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the claim as plain JSON values."""
@@ -183,6 +188,8 @@ def claim_of(plan: Plan) -> Claim:
         flow_made_of=tuple(dict.fromkeys(event.kind for event in flow_sources(plan))),
         epsilon_of_own_message=_without_sharers(plan).protected().epsilon() if plan.against == "recipients" else None,
         sharers=plan.sharers,
+        shuffled_units=min((event.hidden_among for event in events if event.hidden_among), default=0),
+        local_epsilon=sum(local) if (local := [each for event in events if (each := event.local_epsilon)]) else None,
     )
 
 

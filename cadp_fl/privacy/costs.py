@@ -7,9 +7,11 @@ from typing import Any
 
 from cadp_fl.errors import BudgetError, InputError
 from cadp_fl.privacy.accounting import calibrate_laplace, calibrate_noise, check_workable, epsilon_of, has_delta
+from cadp_fl.privacy.event import LATENT_EPSILON
 from cadp_fl.privacy.events import Event, LatentLaplace, ProtectedEvent
 from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.notation import Noiseless
+from cadp_fl.privacy.privunit import largest_without
 
 __all__ = ["Cost", "Costs", "Epsilons", "check_delta_is_given", "costs_of", "epsilons_of", "least_noise"]
 
@@ -102,6 +104,8 @@ def least_noise(
 ) -> tuple[float, Costs]:
     """Return the least noise of an event that costs, with all beside it, at most a budget; and what that then costs.
 
+    Of PrivUnit it is the largest epsilon of a latent.
+
     Raises:
         InputError: no noise meets the budget, or delta is needed and not given.
     """
@@ -111,6 +115,10 @@ def least_noise(
         if isinstance(first, LatentLaplace) and not beside:
             m = first.records_per_unit
             noise = calibrate_laplace(epsilon, clip_norm=asked.clip_norm, records_per_unit=m)
+        elif asked.noise == LATENT_EPSILON:
+            noise = largest_without(
+                lambda amount: epsilon_of([*beside, asked.at(amount)], delta or 0.0, grid=1e-3) - epsilon
+            )
         else:
             noise = calibrate_noise(
                 lambda amount: [*beside, asked.at(amount)], epsilon, delta or 0.0, clip_norm=asked.clip_norm

@@ -10,7 +10,10 @@ from pydantic import Field
 from cadp_fl.config.settings import Settings
 from cadp_fl.privacy.losses import Free, Loss, Pure, Relation, Unbounded
 
-__all__ = ["BaseEvent", "Notation"]
+__all__ = ["LATENT_EPSILON", "BaseEvent", "Notation"]
+
+LATENT_EPSILON = "latent-epsilon"
+"""The parameter of a kind of event that a budget is to make as large as it allows, and no noise."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Notation:
 
     @property
     def noise(self) -> str | None:
-        """The parameter that is an amount of noise; None where there is none."""
-        return next((name for name in self.needed if name.startswith("noise-")), None)
+        """The parameter that is an amount of noise, or a latent's own epsilon; None where there is none."""
+        return next((name for name in self.needed if name.startswith("noise-") or name == LATENT_EPSILON), None)
 
 
 class BaseEvent(Settings, ABC):
@@ -88,6 +91,21 @@ class BaseEvent(Settings, ABC):
     def names_flow(self) -> bool:
         """Whether it says where the flow of a release is from: public, unprotected, or made of what it noised."""
         return False
+
+    @property
+    def covers_labels(self) -> bool:
+        """Whether it draws released labels at random, so that they are covered."""
+        return False
+
+    @property
+    def local_epsilon(self) -> float | None:
+        """Epsilon of what one unit sends by itself, whatever the order; None where no other has a say in it."""
+        return None
+
+    @property
+    def hidden_among(self) -> int:
+        """n, the units that a shuffle hides a unit among, where what it costs rests on that; 0 where it does not."""
+        return 0
 
     @property
     def sharers(self) -> int:

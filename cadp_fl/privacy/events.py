@@ -15,6 +15,7 @@ from cadp_fl.config import FrontEndConfig, MomentsConfig
 from cadp_fl.privacy.event import BaseEvent, Notation
 from cadp_fl.privacy.losses import Free, Gaussian, Pure, Relation, SampledGaussian, Unbounded
 from cadp_fl.privacy.sensitivity import moments_sensitivity
+from cadp_fl.privacy.shuffling import ShuffledProfile, best_threshold
 
 __all__ = [
     "EVENTS",
@@ -27,6 +28,7 @@ __all__ = [
     "LatentGaussian",
     "LatentGaussianGrid",
     "LatentLaplace",
+    "LatentPrivUnit",
     "PoissonGaussian",
     "ProtectedEvent",
     "RandomizedResponse",
@@ -190,6 +192,87 @@ class LatentLaplace(_OfUnits):
         return 2 * math.sqrt(2) / self.loss(Relation.REPLACE_ONE).epsilon
 
 
+MOST_SHUFFLED_RECORDS = 8
+"""Of a unit whose messages are shuffled: with more, their blanket is so thin that the shuffle hides next to nothing."""
+
+
+class LatentPrivUnit(_OfUnits):
+    """One release of every record's latent by PrivUnit, and of its label by randomized response in the same message.
+
+    A unit's m messages are m (eps_z + eps_y) differentially private by themselves, with no delta. Where n units send
+    such messages through one randomizer, and they leave in a secret uniform order, the release costs what the privacy
+    blanket bounds: see `cadp_fl.privacy.shuffling`. The site checks that it is so, and shuffles.
+
+    References:
+        Bhowmick, Duchi, Freudiger, Kapoor, Rogers: Protection against reconstruction, arXiv 1812.00984.
+        Asi, Feldman, Talwar: Optimal algorithms for mean estimation under local differential privacy, arXiv 2205.02466.
+    """
+
+    left: ClassVar[str] = "privatized records"
+    releases_latents: ClassVar[bool] = True
+    notation: ClassVar[Notation | None] = Notation(
+        "privunit",
+        "release",
+        ("latent-epsilon",),
+        ("label-epsilon", "classes", "shuffled-units", "threshold", "records-per-patient"),
+        lambda given: {"threshold": best_threshold(given["latent_epsilon"])} if given.get("latent_epsilon") else {},
+    )
+
+    kind: Literal["latent-privunit"] = "latent-privunit"
+    latent_epsilon: float = Field(gt=0, le=20, description="log of a record's half-space's density over that off it")
+    threshold: float = Field(ge=0, le=8, description="g: a half-space is where <v, u> >= g")
+    label_epsilon: float = Field(0.0, ge=0, le=20, description="of each record's label; 0 where labels are public")
+    classes: int = Field(0, ge=0, le=10**6, description="K, of labels that are covered and shuffled")
+    shuffled_units: int = Field(
+        0, ge=0, le=10**9, description="n: units of the site that are shuffled together, at least; 0: none is claimed"
+    )
+    records_per_unit: _RecordsPerUnit = 1
+
+    @model_validator(mode="after")
+    def _is_shuffled_whole(self) -> Self:
+        if self.shuffled_units and self.label_epsilon and self.classes < 2:
+            raise ValueError("shuffled labels are of two classes or more, as many as the records have. Found none")
+        if self.shuffled_units and self.records_per_unit > MOST_SHUFFLED_RECORDS:
+            raise ValueError(
+                f"a unit has at most {MOST_SHUFFLED_RECORDS} messages that are shuffled. Found {self.records_per_unit}"
+            )
+        return self
+
+    @property
+    def hidden_among(self) -> int:
+        """n, where the shuffle is counted on."""
+        return self.shuffled_units
+
+    @property
+    def covers_labels(self) -> bool:
+        """Whether labels are a part of the messages."""
+        return self.label_epsilon > 0
+
+    @property
+    def local_epsilon(self) -> float:
+        """Epsilon of what one unit sends by itself, whatever the order: m (eps_z + eps_y)."""
+        return self.records_per_unit * (self.latent_epsilon + self.label_epsilon)
+
+    def loss(self, relation: Relation) -> Pure | ShuffledProfile:
+        """Return the blanket's bound, or the local epsilon where no shuffle is claimed."""
+        if not self.shuffled_units:
+            return Pure(self.local_epsilon)
+        return ShuffledProfile(
+            latent_epsilon=self.latent_epsilon,
+            threshold=self.threshold,
+            label_epsilon=self.label_epsilon,
+            classes=self.classes if self.label_epsilon else 0,
+            units=self.shuffled_units,
+            records_per_unit=self.records_per_unit,
+            relation=relation,
+        )
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Infinite: there is no noise to add. The local epsilon says how little a message shows."""
+        return math.inf
+
+
 class RandomizedResponse(_OfUnits):
     """One label of every record: the true one with probability e^epsilon / (e^epsilon + k - 1), else one of the others.
 
@@ -207,6 +290,11 @@ class RandomizedResponse(_OfUnits):
     kind: Literal["randomized-response"] = "randomized-response"
     epsilon: float = Field(gt=0, le=20, description="of each record's label; beyond 20, a lie is rarer than 1e-8")
     records_per_unit: _RecordsPerUnit = 1
+
+    @property
+    def covers_labels(self) -> bool:
+        """True: the label that leaves is drawn."""
+        return True
 
     def loss(self, relation: Relation) -> Pure:
         """Return m epsilon, under add-or-remove too: a removed label is one more answer."""
@@ -523,11 +611,12 @@ class DeclaredPublic(BaseEvent):
         return self.stage == "flow"
 
 
-ReleaseEvent = LatentGaussian | LatentGaussianGrid | LatentLaplace | Unprotected
+ReleaseEvent = LatentGaussian | LatentGaussianGrid | LatentLaplace | LatentPrivUnit | Unprotected
 ProtectedEvent = (
     LatentGaussian
     | LatentGaussianGrid
     | LatentLaplace
+    | LatentPrivUnit
     | PoissonGaussian
     | RandomizedResponse
     | GaussianHistogram

@@ -69,6 +69,10 @@ class Profile(ABC):
     def distribution(self, grid: float) -> Any:
         """Return a `dp_accounting` privacy loss distribution that dominates the loss, rounded up to a grid."""
 
+    def epsilon(self, delta: float) -> float:
+        """Return the epsilon at `delta` of the loss by itself; rounded up."""
+        return float(self.distribution(1e-4).get_epsilon_for_delta(delta))
+
 
 @dataclass(frozen=True)
 class Unbounded:

@@ -11,10 +11,12 @@ import torch
 
 from cadp_fl.errors import ConfigError
 from cadp_fl.privacy.clipped_normal import ClippedNormal
+from cadp_fl.privacy.cohort import Labelled
 from cadp_fl.privacy.continuous import RELEASED_RECORDS, GaussianMechanism, LaplaceMechanism, NoMechanism
 from cadp_fl.privacy.events import ProtectedEvent, ReleaseEvent
 from cadp_fl.privacy.grid import GridGaussianMechanism
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.privunit import PrivUnitMechanism
 
 __all__ = [
     "MECHANISMS",
@@ -24,6 +26,8 @@ __all__ = [
     "LaplaceMechanism",
     "Mechanism",
     "NoMechanism",
+    "PrivUnitMechanism",
+    "is_labelled",
     "mechanism_of",
     "mechanism_type",
 ]
@@ -90,7 +94,13 @@ class Mechanism(Protocol):
         ...
 
 
-_KINDS: tuple[type[Mechanism], ...] = (GaussianMechanism, GridGaussianMechanism, LaplaceMechanism, NoMechanism)
+_KINDS: tuple[type[Mechanism], ...] = (
+    GaussianMechanism,
+    GridGaussianMechanism,
+    LaplaceMechanism,
+    PrivUnitMechanism,
+    NoMechanism,
+)
 MECHANISMS: dict[str, type[Mechanism]] = {kind.name: kind for kind in _KINDS}
 
 
@@ -103,6 +113,15 @@ def mechanism_type(name: str) -> type[Mechanism]:
     if name not in MECHANISMS:
         raise ConfigError(f"Unknown mechanism '{name}'. Choose one of: {', '.join(sorted(MECHANISMS))}.")
     return MECHANISMS[name]
+
+
+def is_labelled(name: str) -> bool:
+    """Return whether a mechanism's message holds the record's label too.
+
+    Raises:
+        ConfigError: there is no mechanism of that name.
+    """
+    return issubclass(mechanism_type(name), Labelled)
 
 
 def mechanism_of(name: str, event: ReleaseEvent) -> Mechanism:

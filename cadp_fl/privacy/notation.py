@@ -3,6 +3,7 @@
 gaussian             clip-norm, noise-std, [records-per-patient]      a release, L2 clip
 grid-gaussian        clip-norm, noise-std, [records-per-patient]      the same, on a grid
 laplace              clip-norm, noise-scale, [records-per-patient]    a release, L1 clip
+privunit             latent-epsilon, [label-epsilon], [classes], [shuffled-units], [threshold], [records-per-patient]
 dp-sgd               clip-norm, noise-std, sampling-rate, steps
 randomized-response  epsilon, [records-per-patient]                   of each label
 histogram            noise-std, [histograms], [times], [records-per-patient]

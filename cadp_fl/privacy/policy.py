@@ -16,6 +16,7 @@ from cadp_fl.errors import (
     MadeFlowError,
     MechanismError,
     SeededNoiseError,
+    ShuffleError,
     UnitError,
     UnprotectedModelError,
 )
@@ -25,12 +26,12 @@ from cadp_fl.privacy.events import (
     DeclaredPublic,
     Event,
     GaussianHistogram,
-    RandomizedResponse,
+    LatentPrivUnit,
     ReleaseEvent,
     Unprotected,
 )
 from cadp_fl.privacy.mechanisms import MECHANISMS
-from cadp_fl.privacy.plan import Allowance, Plan
+from cadp_fl.privacy.plan import Allowance, Conditions, Plan
 
 __all__ = [
     "allowance",
@@ -38,6 +39,7 @@ __all__ = [
     "check_exact_evaluation",
     "check_number",
     "check_plan",
+    "check_shuffle",
     "check_totals",
     "open_policy",
 ]
@@ -61,6 +63,7 @@ def open_policy(
         most_sharers=10_000,
         large_delta=True,
         least_noise=0.0,
+        most_local_epsilon=1000.0,
         min_units=1,
         min_class_units=0,
         seeded_noise=True,
@@ -159,7 +162,7 @@ def _check_what_is_protected(policy: PolicyConfig, plan: Plan) -> None:
             f"labels {plan.labels}; set budget.unit and release.labels."
         )
     releases = any(isinstance(event, ReleaseEvent) and event.stage == "release" for event in plan.events)
-    responds = any(isinstance(event, RandomizedResponse) for event in plan.events)
+    responds = any(event.covers_labels for event in plan.events)
     naming = [event for event in plan.events if event.names_flow]
     if releases and not policy.unprotected and not naming:
         raise UnprotectedModelError(
@@ -206,6 +209,11 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
             f"least_noise). Found {event.noise_multiplier:.2g} of '{event.kind}' in stage '{event.stage}'; ask for a "
             "smaller epsilon, fewer sampled records, or fewer sites that share one noise."
         )
+    if isinstance(event, LatentPrivUnit) and event.local_epsilon > policy.most_local_epsilon:
+        raise ShuffleError(
+            f"What one {policy.unit} sends has an epsilon of at most {policy.most_local_epsilon:g} by itself (policy: "
+            f"most_local_epsilon). Found {event.local_epsilon:.3g}; ask for a smaller epsilon."
+        )
     if event.contribution not in (None, policy.records_per_unit):
         raise UnitError(
             f"Each {policy.unit} contributes {policy.records_per_unit} records (policy). An event counts "
@@ -218,6 +226,48 @@ def _check_event(policy: PolicyConfig, event: Event) -> None:
                 f"A release uses a mechanism that the policy names: {', '.join(policy.mechanisms)}. Found "
                 f"{' or '.join(names)}."
             )
+
+
+def check_shuffle(event: LatentPrivUnit, *, units: int, class_units: Sequence[int], conditions: Conditions) -> None:
+    """Check that a site's shuffle hides a unit as an event says: among n others with the same randomizer.
+
+    Args:
+        units: number of training units of the site.
+        class_units: contributed records of each class, as far as they are public.
+        conditions: names of classes and attributes.
+
+    Raises:
+        ShuffleError: it does not.
+    """
+    n = event.shuffled_units
+    if not n:
+        return
+    what = "A claim rests on a shuffle where all units of a site are hidden by it alike."
+    if conditions.attributes:
+        raise ShuffleError(
+            f"{what} These records have {len(conditions.attributes)} attributes, which are public and name a unit; set "
+            "release.amplification: none."
+        )
+    if event.label_epsilon:
+        if event.classes != len(conditions.classes):
+            raise ShuffleError(
+                f"{what} The plan counts on {event.classes} classes; these records have {len(conditions.classes)}. Set "
+                "release.label_classes."
+            )
+        among = units
+    elif event.records_per_unit > 1:
+        raise ShuffleError(
+            f"{what} Labels are public, and a unit's {event.records_per_unit} records may be of several classes; set "
+            "release.amplification: none."
+        )
+    else:
+        among = min((count for count in class_units if count), default=0)
+    if n > among:
+        where = "units" if event.label_epsilon else "units of its smallest class, whose labels are public"
+        raise ShuffleError(
+            f"{what} The plan counts on {n}; this site has fewer {where}. Set release.shuffled_units to the smallest "
+            "site's number."
+        )
 
 
 def check_exact_evaluation(policy: PolicyConfig) -> None:

@@ -11,7 +11,7 @@ from cadp_fl.config.sentences import sentence_on
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
 from cadp_fl.privacy.claims import Claim, Guarantee
-from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, NoMechanism
+from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, NoMechanism, PrivUnitMechanism
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
@@ -64,7 +64,18 @@ class ReleaseParameters(_Model):
         allow_inf_nan=False,
         description="gamma, of which noised latents are multiples; null without a grid",
     )
+    latent_epsilon: float | None = Field(
+        None, gt=0, le=20, description="of PrivUnit: a record's half-space against the other, else null"
+    )
+    threshold: float | None = Field(None, ge=0, le=8, description="g of PrivUnit, else null")
+    shuffled_units: int = Field(
+        0, ge=0, le=10**9, description="n: units shuffled together, at least; 0: the claim rests on no shuffle"
+    )
     latent_dims: int = Field(ge=1, le=10**9)
+    directions_sha256: _Sha256 | None = Field(
+        None, description="hash of the matrices that the flow's latents were turned by; null where they were not"
+    )
+    temperature: float = Field(1.0, ge=0, le=1, description="standard deviation of the latents from the prior")
     dims: int = Field(ge=1, le=10**9)
     shrinkage: str
     label_epsilon: float | None = Field(
@@ -76,6 +87,10 @@ class ReleaseParameters(_Model):
     def _is_consistent(self) -> "ReleaseParameters":
         if (self.clip_norm is None) != (self.noise_std is None):
             raise ValueError("a release is clipped and noised, or neither")
+        if (self.latent_epsilon is None) != (self.threshold is None) or (self.latent_epsilon and self.noise_std):
+            raise ValueError("PrivUnit has an epsilon and a threshold, and neither clip nor noise")
+        if self.shuffled_units and self.latent_epsilon is None:
+            raise ValueError("a claim rests on a shuffle with PrivUnit alone")
         if self.noise_scale is not None and not math.isclose(
             self.noise_std or 0, math.sqrt(2) * self.noise_scale, rel_tol=1e-6
         ):
@@ -88,8 +103,20 @@ class ReleaseParameters(_Model):
 
     @property
     def protected(self) -> bool:
-        """Whether records were clipped and noised."""
-        return self.noise_std is not None
+        """Whether records were clipped and noised, or drawn by PrivUnit."""
+        return self.noise_std is not None or self.latent_epsilon is not None
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether noise is Gaussian, so that a claim has a delta."""
+        return self.noise_std is not None and self.noise_scale is None
+
+    @property
+    def local_epsilon(self) -> float | None:
+        """Epsilon of what one unit sent by itself, whatever the order; None but for PrivUnit."""
+        if self.latent_epsilon is None:
+            return None
+        return self.records_per_unit * (self.latent_epsilon + (self.label_epsilon or 0.0))
 
 
 class ReleaseClaim(_Model):
@@ -163,8 +190,10 @@ class Manifest(ReleaseHead):
             raise ValueError("shards are numbered from 00000 without a gap")
         if (self.mechanism == NoMechanism.name) == self.parameters.protected:
             raise ValueError(f"the mechanism '{NoMechanism.name}', and no other, has neither clip nor noise")
-        if self.claim.delta == 0 and self.parameters.protected and self.parameters.noise_scale is None:
-            raise ValueError("claim.delta is above 0 where noise is Gaussian")
+        if (self.mechanism == PrivUnitMechanism.name) != (self.parameters.latent_epsilon is not None):
+            raise ValueError(f"the mechanism '{PrivUnitMechanism.name}', and no other, has an epsilon of each latent")
+        if self.claim.delta == 0 and (self.parameters.shuffled_units or self.parameters.is_gaussian):
+            raise ValueError("claim.delta is above 0 where noise is Gaussian, or the claim rests on a shuffle")
         if not self.parameters.protected and self.claim.guarantee != "none":
             raise ValueError("records released without clipping or noise carry no guarantee")
         on_grid = self.parameters.grid is not None

@@ -2,6 +2,9 @@
 
     z = f(x; y)        z1 = clip(z[:k]; C) + noise        x' = f^-1([s z1, u]; y'),  u ~ N(0, I)
 
+PrivUnit, in place of clip and noise, draws z1 on the record's side of a half-space more often than not. Directions of
+the flow may turn its latents first, and turn them back before decoding: see `cadp_fl.flow.directions`.
+
 The condition y is the label, or the attributes where records have some: the noise never touches it. Where labels are
 public, y' = y. Where they are covered, y' is drawn once by randomized response, and a record is decoded under y' alone:
 decoding under y would show it. Noise comes after encoding, so the mechanism protects whatever flow a server sends. All
@@ -13,7 +16,7 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,17 +29,35 @@ from cadp_fl.device import PhysicalBatch
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
+from cadp_fl.flow.directions import Directions, leading_directions
 from cadp_fl.flow.training import dequantize, quantize
+from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.clipped_normal import ClippedNormal
-from cadp_fl.privacy.events import Event, RandomizedResponse
+from cadp_fl.privacy.cohort import Cohort, Labelled
+from cadp_fl.privacy.events import Event, ProtectedEvent, RandomizedResponse
 from cadp_fl.privacy.labels import randomize_labels
-from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
+from cadp_fl.privacy.mechanisms import Mechanism, NoMechanism, PrivUnitMechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.manifest import ReleaseParameters
 
-__all__ = ["SHRINKAGES", "ReleaseSettings", "check_release", "privatize", "released_dims"]
+__all__ = [
+    "SHRINKAGES",
+    "ReleaseSettings",
+    "check_release",
+    "calibrated",
+    "clip_norm_of",
+    "cohort_of",
+    "privatize",
+    "release_directions",
+    "release_order",
+    "released_dims",
+]
 
 BATCH_RECORDS = 512
+
+PRIVUNIT_DIMS = 8
+"""Latents that PrivUnit releases by default."""
+
 MAX_BATCH_VALUES = 1 << 23
 """Latent values that are drawn and decoded at once, whatever the size of a record."""
 
@@ -62,7 +83,7 @@ SHRINKAGES: dict[str, Callable[[ClippedNormal, float], float]] = {
 alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReleaseSettings:
     """How latents become records.
 
@@ -70,13 +91,22 @@ class ReleaseSettings:
         mechanism: clips and perturbs.
         latent_dims: k, the number of leading latent dimensions that carry a record's information.
         shrinkage: name of the factor s.
-        labels: what a released label costs; None where labels are public, and left as they are.
+        labels: what a released label costs beside the mechanism; None where labels are public, or the mechanism's own.
+        directions: that the flow's latents are turned to; None for latents as they are.
+        temperature: standard deviation of u.
     """
 
     mechanism: Mechanism
     latent_dims: int
     shrinkage: str
     labels: RandomizedResponse | None = None
+    directions: Directions | None = None
+    temperature: float = 1.0
+
+    @property
+    def response(self) -> RandomizedResponse | None:
+        """How a released label is drawn; None where labels are left as they are."""
+        return self.labels or (self.mechanism.labels if isinstance(self.mechanism, Labelled) else None)
 
     @property
     def factor(self) -> float:
@@ -91,7 +121,9 @@ class ReleaseSettings:
             latent_dims=self.latent_dims,
             dims=dims,
             shrinkage=self.shrinkage,
-            label_epsilon=None if self.labels is None else self.labels.epsilon,
+            label_epsilon=None if self.response is None else self.response.epsilon,
+            directions_sha256=None if self.directions is None else self.directions.sha256,
+            temperature=self.temperature,
         )
 
     @property
@@ -106,9 +138,64 @@ class ReleaseSettings:
         return clipped.overlap / math.sqrt(clipped.power + self.mechanism.noise_variance)
 
 
+def clip_norm_of(release: ReleaseConfig) -> float:
+    """Return C; any number where the mechanism has no clip.
+
+    Raises:
+        ConfigError: the mechanism clips, and the config names no norm.
+    """
+    if release.clip_norm is None and release.mechanism not in (PrivUnitMechanism.name, NoMechanism.name):
+        raise ConfigError(
+            f"The mechanism {release.mechanism} clips latents to a norm that the study names. Found no "
+            "release.clip_norm; give one, 4 say."
+        )
+    return release.clip_norm or 1.0
+
+
+def calibrated(
+    release: ReleaseConfig, budget: Budget, beside: Sequence[ProtectedEvent]
+) -> tuple[Mechanism, tuple[RandomizedResponse, ...]]:
+    """Return the mechanism that meets a budget with all that is beside it, and what labels cost beside it.
+
+    Args:
+        beside: other events of the plan, without those of labels.
+
+    Raises:
+        BudgetError: no noise meets the budget.
+        ConfigError: the mechanism is unknown, or lacks a clip norm.
+    """
+    kind, clip_norm, m = mechanism_type(release.mechanism), clip_norm_of(release), budget.records_per_unit
+    amount = (clip_norm, budget.epsilon, budget.delta)
+    if issubclass(kind, Labelled):
+        own = cohort_of(release, budget)
+        return kind.calibrated(*amount, records_per_unit=m, beside=beside, cohort=own), ()
+    labels = budget.label_events()
+    return kind.calibrated(*amount, records_per_unit=m, beside=(*beside, *labels)), labels
+
+
+def cohort_of(release: ReleaseConfig, budget: Budget) -> Cohort:
+    """Return whom a release hides a unit among, as far as a study knows it."""
+    is_covered = budget.labels == "covered"
+    share = budget.split["labels"] if is_covered else 0.0
+    if release.amplification == "none" or (is_covered and release.label_classes is None):
+        return Cohort(label_share=share)
+    return Cohort(release.shuffled_units or 0, (release.label_classes or 0) if is_covered else 0, share)
+
+
 def released_dims(release: ReleaseConfig, flow: ConditionalFlow) -> int:
-    """Return how many leading latent dimensions a release privatizes: by default those that move the image."""
-    return release.latent_dims or flow.leading_dims
+    """Return how many latent dimensions a release privatizes: by default 8 of PrivUnit, else those that move the image.
+
+    PrivUnit's signal is one direction's, whatever their number, and is shared out among them.
+    """
+    if release.latent_dims:
+        return release.latent_dims
+    return min(PRIVUNIT_DIMS, flow.leading_dims) if release.mechanism == PrivUnitMechanism.name else flow.leading_dims
+
+
+def release_directions(release: ReleaseConfig, flow: ConditionalFlow) -> Directions | None:
+    """Return the directions that a release turns the flow's latents to; None for latents as they are."""
+    chosen = release.directions or ("leading" if release.mechanism == PrivUnitMechanism.name else "first")
+    return leading_directions(flow) if chosen == "leading" else None
 
 
 def check_release(
@@ -147,6 +234,7 @@ def privatize(
     device: torch.device,
     units: Units | None = None,
     part_records: int = 4096,
+    order: np.ndarray | None = None,
 ) -> tuple[Iterator[Dataset], tuple[Event, ...]]:
     """Return m privatized records for every unit, in a secret random order and in parts, and what all of it costs.
 
@@ -158,15 +246,25 @@ def privatize(
         noise: of this release alone.
         units: what contributes which records; each record by default.
         part_records: records in each part but the last; fewer where they would take more than `MAX_PART_BYTES`.
+        order: `release_order` of this noise, where the caller has to know it.
     """
     flow.eval()
     units = units or Units.of(records, "record")
     record_bytes = flow.dims + len(records.schema.attributes)
     part_records = min(part_records, max(1, MAX_PART_BYTES // record_bytes))
-    order = noise.child("order").permutation(len(units.slots))
+    order = release_order(units, noise) if order is None else order
     places = [order[start : start + part_records] for start in range(0, len(order), part_records)]
     batch = _Batch(flow, settings, noise, device)
     return (batch.privatize(*units.take(records, chosen)) for chosen in places), settings.cost
+
+
+def release_order(units: Units, noise: NoiseSource) -> np.ndarray:
+    """Return the place in `units.slots` of every record of a release, int64: a secret uniform permutation of them all.
+
+    Args:
+        noise: of this release alone.
+    """
+    return noise.child("order").permutation(len(units.slots))
 
 
 class _Batch:
@@ -203,28 +301,31 @@ class _Batch:
 
     def _respond(self, records: Dataset) -> Dataset:
         """Return the records with the labels that they leave with: y'."""
-        if self._settings.labels is None:
+        if self._settings.response is None:
             return records
         classes = len(records.schema.classes)
-        said = randomize_labels(records.labels, classes, self._settings.labels, self._responses)
+        said = randomize_labels(records.labels, classes, self._settings.response, self._responses)
         return Dataset(records.schema, records.images, said)
 
     def _condition(self, values: np.ndarray) -> torch.Tensor:
         return condition_of(torch.from_numpy(values).to(self._device), self._flow.conditions)
 
     def _encode(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return z = f(x; y), (batch, dims)."""
-        return torch.cat(self._physical.each(len(x), lambda part: self._flow.encode(x[part], condition[part])[0]))
+        """Return z = f(x; y), (batch, dims), turned to the release's directions."""
+        z = torch.cat(self._physical.each(len(x), lambda part: self._flow.encode(x[part], condition[part])[0]))
+        return z if self._settings.directions is None else self._settings.directions.turn(z)
 
     def _perturb(self, latents: torch.Tensor) -> torch.Tensor:
         """Return [s (clip(z[:k]) + noise), u], (batch, dims), with u from the prior."""
         kept = self._settings.latent_dims
         noised = self._settings.mechanism(latents[:, :kept], noise=self._perturbation) * self._factor
         fresh = self._prior.normal((len(latents), latents.shape[1] - kept), 1.0, like=latents)
-        return torch.cat([noised, fresh], dim=1)
+        return torch.cat([noised, fresh * self._settings.temperature], dim=1)
 
     def _decode(self, latents: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return x' = f^-1(z; y), (batch, channels, height, width)."""
+        """Return x' = f^-1(z; y), (batch, channels, height, width), of turned latents."""
+        if self._settings.directions is not None:
+            latents = self._settings.directions.turn_back(latents)
         return torch.cat(
             self._physical.each(len(latents), lambda part: self._flow.decode(latents[part], condition[part]))
         )

@@ -140,6 +140,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
             f"differentially private, over everything that the method does, against {whom}. "
             f"(The same events under add-or-remove: epsilon {format_epsilon(claim.epsilon_add_remove)}.)"
             + "".join(f" This rests on a declaration: {each}." for each in claim.declared)
+            + _on_the_shuffle(claim)
             + _on_the_flow(claim)
         )
     conditional = _pair(claim.epsilon_if_flow_were_fixed, claim.delta)
@@ -162,6 +163,7 @@ def statement_of_method(name: str, claim: Claim, *, noise: str, relation: str, o
         f"{name}: NO end-to-end guarantee. {story} The released records alone would be "
         f"{conditional}-differentially private ('{relation}') had {fixed}; {truth}."
         + (f" That is against {_recipients(claim)}." if claim.against == "recipients" else "")
+        + _on_the_shuffle(claim)
         + _on_the_flow(claim)
     )
 
@@ -177,6 +179,21 @@ def _recipients(claim: Claim) -> str:
     return (
         f"{_RECIPIENTS}. It rests on {claim.sharers} sites that really add their share of the noise; against the "
         f"aggregator, the site's own message alone has epsilon {format_epsilon(claim.epsilon_of_own_message)}"
+    )
+
+
+def _on_the_shuffle(claim: Claim) -> str:
+    """Return what a claim counts on where a release's messages are shuffled, and what each shows by itself."""
+    if claim.local_epsilon is None:
+        return ""
+    local = f"What one unit sends in a release has epsilon {format_epsilon(claim.local_epsilon)} by itself"
+    if not claim.shuffled_units:
+        return f" {local}, which is counted in full: the claim rests on no shuffle."
+    return (
+        f" {local}. The claim is lower since the site, which is trusted with its own records, sends the release whole "
+        f"and in a secret, uniformly random order, where at least {claim.shuffled_units} units went through the same "
+        "randomizer. Against whoever learns that order, or sees messages before the site has shuffled them, a unit has "
+        "the larger figure."
     )
 
 

@@ -15,7 +15,7 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.site.mode import Mode
 from cadp_fl.site.privacy_filter import PrivacyFilter
 from cadp_fl.site.protocol import Request
-from cadp_fl.site.requests import MOMENTS
+from cadp_fl.site.requests import DIRECTIONS, MOMENTS
 from cadp_fl.weights import set_weights
 
 __all__ = ["SiteContext"]
@@ -48,7 +48,14 @@ class SiteContext:
     def flow(self, config: FlowConfig, seed: int, request: Request) -> ConditionalFlow:
         """Return the flow of a request, with the weights that came with it."""
         flow = self.new_flow(config, seed)
-        set_weights(flow, {name: array for name, array in request.arrays.items() if not name.startswith(MOMENTS)})
+        set_weights(
+            flow,
+            {
+                name: array
+                for name, array in request.arrays.items()
+                if not name.startswith(MOMENTS) and name != DIRECTIONS
+            },
+        )
         return flow.to(self.device)
 
     def new_flow(self, config: FlowConfig, seed: int) -> ConditionalFlow:

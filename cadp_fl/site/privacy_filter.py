@@ -23,10 +23,17 @@ from cadp_fl.privacy.claims import (
     left_unprotected,
     plan_beside,
 )
-from cadp_fl.privacy.events import DeclaredPublic, Event, GaussianHistogram, PoissonGaussian
+from cadp_fl.privacy.events import DeclaredPublic, Event, GaussianHistogram, LatentPrivUnit, PoissonGaussian
 from cadp_fl.privacy.ledger import Ledger
 from cadp_fl.privacy.plan import NOTHING, Allowance, Conditions, Plan, Split, kept_by
-from cadp_fl.privacy.policy import allowance, check_exact_evaluation, check_number, check_plan, check_totals
+from cadp_fl.privacy.policy import (
+    allowance,
+    check_exact_evaluation,
+    check_number,
+    check_plan,
+    check_shuffle,
+    check_totals,
+)
 from cadp_fl.site.evaluation import check_table, number_of_evaluations
 from cadp_fl.site.mode import Mode
 from cadp_fl.site.protocol import Request
@@ -44,6 +51,7 @@ class PrivacyFilter:
         test_units: number of test units.
         conditions: what claims rest on beside events, as it is now.
         mode: of the site: in a simulation each method counts as if it had been run alone.
+        class_units: contributed training records of each class, which matter where labels are public.
     """
 
     def __init__(
@@ -55,12 +63,13 @@ class PrivacyFilter:
         test_units: int,
         conditions: Conditions,
         mode: Mode,
+        class_units: Sequence[int] = (),
     ) -> None:
         self._ledger = ledger
         self.policy = policy
         self._units, self._test_units = units, test_units
         self.conditions = conditions
-        self._mode = mode
+        self._mode, self._class_units = mode, class_units
 
     def reserve(self, *asked: Plan) -> None:
         """Set plans aside under the conditions of now, if the policy allows all of them and the budget holds each.
@@ -286,6 +295,9 @@ class PrivacyFilter:
             )
         if self._mode.is_real or plan.split != "test" or plan.events != (EXACT_TEST_RESULTS,):
             check_plan(self.policy, plan, units=self._units, noise=self.conditions.noise)
+        for event in plan.events:
+            if isinstance(event, LatentPrivUnit):
+                check_shuffle(event, units=self._units, class_units=self._class_units, conditions=self.conditions)
 
     def _check_still_allowed(self, plan: Plan) -> None:
         """Check a plan that was reserved before against the policy of now, and all plans against its total."""

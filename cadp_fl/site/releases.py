@@ -8,21 +8,24 @@ import numpy as np
 from cadp_fl.config import PolicyConfig, parse
 from cadp_fl.errors import ExchangeError, FlowOriginError, PrivacyError
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.directions import Directions
 from cadp_fl.flow.moments import NoisedMoments, check_is_made_of
 from cadp_fl.flow.storage import flow_sha256
+from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.cohort import Labelled
 from cadp_fl.privacy.events import GaussianMoments, PoissonGaussian, Unprotected
 from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts
 from cadp_fl.release.bundle import open_bundle, write_bundle
 from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
-from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize
+from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize, release_order
 from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.context import SiteContext
 from cadp_fl.site.moments import GivenMoments
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import MOMENTS, FetchRequest, ReleaseRequest
+from cadp_fl.site.requests import DIRECTIONS, MOMENTS, FetchRequest, ReleaseRequest
 from cadp_fl.site.review import Review
 
 __all__ = ["Releases"]
@@ -37,6 +40,7 @@ class Releases:
         given: what moments it gave out.
         policy: what it allows.
         outbox: folder of releases that are ready to be fetched.
+        orders: folder for which record each released one is of, of a simulation; None where nobody may know.
     """
 
     def __init__(
@@ -46,33 +50,45 @@ class Releases:
         given: GivenMoments,
         policy: PolicyConfig,
         outbox: Path,
+        orders: Path | None = None,
     ) -> None:
         self._context, self._counts, self._given, self._policy, self.outbox = context, counts, given, policy, outbox
+        self._orders = orders
 
     def release(self, request: Request) -> Reply:
         """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
         asked = parse(ReleaseRequest, request.settings)
         plan, schema = self._context.privacy_filter.plan(request, asked.method), self._context.data.train.schema
         flow = self._context.flow(asked.flow, asked.seed, request)
-        labels = "public" if asked.labels is None else "covered"
+        mechanism = mechanism_of(asked.mechanism, asked.event)
+        is_covered = asked.labels is not None or (isinstance(mechanism, Labelled) and mechanism.labels is not None)
         check_release(
             asked.mechanism,
             asked.shrinkage,
             asked.latent_dims,
             flow.dims,
-            labels=labels,
+            labels="covered" if is_covered else "public",
             attributes=len(schema.attributes),
         )
-        if plan.labels == "covered" and asked.labels is None:
+        if asked.labels is not None and isinstance(mechanism, Labelled):
+            raise ExchangeError(f"A label is drawn once, by the mechanism {mechanism.name} itself. Found another draw.")
+        if plan.labels == "covered" and not is_covered:
             raise PrivacyError("A release that covers labels draws them at random. Found one with the true ones.")
         check_class_counts(self._policy, self._counts.known(request, asked.method), schema.classes)
-        mechanism = mechanism_of(asked.mechanism, asked.event)
         if isinstance(asked.event, Unprotected) and self._context.mode.is_real:
             raise PrivacyError(
                 f"A real site releases no record unprotected. Found the mechanism '{asked.mechanism}'; choose one that "
                 "adds noise."
             )
-        settings = ReleaseSettings(mechanism, asked.latent_dims, asked.shrinkage, asked.labels)
+        turned = request.arrays.get(DIRECTIONS)
+        settings = ReleaseSettings(
+            mechanism=mechanism,
+            latent_dims=asked.latent_dims,
+            shrinkage=asked.shrinkage,
+            labels=asked.labels,
+            directions=None if turned is None else Directions.of(turned, flow),
+            temperature=asked.temperature,
+        )
         sha256 = flow_sha256(flow)
         self._context.privacy_filter.check_flow(plan, sha256, starts=False)
         self._check_is_made(plan, flow, asked, request)
@@ -90,20 +106,25 @@ class Releases:
             flow_sha256=sha256,
             event_id=event_id,
         )
+        noise = self._context.noise.child("release", event_id)
+        order = release_order(self._context.units, noise)
         parts, cost = privatize(
             flow,
             self._context.data.train,
             settings,
-            noise=self._context.noise.child("release", event_id),
+            noise=noise,
             device=self._context.device,
             units=self._context.units,
             part_records=asked.shard_records,
+            order=order,
         )
         assert cost == settings.cost, "what was written down is what is drawn"
         folder = self.outbox / event_id
         if not self._context.mode.is_durable:  # a release of an interrupted run may lie there, whose ledger is gone
             shutil.rmtree(folder, ignore_errors=True)
         manifest = write_bundle(head, parts, folder)
+        if self._orders is not None:
+            _keep_order(self._orders / f"{event_id}.npy", order)
         return Reply({"manifest": manifest_to_json(manifest)})
 
     def _check_is_made(self, plan: Plan, flow: ConditionalFlow, asked: ReleaseRequest, request: Request) -> None:
@@ -161,3 +182,9 @@ class Releases:
         if self._context.mode.is_real:
             Review(self.outbox).note_fetched(asked.event_id)
         return Reply({}, {"shard": np.frombuffer(data, dtype=np.uint8)})
+
+
+def _keep_order(path: Path, order: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path, mode=0o600) as temporary, temporary.open("wb") as file:
+        np.save(file, order)

@@ -20,6 +20,7 @@ from cadp_fl.privacy.events import (
 )
 
 __all__ = [
+    "DIRECTIONS",
     "MOST_PLANS",
     "ClassifierRequest",
     "CountRequest",
@@ -112,6 +113,9 @@ class CountRequest(Settings):
     event: Annotated[GaussianHistogram, _spends_in("counts")]
 
 
+DIRECTIONS = "directions"
+"""Name of a release request's array that turns the flow's latents; without it they stay as they are."""
+
 MOMENTS = "moments."
 """What the names of a release request's arrays begin with that the flow was made of, and no weights of it."""
 
@@ -134,6 +138,7 @@ class ReleaseRequest(Settings):
     labels: RandomizedResponse | None = Field(None, description="how labels are randomized; none where they are public")
     latent_dims: Count
     shrinkage: str
+    temperature: float = Field(1.0, ge=0, le=1, description="standard deviation of latents from the prior")
     made_of: MadeOf | None = Field(None, description="of a flow that the plan's moments made")
     shard_records: int = Field(ge=1, le=100_000)
 

@@ -85,6 +85,7 @@ class Site:
         simulation: whether figures of training records may leave, and exact test results whatever the policy.
         policy: what the site allows; a simulation's site allows all without one.
         answers: keeps what was answered, where the ledger is durable.
+        orders: folder for which record each released one is of, in a simulation that compares them.
 
     Raises:
         PrivacyError: a real site has no policy.
@@ -104,9 +105,12 @@ class Site:
         simulation: bool,
         policy: PolicyConfig | None = None,
         answers: ReplyStore | None = None,
+        orders: Path | None = None,
     ) -> None:
         if policy is None and not simulation:
             raise PrivacyError("A real site has a policy. Found none; write policy.yaml.")
+        if orders is not None and not simulation:
+            raise PrivacyError("A real site forgets the order of its releases. Found a folder to keep it in.")
         self.name = name
         self._policy = policy = policy or open_policy()
         self.ledger, self._stored = ledger, answers
@@ -123,6 +127,7 @@ class Site:
             test_units=len(of_test),
             conditions=Conditions(noise.kind, data.train.schema.classes, data.train.schema.attributes),
             mode=mode,
+            class_units=of_training.class_counts(data.train).tolist(),
         )
         self.context = context = SiteContext(
             name=name,
@@ -137,7 +142,7 @@ class Site:
         self.counts = ClassCounts(context, policy, outbox)
         self._training = training = Training(context)
         self._given = GivenMoments(outbox)
-        self.releases = releasing = Releases(context, self.counts, self._given, policy, outbox)
+        self.releases = releasing = Releases(context, self.counts, self._given, policy, outbox, orders)
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,

@@ -34,14 +34,14 @@ from cadp_fl.privacy.claims import (
     plan_beside,
 )
 from cadp_fl.privacy.events import GaussianHistogram
-from cadp_fl.privacy.mechanisms import mechanism_type
+from cadp_fl.privacy.mechanisms import is_labelled
 from cadp_fl.release.manifest import Manifest, manifest_from_json
-from cadp_fl.release.privatize import check_release, released_dims
+from cadp_fl.release.privatize import calibrated, check_release, release_directions, released_dims
 from cadp_fl.report.statement import assumptions, caution_on_flow, not_covered, statement_of_method
 from cadp_fl.site.audit_log import describe_error
 from cadp_fl.site.class_counts import COUNT_DOUBT
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import CountRequest, ReserveRequest
+from cadp_fl.site.requests import DIRECTIONS, CountRequest, ReserveRequest
 from cadp_fl.site.site import Site
 from cadp_fl.standalone.release_inputs import ReleaseInputs, ReleaseOptions, counts_are_noised, release_inputs_of
 from cadp_fl.weights import get_weights
@@ -112,7 +112,8 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
     check_new(output, "A bundle")
     flow, card = load_flow(flow_file)
     terms = release_inputs_of(data, card, options)
-    release, budget = terms.release, Budget.of(terms.budget, terms.release.labels)
+    release = terms.release
+    budget = Budget.of(terms.budget, release.labels, is_labelled=is_labelled(release.mechanism))
     check_release(
         release.mechanism,
         release.shrinkage,
@@ -121,16 +122,9 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         labels=release.labels,
         attributes=len(card.dataset.attributes),
     )
-    labels = budget.label_events()
     counts = budget.count_events() if counts_are_noised(terms.policy) else ()
     check_counts_can_show_classes(terms, counts)
-    mechanism = mechanism_type(release.mechanism).calibrated(
-        release.clip_norm,
-        budget.epsilon,
-        budget.delta,
-        records_per_unit=budget.records_per_unit,
-        beside=(*counts, *labels),
-    )
+    mechanism, labels = calibrated(release, budget, counts)
     is_public = card.trained_on == "public" and terms.public_flow
     if not (is_public or terms.policy.unprotected):
         raise UnprotectedModelError(
@@ -150,7 +144,9 @@ def make_release(flow_file: Path, data: Path, output: Path, options: ReleaseOpti
         Request("count", CountRequest(method=plan.method, event=event).model_dump(mode="json")) for event in counts
     ]
     settings = release_request(plan.method, release, mechanism, flow, card, *labels)
-    requests.append(Request("release", settings.model_dump(mode="json"), get_weights(flow)))
+    directions = release_directions(release, flow)
+    turned = {} if directions is None else {DIRECTIONS: directions.matrix}
+    requests.append(Request("release", settings.model_dump(mode="json"), get_weights(flow) | turned))
     manifest = _release(terms, plan.run, requests, output)
     (kept,) = (each for each in terms.ledger.plans() if each.key == plan.key)  # with the conditions of the site
     claim, own = claim_of(plan_beside(kept, terms.ledger) if terms.mode.is_real else kept), claim_of(kept)

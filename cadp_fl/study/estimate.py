@@ -39,10 +39,11 @@ from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import StageCost, claim_of, stage_costs
 from cadp_fl.privacy.dpsgd import cross_entropy_of, train_dp_sgd
 from cadp_fl.privacy.events import PoissonGaussian
-from cadp_fl.privacy.mechanisms import GaussianMechanism
+from cadp_fl.privacy.mechanisms import GaussianMechanism, Mechanism, PrivUnitMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.plan import Against
-from cadp_fl.release.privatize import ReleaseSettings, privatize, released_dims
+from cadp_fl.privacy.shuffling import best_threshold
+from cadp_fl.release.privatize import ReleaseSettings, privatize, release_directions, released_dims
 from cadp_fl.site.moments import noised_moments
 from cadp_fl.study.engine import check_engine, sites_at_once
 from cadp_fl.study.run import check_study
@@ -117,7 +118,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         InputError: the study is wrong.
     """
     study = load_study(config, overrides)
-    sites, methods = check_study(study)
+    study, sites, methods = check_study(study)
     check_engine(study)
     at_once = sites_at_once(study.sites)
     plans = {method.name: plan_of(method, study) for method in methods}
@@ -177,6 +178,13 @@ def _phases(study: StudyConfig, methods: list[Method], sites: list[SiteData], at
             )
         )
     return estimates
+
+
+def _typical(name: str) -> Mechanism:
+    """Return a mechanism that takes as long as one does at a usual budget: only PrivUnit's time depends on it."""
+    return (
+        PrivUnitMechanism(5.0, best_threshold(5.0)) if name == PrivUnitMechanism.name else GaussianMechanism(1.0, 1.0)
+    )
 
 
 class _Probe:
@@ -274,9 +282,10 @@ class _Probe:
     def _release(self) -> None:
         flow = self._warm_flow() if self._study.flow.is_warm else self._flow()
         settings = ReleaseSettings(
-            GaussianMechanism(1.0, 1.0),
-            released_dims(self._study.release, flow),
-            self._study.release.shrinkage,
+            mechanism=_typical(self._study.release.mechanism),
+            latent_dims=released_dims(self._study.release, flow),
+            shrinkage=self._study.release.shrinkage,
+            directions=release_directions(self._study.release, flow),
         )
         parts, _ = privatize(flow, self._records, settings, noise=NoiseSource.from_entropy(), device=self._device)
         list(parts)

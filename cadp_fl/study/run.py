@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import PolicyConfig, StudyConfig, dump_study, load_study
@@ -24,13 +24,16 @@ from cadp_fl.outputs import check_unicode
 from cadp_fl.privacy.accounting import check_delta
 from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.policy import allowance, check_plan
+from cadp_fl.release.cohort import with_cohort
 from cadp_fl.release.privatize import check_release
 from cadp_fl.study.engine import check_engine
+from cadp_fl.study.fidelity import add_fidelity
 from cadp_fl.study.plugins import load_plugins
 from cadp_fl.study.simulate import simulate
-from cadp_fl.study.simulated_sites import OUTBOX
+from cadp_fl.study.simulated_sites import ORDERS, OUTBOX
 
 __all__ = [
+    "CheckedStudy",
     "check_same_study",
     "check_study",
     "check_text",
@@ -39,6 +42,20 @@ __all__ = [
     "make_run_folder",
     "run_study",
 ]
+
+
+class CheckedStudy(NamedTuple):
+    """A study that can be run.
+
+    Attributes:
+        study: with what its records say of a release's cohort.
+        sites: the records of every site.
+        methods: with their noise calibrated.
+    """
+
+    study: StudyConfig
+    sites: list[SiteData]
+    methods: list[Method]
 
 
 def run_study(
@@ -54,7 +71,7 @@ def run_study(
         CadpError: the run failed.
     """
     study = load_study(config, overrides)
-    sites, _ = check_study(study)
+    study, sites, _ = check_study(study)
     check_engine(study)
     resolved = output.resolve() / "config.yaml"
     if resume:
@@ -68,9 +85,12 @@ def run_study(
         watch({"step": "start"})
         try:
             simulate(study, resolved, output.resolve(), watch=watch, resume=resume)
+            if study.evaluation.fidelity:
+                add_fidelity(study, sites, output)
         finally:
             for site in study.sites.site_names:
                 shutil.rmtree(output / "sites" / site / OUTBOX, ignore_errors=True)
+                shutil.rmtree(output / "sites" / site / ORDERS, ignore_errors=True)
     summary: dict[str, Any] = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     return summary
 
@@ -124,13 +144,13 @@ def has_ended(output: Path) -> bool:
     return "failure" not in summary and list(summary["methods"]) == list(load_study(output / "config.yaml").methods)
 
 
-def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
+def check_study(study: StudyConfig) -> CheckedStudy:
     """Import a study's plugins, and check what can be checked before a run: names, and that records can be dealt.
 
     A simulation may look at its records for this.
 
     Returns:
-        The records of every site, and the study's methods with their noise calibrated.
+        The study with what its records say of a release's cohort, the records, and the methods.
 
     Raises:
         InputError: something does not fit.
@@ -159,6 +179,7 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
         if study.evaluation.delta is not None:
             tested = max(len(Units.of(site.test, unit, m)) for site in sites)
             check_delta(study.evaluation.delta, tested, large=large, name="evaluation.delta")
+        study = with_cohort(study, [site.train for site in sites])
         methods = build_methods(study)
         for method in methods:
             plan_of(method, study)
@@ -169,7 +190,7 @@ def check_study(study: StudyConfig) -> tuple[list[SiteData], list[Method]]:
     check_shapes(methods, source.schema, [len(site.train) for site in sites])
     if study.sites.policy is not None:
         _check_policy(study, study.sites.policy, methods, min(units))
-    return sites, methods
+    return CheckedStudy(study, sites, methods)
 
 
 def check_text(study: StudyConfig) -> None:

@@ -158,6 +158,7 @@ class Engine:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def new_folder(self, place: Path) -> Path:
+        """Return a new folder, which goes when the engine ends."""
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
         self._folders.append(folder)
         return folder

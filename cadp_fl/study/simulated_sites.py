@@ -21,7 +21,7 @@ from cadp_fl.privacy.policy import open_policy
 from cadp_fl.site.site import Site
 from cadp_fl.study.plugins import load_plugins
 
-__all__ = ["DEVICE_VARIABLE", "OUTBOX", "dealt", "simulated_site", "study_from_run_config"]
+__all__ = ["DEVICE_VARIABLE", "ORDERS", "OUTBOX", "dealt", "simulated_site", "study_from_run_config"]
 
 PREVIEWS_PER_CLASS = 8
 
@@ -30,6 +30,9 @@ DEVICE_VARIABLE = "CADP_FL_DEVICE"
 
 OUTBOX = "outbox"
 """Folder of a simulated site's releases until they are fetched."""
+
+ORDERS = "orders"
+"""Folder of which record each released one is of, until what they keep is measured."""
 
 
 def study_from_run_config(run_config: Mapping[str, Any], app_folder: Path) -> tuple[StudyConfig, Path]:
@@ -89,6 +92,7 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
         # A site that was given no share of a GPU may see one all the same.
         device=resolve_device("cpu" if study.sites.gpus_per_client == 0 else study.device),
         outbox=output / "sites" / name / OUTBOX,
+        orders=output / "sites" / name / ORDERS if study.evaluation.fidelity else None,
         simulation=True,
         policy=study.sites.policy or open_policy(study.budget.unit, study.budget.records_per_patient, study.labels),
     )

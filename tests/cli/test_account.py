@@ -204,7 +204,7 @@ def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart,
         (["epsilon", PINNED, "--delta", "nan"], "delta is between 0 and 1"),
         (
             ["epsilon", "gauss:clip-norm=1"],
-            "Unknown event 'gauss'. Choose one of: gaussian, grid-gaussian, laplace, dp-sgd",
+            "Unknown event 'gauss'. Choose one of: gaussian, grid-gaussian, laplace, privunit, dp-sgd",
         ),
         (["epsilon", "gaussian:clip-norm=1"], "lacks noise-std; add it"),
         (["epsilon", "gaussian:clip-norm"], "Found 'clip-norm'"),

@@ -20,6 +20,7 @@ from cadp_fl.privacy.events import (
     LatentGaussian,
     LatentGaussianGrid,
     LatentLaplace,
+    LatentPrivUnit,
     PoissonGaussian,
     ProtectedEvent,
     RandomizedResponse,
@@ -35,6 +36,10 @@ EXAMPLES = [
     LatentGaussian(stage="release", clip_norm=2.0, noise_std=3.0, records_per_unit=2),
     LatentGaussianGrid(stage="release", clip_norm=2.0, noise_std=3.0, grid=2.0**-11),
     LatentLaplace(stage="release", clip_norm=2.0, noise_scale=3.0),
+    LatentPrivUnit(stage="release", latent_epsilon=2.0, threshold=0.8, label_epsilon=1.0, records_per_unit=2),
+    LatentPrivUnit(
+        stage="release", latent_epsilon=2.0, threshold=0.8, label_epsilon=1.0, classes=10, shuffled_units=500
+    ),
     PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=1.5, sampling_rate=0.05, steps=20),
     PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=9.0, sampling_rate=1.0, steps=20),
     RandomizedResponse(stage="labels", epsilon=0.7, records_per_unit=3),

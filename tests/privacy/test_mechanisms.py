@@ -24,7 +24,8 @@ from cadp_fl.privacy.noise import NoiseSource
 FALSE_ALARM = 1e-4
 """Probability at which a statistical test with a fresh key would fail by chance; the keys are fixed."""
 
-EVERY = pytest.mark.parametrize("mechanism", [kind.calibrated(2.0, 3.0, 1e-5) for kind in MECHANISMS.values()])
+CALIBRATED = [kind.calibrated(2.0, 3.0, 1e-5) for kind in MECHANISMS.values()]
+EVERY = pytest.mark.parametrize("mechanism", CALIBRATED)
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 3.0, 10.0])
@@ -95,7 +96,7 @@ def test_what_comes_out_of_laplace_is_the_l1_clipped_latent_plus_laplace_noise()
     assert abs(np.corrcoef(noise.T)[0, 1]) < 4 / math.sqrt(len(noise))
 
 
-@EVERY
+@pytest.mark.parametrize("mechanism", [each for each in CALIBRATED if each.name != "privunit"])  # see test_privunit
 def test_a_records_release_ignores_its_batch(mechanism):
     latents = torch.randn(32, 8, generator=torch.Generator().manual_seed(0)) * 5
     other = latents.clone()

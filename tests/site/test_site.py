@@ -71,7 +71,7 @@ def dataset(count, seed):
     return Dataset(SCHEMA, images, generator.integers(0, 2, count))
 
 
-def site(simulation=True, *, noise_seed=1, noise=None, **allowed):
+def site(simulation=True, *, noise_seed=1, noise=None, orders=None, **allowed):
     return Site(
         "north",
         SiteData(dataset(40, 0), dataset(10, 1)),
@@ -81,6 +81,7 @@ def site(simulation=True, *, noise_seed=1, noise=None, **allowed):
         outbox=Path(tempfile.mkdtemp(dir=_folder)),
         simulation=simulation,
         policy=open_policy().model_copy(update=allowed),
+        orders=orders,
     )
 
 

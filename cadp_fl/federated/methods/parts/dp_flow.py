@@ -24,6 +24,7 @@ from cadp_fl.privacy.accounting import calibrate_noise
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.dpsgd import WeightAverage
 from cadp_fl.privacy.events import Event, GaussianMoments, GaussianSum, PoissonGaussian, ProtectedEvent
+from cadp_fl.privacy.mechanisms import is_labelled
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import PrivateFlowRequest
 from cadp_fl.weights import average, get_weights, set_weights
@@ -56,7 +57,12 @@ class DpFlow:
     def __init__(self, method: str, study: StudyConfig, *, is_all: bool = False, trains: bool = True) -> None:
         self._method, self._study = method, study
         config = study.flow
-        self.budget = budget = Budget.of(study.budget, study.labels, WARM_SPLIT if config.is_warm else {})
+        self.budget = budget = Budget.of(
+            study.budget,
+            study.labels,
+            WARM_SPLIT if config.is_warm else {},
+            is_labelled=is_labelled(study.release.mechanism),
+        )
         self._trains = trains and config.privacy == "dp-sgd" and "all" not in config.freeze
         self._pretrained = load_pretrained(study)
         self._declared = (declared_public(*self._pretrained),) if self._pretrained else ()  # before it is trained

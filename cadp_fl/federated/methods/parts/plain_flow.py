@@ -16,6 +16,7 @@ from cadp_fl.flow.storage import FlowCard, check_same_flow, flow_sha256, load_fl
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import FLOW_OF_PRIVATE_RECORDS, FLOW_WEIGHTS
 from cadp_fl.privacy.events import DeclaredPublic, Event, ProtectedEvent
+from cadp_fl.privacy.mechanisms import is_labelled
 from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import FlowRequest
 from cadp_fl.weights import average, get_weights, set_weights
@@ -39,7 +40,7 @@ class PlainFlow:
 
     def __init__(self, method: str, study: StudyConfig) -> None:
         self._method, self._study = method, study
-        self.budget = Budget.of(study.budget, study.labels)
+        self.budget = Budget.of(study.budget, study.labels, is_labelled=is_labelled(study.release.mechanism))
         self._config = study.flow.cold()
         self._pretrained = load_pretrained(study)
         if self._config.is_fixed and self._pretrained is None:

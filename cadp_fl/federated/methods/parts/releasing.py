@@ -22,13 +22,21 @@ from cadp_fl.federated.releases import fetch_releases
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.storage import FlowCard, flow_sha256
 from cadp_fl.privacy.claims import claim_of, relation_of
+from cadp_fl.privacy.cohort import Labelled
 from cadp_fl.privacy.events import Event, RandomizedResponse
-from cadp_fl.privacy.mechanisms import Mechanism, mechanism_type
+from cadp_fl.privacy.mechanisms import Mechanism
+from cadp_fl.release.cohort import why_not_shuffled
 from cadp_fl.release.dataset import ReleasedRecords, load_release
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, manifest_from_json
-from cadp_fl.release.privatize import ReleaseSettings, check_release, released_dims
+from cadp_fl.release.privatize import (
+    ReleaseSettings,
+    calibrated,
+    check_release,
+    release_directions,
+    released_dims,
+)
 from cadp_fl.site.protocol import Reply, Request
-from cadp_fl.site.requests import MOMENTS, MadeOf, ReleaseRequest
+from cadp_fl.site.requests import DIRECTIONS, MOMENTS, MadeOf, ReleaseRequest
 from cadp_fl.weights import get_weights
 
 __all__ = ["ReleasingMethod", "release_request"]
@@ -43,15 +51,9 @@ class ReleasingMethod(ABC):
         self._study, self._flow, self.classifier = study, flow, classifier
         check_classifier(classifier)
         budget, release = flow.budget, study.release
-        self._labels = budget.label_events()
-        self._beside = (*(() if self._flow.tells_counts else budget.count_events()), *self._labels)
-        self._mechanism = mechanism_type(release.mechanism).calibrated(
-            release.clip_norm,
-            budget.epsilon,
-            budget.delta,
-            records_per_unit=budget.records_per_unit,
-            beside=(*self._flow.protected(), *self._beside),
-        )
+        counts = () if self._flow.tells_counts else budget.count_events()
+        self._mechanism, self._labels = calibrated(release, budget, (*self._flow.protected(), *counts))
+        self._beside = (*counts, *self._labels)
 
     @abstractmethod
     def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
@@ -101,13 +103,28 @@ class ReleasingMethod(ABC):
             "mechanism": self._mechanism.name,
             **release.parameters(flow.dims).model_dump(),
             "correlation": release.correlation,
+            "local_epsilon": self._mechanism.event().local_epsilon,
+            "not_shuffled": self._why_not_shuffled(run.schema),
             **_released_labels(released),
         }
         return trained
 
+    def _why_not_shuffled(self, schema: Schema) -> str | None:
+        """Return why messages are claimed one by one, where the mechanism's might be shuffled; None otherwise."""
+        if not isinstance(self._mechanism, Labelled):
+            return None
+        return why_not_shuffled(self._study, attributes=len(schema.attributes)) or None
+
     def _release_settings(self, flow: ConditionalFlow) -> ReleaseSettings:
         release = self._study.release
-        return ReleaseSettings(self._mechanism, released_dims(release, flow), release.shrinkage, *self._labels)
+        return ReleaseSettings(
+            mechanism=self._mechanism,
+            latent_dims=released_dims(release, flow),
+            shrinkage=release.shrinkage,
+            labels=next(iter(self._labels), None),
+            directions=release_directions(release, flow),
+            temperature=release.temperature,
+        )
 
     def _releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> list[Path]:
         """Ask each site for its release, fetch it, and return the folders of all."""
@@ -128,10 +145,13 @@ class ReleasingMethod(ABC):
         if moments is not None:
             settings = settings.model_copy(update={"made_of": MadeOf(records=moments.records, sites=moments.sites)})
             weights |= {f"{MOMENTS}{name}": array for name, array in moments.arrays().items()}
+        release = self._release_settings(flow)
+        if release.directions is not None:
+            weights |= {DIRECTIONS: release.directions.matrix}
         expected = {
             "dataset": run.schema,
             "mechanism": settings.mechanism,
-            "parameters": self._release_settings(flow).parameters(flow.dims),
+            "parameters": release.parameters(flow.dims),
             "flow_sha256": flow_sha256(flow),
             "noise": run.study.noise,
         }
@@ -189,5 +209,6 @@ def release_request(
         labels=labels,
         latent_dims=released_dims(release, flow),
         shrinkage=release.shrinkage,
+        temperature=release.temperature,
         shard_records=release.shard_records,
     )
