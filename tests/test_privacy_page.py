@@ -11,9 +11,12 @@ from cadp_fl.errors import CadpError, PolicyError
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.claims import relation_of
+from cadp_fl.privacy.cohort import Cohort
 from cadp_fl.privacy.events import LatentGaussian, PoissonGaussian
 from cadp_fl.privacy.losses import Relation
+from cadp_fl.privacy.privunit import PrivUnitMechanism
 from cadp_fl.privacy.sensitivity import moments_sensitivity
+from cadp_fl.privacy.shuffling import best_threshold
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
@@ -42,6 +45,22 @@ def test_the_epsilons_of_the_page_are_the_accountants(event, texts):
     for relation, text in zip(BOTH, texts, strict=True):
         assert text in PAGE
         assert epsilon_of([event], 1e-5, relation) == pytest.approx(float(text), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("units", "central", "text"),
+    [(480, 1.0, "3.12"), (1500, 1.0, "4.12"), (60000, 1.0, "7.63"), (480, 3.0, "5.14"), (1500, 3.0, "5.98")],
+)
+def test_the_local_epsilons_of_the_page_are_the_accountants(units, central, text):
+    assert text in PAGE
+    made = PrivUnitMechanism.calibrated(1.0, central, 1e-5, cohort=Cohort(units))
+    assert made.latent_epsilon == pytest.approx(float(text), abs=0.006)
+
+
+def test_a_released_latent_is_longer_than_the_priors_by_what_the_page_says():
+    moments = PrivUnitMechanism(5.0, best_threshold(5.0)).clipped_normal(8)
+    assert "by a fifth at\neps 5 and k = 8" in PAGE
+    assert math.sqrt(moments.power) == pytest.approx(1.2, abs=0.01)
 
 
 @pytest.mark.parametrize(("m", "text"), [(5, "2.44"), (10, "3.62")])

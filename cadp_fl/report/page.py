@@ -35,7 +35,7 @@ def write_report(folder: Path) -> Path:
     metrics = _metrics(folder / "metrics.jsonl")
     kept = {site["site"]: _bundles(folder, site["site"]) for site in summary["sites"]}
     bundles = {site: own[0] for site, own in kept.items() if own}
-    pictures = _pictures(folder, bundles)
+    pictures, pairs = _pictures(folder, bundles), _pairs(folder, summary)
     page = render_page(
         "report.html",
         {"figure": format_figure, "epsilon": format_epsilon, "against": format_against, "size": format_bytes},
@@ -45,12 +45,14 @@ def write_report(folder: Path) -> Path:
         tested=methods_by_units(summary),
         reserved={site for method in privacy["methods"].values() for site in method["sites"]},
         pictures=pictures,
+        pairs=pairs,
+        kept={name: row["fidelity"] for name, row in summary["methods"].items() if "fidelity" in row},
         manifest=next(iter(bundles.values())).manifest if bundles else None,
         left=_left(summary, privacy),
         bits=_bits(metrics),
         accuracy=_accuracy(metrics),
     )
-    has_originals = any("originals" in picture for picture in pictures)
+    has_originals = bool(pairs) or any("originals" in picture for picture in pictures)
     with replaced_file(folder / "report.html", mode=0o600 if has_originals else 0o644) as file:  # as the preview's
         file.write_text(page, encoding="utf-8")
     return folder / "report.html"
@@ -108,6 +110,25 @@ def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
             grids["originals"] = image_grid([images[own == label] for label in labels], COLUMNS)
         pictures.append({"site": site, "classes": [names[label] for label in labels], **grids})
     return pictures
+
+
+def _pairs(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return, by method, a grid in which each original stands beside its own released record, of one site."""
+    grids = []
+    for name in summary["methods"]:
+        for site in (entry["site"] for entry in summary["sites"]):
+            path = folder / "sites" / site / f"pairs-{name}.npz"
+            if not path.is_file() or path.stat().st_size > MAX_PREVIEW_BYTES:
+                continue
+            with np.load(path, allow_pickle=False) as stored:
+                originals, released, labels = stored["originals"], stored["released"], stored["labels"]
+            rows = [
+                np.stack([originals[labels == label], released[labels == label]], axis=1) for label in np.unique(labels)
+            ]
+            grid = image_grid([row.reshape(-1, *row.shape[2:]) for row in rows[:MAX_ROWS]], COLUMNS)
+            grids.append({"method": name, "site": site, "grid": grid})
+            break
+    return grids
 
 
 def _preview(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
