@@ -1,6 +1,6 @@
 """A release: encode, clip, perturb, decode and store, against a loop over records that writes a picture each.
 
-And the same on a grid, against itself in floating point.
+And the same on a grid, and by PrivUnit, against the Gaussian mechanism in floating point.
 """
 
 from itertools import count
@@ -14,13 +14,14 @@ from cadp_fl.bench.contest import Benchmark, Contender, Contest, Setting
 from cadp_fl.bench.flows import SHAPE, SMALL_FLOW, synthetic_records
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism
+from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, Mechanism, PrivUnitMechanism
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.privacy.shuffling import best_threshold
 from cadp_fl.release.bundle import write_bundle
 from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead
 from cadp_fl.release.privatize import ReleaseSettings, privatize
 
-__all__ = ["RELEASE", "RELEASE_ON_GRID"]
+__all__ = ["RELEASE", "RELEASE_BY_PRIVUNIT", "RELEASE_ON_GRID"]
 
 CLASSES = ("a", "b")
 DIMS = 784
@@ -63,17 +64,27 @@ def _release(setting: Setting) -> Contest:
 
 def _release_on_grid(setting: Setting) -> Contest:
     """Noise in every dimension, where the mechanism weighs most."""
+    return _against_floats(setting, GridGaussianMechanism(clip_norm=1.0, noise_std=1.0), DIMS)
+
+
+def _release_by_privunit(setting: Setting) -> Contest:
+    """Some 35 draws for each latent of 8 dimensions."""
+    return _against_floats(setting, PrivUnitMechanism(5.0, best_threshold(5.0)), 8)
+
+
+def _against_floats(setting: Setting, mechanism: Mechanism, dims: int) -> Contest:
+    """Return a release by a mechanism against one by the Gaussian mechanism in as many dimensions."""
     bundled = 64 if setting.quick else 2048
     images, labels = synthetic_records(bundled, len(CLASSES), torch.device("cpu"))
     records = Dataset(SCHEMA, images.numpy(), labels.numpy())
     flow = ConditionalFlow(SMALL_FLOW, SHAPE, len(CLASSES), seed=3).to(setting.device).eval()
     folders = (setting.folder / str(number) for number in count())
-    on_grid, in_floats = (
-        ReleaseSettings(kind(clip_norm=1.0, noise_std=1.0), latent_dims=DIMS, shrinkage="typical-set")
-        for kind in (GridGaussianMechanism, GaussianMechanism)
+    ours, in_floats = (
+        ReleaseSettings(each, latent_dims=dims, shrinkage="typical-set")
+        for each in (mechanism, GaussianMechanism(clip_norm=1.0, noise_std=1.0))
     )
     return Contest(
-        Contender(bundled, lambda: _bundle(flow, records, on_grid, setting.device, next(folders))),
+        Contender(bundled, lambda: _bundle(flow, records, ours, setting.device, next(folders))),
         Contender(bundled, lambda: _bundle(flow, records, in_floats, setting.device, next(folders))),
     )
 
@@ -112,4 +123,11 @@ RELEASE_ON_GRID = Benchmark(
     reference="the gaussian mechanism: below 1 is the price of exactness",
     unit="images",
     prepare=_release_on_grid,
+)
+
+RELEASE_BY_PRIVUNIT = Benchmark(
+    title="release records by PrivUnit at a local epsilon of 5, in 8 latent dimensions",
+    reference="the gaussian mechanism in as many: below 1 is the price of the draws",
+    unit="images",
+    prepare=_release_by_privunit,
 )

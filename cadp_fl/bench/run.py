@@ -19,7 +19,7 @@ from cadp_fl.bench.contest import Benchmark, Setting, hold
 from cadp_fl.bench.dp_flows import DP_FLOW_OPACUS, DP_FLOW_TRAINING, DP_FLOW_TRAINING_LARGE
 from cadp_fl.bench.flows import ENCODE_DECODE, FLOW_TRAINING, FLOW_TRAINING_SMALL
 from cadp_fl.bench.noise import NOISE, NOISE_ON_GRID
-from cadp_fl.bench.release import RELEASE, RELEASE_ON_GRID
+from cadp_fl.bench.release import RELEASE, RELEASE_BY_PRIVUNIT, RELEASE_ON_GRID
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError
 
@@ -37,6 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "encode-decode": ENCODE_DECODE,
     "release": RELEASE,
     "release-on-grid": RELEASE_ON_GRID,
+    "release-by-privunit": RELEASE_BY_PRIVUNIT,
     "classifier-training": CLASSIFIER_TRAINING,
     "aggregation": AGGREGATION,
     "noise": NOISE,

@@ -380,8 +380,12 @@ class ReleaseConfig(Settings):
         description="which of the latents: first, as the flow orders them; or leading, turned so that the first move "
         "the image most, as the flow alone says. By default leading with privunit, and else first",
     )
-    temperature: float = Field(
-        1.0, ge=0, le=1, description="standard deviation of the latents that come from the prior: less is smoother"
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="standard deviation of the latents that come from the prior: less is smoother. By default 0.5 with "
+        "privunit, and else 1",
     )
     amplification: Literal["shuffle", "none"] = Field(
         "shuffle",

@@ -103,6 +103,9 @@ _PRECISION = 1e-5
 MOST_SAMPLED_KINDS, MOST_SAMPLED_STEPS = 3, 10**6
 """Of a plan: each kind of sampled step takes the accountant up to half a minute, and so do a million steps of one."""
 
+MOST_PROFILES = 3
+"""Of a plan: each takes the accountant about a second."""
+
 MOST_WORK = 200.0
 """Of the plans of one request: how far the losses of all kinds of their sampled steps reach; 1 takes some .4 s."""
 
@@ -276,11 +279,17 @@ def check_workable(*plans: Sequence[Event]) -> None:
     """
     work = 0.0
     for events in plans:
-        sampled = _Total.of(event.loss(Relation.REPLACE_ONE) for event in events).sampled
+        total = _Total.of(event.loss(Relation.REPLACE_ONE) for event in events)
+        sampled = total.sampled
+        if len(total.profiles) > MOST_PROFILES:
+            raise BudgetError(
+                f"A plan has at most {MOST_PROFILES} shuffled releases, so that its epsilon is worked out in time. "
+                f"Found {len(total.profiles)}; plan fewer."
+            )
         if len(sampled) > MOST_SAMPLED_KINDS or sampled.total() > MOST_SAMPLED_STEPS:
             raise BudgetError(
                 f"A plan has at most {MOST_SAMPLED_STEPS:,} sampled steps of DP-SGD, of at most {MOST_SAMPLED_KINDS} "
-                "kinds (noise over clip norm, sampling rate), so that its epsilon is worked out in time. Found "
+                "kinds (noise over clip norm, sampling rate), so that its epsilon is worked out in time. "
                 f"{sampled.total():,} steps of {len(sampled)} kind(s); take fewer, larger samples, or the same noise "
                 "and rate in more rounds."
             )

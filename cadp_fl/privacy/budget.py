@@ -32,7 +32,7 @@ SPLIT = _FIRST | _OF_THE_REST
 """Shares of the stages beside a method's main one, where the study names none: of epsilon for labels and counts, and of
 what those leave of it for a flow's moments and its training."""
 
-LABEL_SHARE = 0.4
+LABEL_SHARE = 0.2
 """Of a message's epsilon that a latent and its label share."""
 
 CENTRE_SHARE = 0.05

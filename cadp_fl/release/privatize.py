@@ -51,12 +51,13 @@ __all__ = [
     "release_directions",
     "release_order",
     "released_dims",
+    "temperature_of",
 ]
 
 BATCH_RECORDS = 512
 
-PRIVUNIT_DIMS = 8
-"""Latents that PrivUnit releases by default."""
+PRIVUNIT_DIMS, PRIVUNIT_TEMPERATURE = 8, 0.5
+"""By default: latents that PrivUnit releases, and the temperature of the others."""
 
 MAX_BATCH_VALUES = 1 << 23
 """Latent values that are drawn and decoded at once, whatever the size of a record."""
@@ -190,6 +191,16 @@ def released_dims(release: ReleaseConfig, flow: ConditionalFlow) -> int:
     if release.latent_dims:
         return release.latent_dims
     return min(PRIVUNIT_DIMS, flow.leading_dims) if release.mechanism == PrivUnitMechanism.name else flow.leading_dims
+
+
+def temperature_of(release: ReleaseConfig) -> float:
+    """Return the standard deviation of the latents that a release takes from the prior: half of it with PrivUnit.
+
+    There is content to be seen beside them. It is post-processing, and costs nothing.
+    """
+    if release.temperature is not None:
+        return release.temperature
+    return PRIVUNIT_TEMPERATURE if release.mechanism == PrivUnitMechanism.name else 1.0
 
 
 def release_directions(release: ReleaseConfig, flow: ConditionalFlow) -> Directions | None:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from scipy.stats import binom, multinomial
 
 from cadp_fl.errors import BudgetError
-from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.accounting import check_workable, epsilon_of
 from cadp_fl.privacy.cohort import Cohort
 from cadp_fl.privacy.events import GaussianSum, LatentPrivUnit, PoissonGaussian
 from cadp_fl.privacy.losses import Relation
@@ -263,3 +263,9 @@ def test_a_profile_ends_at_its_local_epsilon():
     profile = ShuffledProfile(1.0, best_threshold(1.0), 0.0, 0, 50, 1, REPLACE)
     assert profile.delta(1.0) == 0.0
     assert profile.delta(0.999) >= 0.0
+
+
+def test_a_plan_has_few_shuffled_releases_so_that_nobody_keeps_an_accountant_busy():
+    check_workable([event(units=100 + n) for n in range(3)])
+    with pytest.raises(BudgetError, match="at most 3 shuffled releases"):
+        check_workable([event(units=100 + n) for n in range(4)])

@@ -29,14 +29,7 @@ def test_releases_of_every_method_are_compared_with_their_records(run_config):
     rows = run.json("summary.json")["methods"]
     for name in ("cadp-given-flow", "cadp"):
         kept = rows[name]["fidelity"]
-        assert {
-            "image_correlation",
-            "latent_correlation",
-            "label_agreement",
-            "linear_released",
-            "quadratic_released",
-        } <= set(kept)
-        assert {"nearest", "linkage", "distributions"} <= set(kept)
+        assert set(kept) == FIGURES
         assert -0.2 < kept["image_correlation"] < 0.9
         assert 0.1 < kept["label_agreement"] < 0.9
         assert kept["linkage"]["linked"] <= kept["linkage"]["at_most"] < 1

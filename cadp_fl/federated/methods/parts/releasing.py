@@ -34,6 +34,7 @@ from cadp_fl.release.privatize import (
     check_release,
     release_directions,
     released_dims,
+    temperature_of,
 )
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import DIRECTIONS, MOMENTS, MadeOf, ReleaseRequest
@@ -123,7 +124,7 @@ class ReleasingMethod(ABC):
             shrinkage=release.shrinkage,
             labels=next(iter(self._labels), None),
             directions=release_directions(release, flow),
-            temperature=release.temperature,
+            temperature=temperature_of(release),
         )
 
     def _releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> list[Path]:
@@ -209,6 +210,6 @@ def release_request(
         labels=labels,
         latent_dims=released_dims(release, flow),
         shrinkage=release.shrinkage,
-        temperature=release.temperature,
+        temperature=temperature_of(release),
         shard_records=release.shard_records,
     )
