@@ -305,9 +305,11 @@ def _distribution(profile: ShuffledProfile, grid: float) -> "PrivacyLossDistribu
     epsilons, deltas = _deltas(profile)
     last = math.ceil(epsilons[-1] / grid)
     places = np.arange(-last, last + 1)
+    below = -np.expm1(grid * places)  # where no loss is as low, delta is 1 - e^eps
     pmfs = []
     for there, back in zip(deltas, deltas[::-1], strict=True):
         ratio = np.exp([*-epsilons[:0:-1], *epsilons])
         known = np.array([*(1 - np.exp(-epsilons[:0:-1]) * (1 - back[:0:-1])), *there])
-        pmfs.append(create_pmf_pessimistic_connect_dots(grid, places, np.interp(np.exp(grid * places), ratio, known)))
+        chords = np.interp(np.exp(grid * places), ratio, known)
+        pmfs.append(create_pmf_pessimistic_connect_dots(grid, places, np.maximum(chords, below)))
     return PrivacyLossDistribution(*pmfs)

@@ -236,6 +236,9 @@ def test_what_is_composed_dominates_the_bound_on_every_grid(grid):
         assert made.get_delta_for_epsilon(epsilon) >= profile.delta(epsilon) * (1 - 1e-9) - 1e-15
     found = made.get_epsilon_for_delta(DELTA)
     assert profile.delta(found) == pytest.approx(DELTA, rel=0.05)
+    for epsilon in (-0.5, -2.0, -profile.local_epsilon - grid, -9.0):  # H_-eps = 1 - e^-eps (1 - H_eps)
+        other = 1 - math.exp(epsilon) * (1 - profile.delta(-epsilon))
+        assert made.get_delta_for_epsilon(epsilon) >= other - 1e-12
 
 
 def test_the_threshold_is_the_best_one():
