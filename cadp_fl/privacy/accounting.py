@@ -289,8 +289,8 @@ def check_workable(*plans: Sequence[Event]) -> None:
         if len(sampled) > MOST_SAMPLED_KINDS or sampled.total() > MOST_SAMPLED_STEPS:
             raise BudgetError(
                 f"A plan has at most {MOST_SAMPLED_STEPS:,} sampled steps of DP-SGD, of at most {MOST_SAMPLED_KINDS} "
-                "kinds (noise over clip norm, sampling rate), so that its epsilon is worked out in time. "
-                f"Found {sampled.total():,} steps of {len(sampled)} kind(s); take fewer, larger samples, or the same noise "
+                "kinds (noise over clip norm, sampling rate), so that its epsilon is worked out in time. Found "
+                f"{sampled.total():,} steps of {len(sampled)} kind(s); take fewer, larger samples, or the same noise "
                 "and rate in more rounds."
             )
         work += math.fsum(_losses_reach(noise) for noise, _ in sampled)
