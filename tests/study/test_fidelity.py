@@ -42,6 +42,7 @@ def test_releases_of_every_method_are_compared_with_their_records(run_config):
     assert (run.folder / "report.html").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_without_it_no_order_is_kept_and_nothing_is_measured(run_config):
     run = Run(run_config, "methods={cadp: {}}", "flow.warm_start=moments", RELEASE, "evaluation.fidelity=false")
     assert run.go() == "complete"
@@ -51,6 +52,7 @@ def test_without_it_no_order_is_kept_and_nothing_is_measured(run_config):
     assert "fidelity" not in run.json("summary.json")["methods"]["cadp"]
 
 
+@pytest.mark.slow
 def test_a_latent_that_is_not_noised_is_the_records_own(run_config):
     run = Run(
         run_config,
