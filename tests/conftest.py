@@ -24,6 +24,7 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 TINY = {
+    "release": "{mechanism: grid-gaussian, clip_norm: 4.0, latent_dims: 16, labels: public}",
     "flow.warm_start": "none",
     "flow.scales": "[{blocks: 1, channels: 4}]",
     "flow.dense": "{blocks: 1, width: 8}",

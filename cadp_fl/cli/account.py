@@ -259,5 +259,7 @@ def _print_method(console: Console, planned: "MethodAccount") -> None:
             f"{more.total_delta:g} in all.",
             soft_wrap=True,
         )
+    if planned.not_shuffled:
+        console.print(f"  Its release is accounted message by message: {planned.not_shuffled}.", soft_wrap=True)
     for declared in claim.declared:
         console.print(f"  This rests on a declaration: {declared}.", soft_wrap=True)

@@ -221,6 +221,12 @@ class MomentsConfig(Settings):
     left out, or from 1/16 to 16.
     """
 
+    ask: Literal["auto", "all", "few"] = Field(
+        "auto",
+        description="all numbers of the front end, or few: the lowest frequencies, without a descriptor and without "
+        "second moments of each class. auto: few where the noise on a class's mean would be longer than any record is "
+        "from the centre, which a simulation works out from public numbers; else all",
+    )
     count_weight: _Weight = Field(0.25, description="a: of the classes' counts")
     sum_weight: _Weight = Field(0.7, description="b: of the classes' sums")
     shared_weight: _Weight = Field(0.3, description="s: of the second moment that all classes share")
@@ -249,6 +255,11 @@ class MomentsConfig(Settings):
         if not any(weights) or any(0 < weight < 1 / 16 for weight in weights):
             raise ValueError(f"weights are 0 or from 1/16 to 16, and one at least is not 0. Found {weights}")
         return self
+
+
+_FEW_NUMBERS = {"size": 5, "descriptor": "none", "image_weight": 1.0}
+_FEW_WEIGHTS = {"sum_weight": 1.0, "shared_weight": 0.1, "class_weight": 0.0}
+"""What is asked for where noise would outweigh more."""
 
 
 class PretrainedConfig(Settings):
@@ -308,6 +319,18 @@ class FlowConfig(Settings):
     input_scale: Positive = Field(2.0, description="public factor from a pixel in [-0.5, 0.5] to the flow's input")
     training: FlowTrainingConfig = FlowTrainingConfig()
     pretrained: PretrainedConfig | None = Field(None, description="a flow to start from; new weights without it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_for_few(cls, given: Any) -> Any:
+        """Set what `moments.ask: few` means, where the study does not say it itself."""
+        moments = given.get("moments") if isinstance(given, Mapping) else None
+        if not isinstance(moments, Mapping) or moments.get("ask") != "few":
+            return given
+        front_end = given.get("front_end") or {}
+        if not isinstance(front_end, Mapping):
+            return given
+        return {**given, "moments": {**_FEW_WEIGHTS, **moments}, "front_end": {**_FEW_NUMBERS, **front_end}}
 
     @property
     def is_fixed(self) -> bool:

@@ -25,15 +25,16 @@ from cadp_fl.privacy.events import (
 from cadp_fl.privacy.plan import Allowance, Plan
 from cadp_fl.privacy.sensitivity import moments_sensitivity
 
-__all__ = ["CENTRE_SHARE", "LABEL_SHARE", "SPLIT", "Budget"]
+__all__ = ["CENTRE_SHARE", "LABELLED_SPLIT", "SPLIT", "Budget"]
 
 _FIRST, _OF_THE_REST = {"labels": 0.2, "counts": 0.05}, {"moments": 0.95, "flow": 0.25}
 SPLIT = _FIRST | _OF_THE_REST
 """Shares of the stages beside a method's main one, where the study names none: of epsilon for labels and counts, and of
 what those leave of it for a flow's moments and its training."""
 
-LABEL_SHARE = 0.2
-"""Of a message's epsilon that a latent and its label share."""
+LABELLED_SPLIT = {"labels": 0.4, "moments": 0.9}
+"""Shares beside a release whose message holds the label: of the message's own epsilon for labels, and more of the budget
+for the release, since its records carry something of themselves. docs/results.md shows what other shares give."""
 
 CENTRE_SHARE = 0.05
 """Of mu^2 of the moments: what the sum takes that records are centred by."""
@@ -82,7 +83,7 @@ class Budget:
         """
         if unknown := sorted(set(config.split) - set(SPLIT)):
             raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
-        own = {"labels": LABEL_SHARE} if is_labelled else {}
+        own = LABELLED_SPLIT if is_labelled else {}
         split = SPLIT | dict(defaults or {}) | own | config.split
         if sum(split[stage] for stage in _FIRST) >= 1 or sum(split[stage] ** 2 for stage in _OF_THE_REST) >= 1:
             raise ConfigError(

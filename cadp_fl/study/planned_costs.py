@@ -12,9 +12,10 @@ from cadp_fl.federated.methods.base import Method, plan_of
 from cadp_fl.privacy.accounting import largest_cohort
 from cadp_fl.privacy.claims import Claim, Together, claim_of, compose_plans, relation_of
 from cadp_fl.privacy.costs import Costs, Epsilons, costs_of, epsilons_of
-from cadp_fl.privacy.events import Event, PoissonGaussian, RandomizedResponse, ReleaseEvent
+from cadp_fl.privacy.events import Event, LatentPrivUnit, PoissonGaussian, RandomizedResponse, ReleaseEvent
 from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.plan import Allowance, Plan
+from cadp_fl.release.cohort import why_not_shuffled
 from cadp_fl.study.plugins import load_plugins
 
 __all__ = ["EvaluationAccount", "MethodAccount", "OneMore", "StudyAccount", "account_study"]
@@ -57,6 +58,8 @@ class MethodAccount:
         retry: set aside for events whose result a crash lost; it adds to the events' cost.
         claim: what may be claimed.
         one_more: of each thing that could be done again.
+        not_shuffled: why a release by PrivUnit is accounted message by message; empty where a shuffle is counted on, or
+            the method has no such release.
     """
 
     method: str
@@ -65,6 +68,7 @@ class MethodAccount:
     retry: Allowance
     claim: Claim
     one_more: tuple[OneMore, ...]
+    not_shuffled: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as plain JSON values."""
@@ -75,6 +79,7 @@ class MethodAccount:
             "protected": self.protected.to_json(),
             **self.claim.to_json(),
             "one_more": [more.to_json() for more in self.one_more],
+            "not_shuffled": self.not_shuffled or None,
         }
 
 
@@ -191,7 +196,21 @@ def _account(study: StudyConfig, method: Method, plan: Plan) -> MethodAccount:
         retry=plan.retry,
         claim=claim_of(plan),
         one_more=tuple(_one_more(what, events, study.budget.delta, spent, plan) for what, events in _again(method)),
+        not_shuffled=_not_shuffled(study, plan),
     )
+
+
+def _not_shuffled(study: StudyConfig, plan: Plan) -> str:
+    """Return why the messages of a plan's release are accounted one by one, in words."""
+    alone = any(isinstance(event, LatentPrivUnit) and not event.hidden_among for event in plan.events)
+    if not alone:
+        return ""
+    if study.release.shuffled_units is None and study.release.amplification == "shuffle":
+        return (
+            "no record is read here, so the number of units is not known. A simulation counts them, and claims the "
+            "shuffle; name release.shuffled_units and release.label_classes to see what it costs"
+        )
+    return why_not_shuffled(study)
 
 
 def _one_more(what: str, events: Sequence[Event], delta: float, before: Epsilons, plan: Plan) -> OneMore:

@@ -26,6 +26,7 @@ from cadp_fl.privacy.ledger import MemoryLedger
 from cadp_fl.privacy.policy import allowance, check_plan
 from cadp_fl.release.cohort import with_cohort
 from cadp_fl.release.privatize import check_release
+from cadp_fl.study.asking import with_numbers_asked
 from cadp_fl.study.engine import check_engine
 from cadp_fl.study.fidelity import add_fidelity
 from cadp_fl.study.plugins import load_plugins
@@ -179,7 +180,7 @@ def check_study(study: StudyConfig) -> CheckedStudy:
         if study.evaluation.delta is not None:
             tested = max(len(Units.of(site.test, unit, m)) for site in sites)
             check_delta(study.evaluation.delta, tested, large=large, name="evaluation.delta")
-        study = with_cohort(study, [site.train for site in sites])
+        study = with_numbers_asked(with_cohort(study, [site.train for site in sites]), sites)
         methods = build_methods(study)
         for method in methods:
             plan_of(method, study)

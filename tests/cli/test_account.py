@@ -111,6 +111,7 @@ def test_the_least_noise_meets_the_budget_with_what_is_beside_it(call, event):
     assert answer[name] <= printed <= answer[name] * (1 + 1e-5)
 
 
+GAUSSIAN = "release={mechanism: grid-gaussian, clip_norm: 4.0, labels: public}"
 THREE = "methods={cadp-given-flow: {}, dp-sgd: {rounds: 15, local_steps: 2}, fedavg: {}}"
 
 
@@ -151,7 +152,7 @@ def test_a_study_is_accounted_on_test_units_too(call, quickstart):
 
 
 def test_one_more_round_or_release_is_a_new_plan_that_adds(call, quickstart):
-    methods = answered(call, "plan", quickstart, "--set", THREE)["methods"]
+    methods = answered(call, "plan", quickstart, "--set", THREE, "--set", GAUSSIAN)["methods"]
     (again,) = methods["dp-sgd"]["one_more"]
     steps = PoissonGaussian.model_validate(
         {name: value for name, value in methods["dp-sgd"]["events"][0].items() if "epsilon" not in name} | {"steps": 2}
@@ -178,7 +179,9 @@ def test_methods_that_protect_add_up(call, quickstart):
 
 
 def test_a_released_label_is_drawn_again_with_a_release(call, quickstart):
-    code, out, _ = call("plan", quickstart, "--set", "release.labels=covered", "--set", "budget.retry_reserve=0.1")
+    code, out, _ = call(
+        "plan", quickstart, "--set", GAUSSIAN, "--set", "release.labels=covered", "--set", "budget.retry_reserve=0.1"
+    )
     assert code == 0
     for sentence in (
         "one more release, its labels drawn again would be a new plan",
@@ -188,6 +191,24 @@ def test_a_released_label_is_drawn_again_with_a_release(call, quickstart):
         "Relation: replace one record. delta is small enough for sites of up to 1000 records, and of up to 10000 whose",
     ):
         assert sentence in out
+
+
+def test_a_plan_says_when_it_counts_on_no_shuffle_and_what_one_would_cost(call, quickstart):
+    only = "--set", "methods=[cadp, dp-sgd]"
+    code, out, _ = call("plan", quickstart, *only)
+    assert code == 0
+    assert out.count("Its release is accounted message by message: no record is read here") == 1
+    assert "name release.shuffled_units and release.label_classes" in out
+    alone = answered(call, "plan", quickstart, *only)["methods"]
+    named = answered(
+        call, "plan", quickstart, *only, "--set", "release.shuffled_units=400", "--set", "release.label_classes=10"
+    )["methods"]
+    assert named["cadp"]["not_shuffled"] is None
+    assert alone["dp-sgd"]["not_shuffled"] is None
+    local = [methods["cadp"]["events"][-1]["latent_epsilon"] for methods in (alone, named)]
+    assert local[1] > 5 * local[0]
+    asked = answered(call, "plan", quickstart, *only, "--set", "release.amplification=none")["methods"]["cadp"]
+    assert asked["not_shuffled"] == "the study asks for no amplification (release.amplification: none)"
 
 
 def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart, monkeypatch):

@@ -21,6 +21,7 @@ WARM = ["flow.warm_start=moments", "methods={cadp: {}, flow-samples: {}, dp-sgd:
 
 def test_shares_of_stages_that_a_method_lacks_are_named():
     def unused(split, *more):
+        more = more or ("release={mechanism: grid-gaussian, clip_norm: 4.0, labels: public}",)
         return estimate_study(CONFIGS / "quickstart.yaml", [*WARM, f"budget.split={split}", *more]).unused_shares
 
     assert unused("{}") == {}

@@ -29,7 +29,7 @@ from cadp_fl.site.protocol import Request
 from cadp_fl.site.requests import PrivateFlowRequest
 from cadp_fl.weights import average, get_weights, set_weights
 
-__all__ = ["DpFlow"]
+__all__ = ["DpFlow", "moments_of"]
 
 WARM_SPLIT = {"labels": 0.02, "counts": 0.0}
 """Shares of epsilon beside a warm start, where the study names none. Counts come with the moments; a label is all but
@@ -57,22 +57,14 @@ class DpFlow:
     def __init__(self, method: str, study: StudyConfig, *, is_all: bool = False, trains: bool = True) -> None:
         self._method, self._study = method, study
         config = study.flow
-        self.budget = budget = Budget.of(
-            study.budget,
-            study.labels,
-            WARM_SPLIT if config.is_warm else {},
-            is_labelled=is_labelled(study.release.mechanism),
-        )
+        self.budget = budget = _budget_of(study)
         self._trains = trains and config.privacy == "dp-sgd" and "all" not in config.freeze
         self._pretrained = load_pretrained(study)
         self._declared = (declared_public(*self._pretrained),) if self._pretrained else ()  # before it is trained
         self._check_is_accounted()
         self._moments: tuple[GaussianSum, GaussianMoments] | None = None
         if config.is_warm:
-            beside = () if is_all and not self._trains else None
-            self._moments = budget.moments_events(
-                config.moments, config.front_end.radius, sharers=_sharers(study), beside=beside
-            )
+            self._moments = moments_of(study, is_all=is_all and not self._trains)
             check_parts(self._moments[1].part_stds)
         self._steps = self._calibrated(budget, is_all=is_all) if self._trains else None
 
@@ -245,6 +237,25 @@ class DpFlow:
             run.federation.recorder.round(phase, number, own.rounds)
         means.replace()
         return replace(card, trained_on="private", dataset=run.schema, noise=run.study.noise)
+
+
+def moments_of(study: StudyConfig, *, is_all: bool = False) -> tuple[GaussianSum, GaussianMoments]:
+    """Return what a study's warm start asks its sites for: the centre, and the moments around it.
+
+    Args:
+        is_all: whether they get the whole budget, and not their share.
+
+    Raises:
+        BudgetError: no noise meets the budget.
+    """
+    flow = study.flow
+    beside = () if is_all else None
+    return _budget_of(study).moments_events(flow.moments, flow.front_end.radius, sharers=_sharers(study), beside=beside)
+
+
+def _budget_of(study: StudyConfig) -> Budget:
+    defaults = WARM_SPLIT if study.flow.is_warm else {}
+    return Budget.of(study.budget, study.labels, defaults, is_labelled=is_labelled(study.release.mechanism))
 
 
 def _moments_file(run: StudyRun) -> Path:

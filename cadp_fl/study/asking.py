@@ -1,0 +1,47 @@
+"""How many numbers a warm start asks its sites for: few where noise would outweigh more.
+
+The noise on the mean of a class, of K classes as large, has the length
+
+    sigma sqrt(sites d) K / n
+
+in units of the ball that records lie in, with d numbers of n records. Where it is 1 or more, no class's mean is known
+better than by chance, and fewer numbers say more. All of it is public.
+"""
+
+import math
+from collections.abc import Sequence
+
+from cadp_fl.config import FlowConfig, StudyConfig
+from cadp_fl.data.partition import SiteData
+from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.federated.methods.parts.dp_flow import moments_of
+
+__all__ = ["noise_of_a_mean", "with_numbers_asked"]
+
+
+def with_numbers_asked(study: StudyConfig, sites: Sequence[SiteData]) -> StudyConfig:
+    """Return a study whose warm start asks for few numbers, where it leaves the choice open and all would be too many.
+
+    Raises:
+        BudgetError: no noise meets the budget.
+    """
+    flow = study.flow
+    is_open = flow.is_warm and flow.moments.ask == "auto" and not sites[0].train.schema.attributes
+    if not is_open or noise_of_a_mean(study, sites) < 1:
+        return study
+    said = flow.model_dump(exclude_unset=True)
+    few = FlowConfig.model_validate({**said, "moments": {**said.get("moments", {}), "ask": "few"}})
+    return study.model_copy(update={"flow": few})
+
+
+def noise_of_a_mean(study: StudyConfig, sites: Sequence[SiteData]) -> float:
+    """Return the length of the noise on a class's mean, in units of the ball's radius; 0 where no sums are asked for.
+
+    Raises:
+        BudgetError: no noise meets the budget.
+    """
+    schema, records = sites[0].train.schema, sum(len(site.train) for site in sites)
+    _, event = moments_of(study)
+    dims = FrontEnd(study.flow.front_end, schema.shape).dims
+    std = event.part_stds.get("sums", 0.0)
+    return std * math.sqrt(len(sites) * dims) * len(schema.classes) / records
