@@ -33,8 +33,8 @@ SPLIT = _FIRST | _OF_THE_REST
 what those leave of it for a flow's moments and its training."""
 
 LABELLED_SPLIT = {"labels": 0.4, "moments": 0.9}
-"""Shares beside a release whose message holds the label: of the message's own epsilon for labels, and more of the budget
-for the release, since its records carry something of themselves. docs/results.md shows what other shares give."""
+"""Shares beside a release whose message holds the label: of the message's own epsilon for labels; and more of the
+budget for the release, whose records carry something of themselves. docs/results.md shows what other shares give."""
 
 CENTRE_SHARE = 0.05
 """Of mu^2 of the moments: what the sum takes that records are centred by."""

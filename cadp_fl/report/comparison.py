@@ -14,7 +14,7 @@ from cadp_fl.evaluation.intervals import t_interval
 from cadp_fl.evaluation.utility import Metrics
 from cadp_fl.privacy.claims import GUARANTEES
 
-__all__ = ["CONFIDENCE", "FIGURES", "Cell", "CellResult", "Comparison", "cell_name", "comparison_json"]
+__all__ = ["CONFIDENCE", "FIGURES", "KEPT", "Cell", "CellResult", "Comparison", "cell_name", "comparison_json"]
 
 SCHEMA_VERSION = 1
 CONFIDENCE = 0.95
@@ -33,6 +33,9 @@ _CLAIM = (
     "caution",
 )
 """What a summary says about a method's privacy, by the summary's names."""
+
+KEPT = ("image_correlation", "latent_correlation", "label_agreement", "linear_released", "quadratic_released")
+"""Figures of a release's fidelity; of the last two, the balanced accuracy."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def _table(comparison: Comparison, epsilon: float) -> dict[str, Any]:
     return {
         "epsilon": epsilon,
         "methods": {name: _row(name, runs[name], rows[name]) | {"once_a_seed": name in free} for name in rows},
+        "kept": {name: kept for name, by_seed in rows.items() if (kept := _kept(by_seed))},
         "first": first,
         "differences": {name: _difference(rows[first], rows[name]) for name in others},
     }
@@ -189,6 +193,16 @@ def _seconds(method: str, result: CellResult) -> float:
 def _figures(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     """Return mean, interval and values of each figure over seeds; a run in which it is undefined is not in its mean."""
     return {name: _over_seeds({seed: row[name] for seed, row in sorted(rows.items())}) for name in FIGURES}
+
+
+def _kept(rows: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what releases keep of their records, over seeds; empty where no run measured it."""
+    measured = {seed: row["fidelity"] for seed, row in sorted(rows.items()) if "fidelity" in row}
+    if not measured:
+        return {}
+    plain = {name: {seed: each[name] for seed, each in measured.items()} for name in KEPT[:3]}
+    trained = {name: {seed: each[name]["balanced_accuracy"] for seed, each in measured.items()} for name in KEPT[3:]}
+    return {name: _over_seeds(values) for name, values in (plain | trained).items()}
 
 
 def _difference(ours: Mapping[int, Mapping[str, Any]], theirs: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -4,22 +4,28 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import format_delta, format_epsilon
-from cadp_fl.report.comparison import FIGURES
-from cadp_fl.report.figures import EpsilonLine, epsilon_panels
+from cadp_fl.report.comparison import FIGURES, KEPT, cell_name
+from cadp_fl.report.figures import EpsilonLine, epsilon_panels, image_grid
+from cadp_fl.report.pairs import beside, read_pairs
 from cadp_fl.report.rendering import render_page
 from cadp_fl.report.share import format_share
 
-__all__ = ["TEXT", "Table", "format_interval", "notes_of", "store_comparison", "tables_of", "write_comparison"]
+__all__ = ["CELLS", "TEXT", "Table", "format_interval", "notes_of", "store_comparison", "tables_of", "write_comparison"]
 
 TITLES = dict(zip(FIGURES, ("accuracy", "balanced", "AUROC", "macro F1"), strict=True))
 AXES = dict(zip(FIGURES, ("accuracy", "balanced accuracy", "AUROC", "macro F1"), strict=True))
+KEPT_TITLES = dict(
+    zip(KEPT, ("same image", "same latent", "true label", "linear on releases", "quadratic on releases"), strict=True)
+)
+"""Of figures of what a release keeps: correlations within a class, a share, and two balanced accuracies."""
+
 MAJORITY = "majority class"
 DASHES = {"end-to-end": "-", "given-flow": "--", "none": ":"}
 SEEDED = (
@@ -28,6 +34,11 @@ SEEDED = (
 )
 TEXT = ("method", "minus", "guarantee", "against")
 """Headings of columns that hold words."""
+
+CELLS = "cells"
+"""Folder of the cells' runs."""
+
+_GRID_COLUMNS = 12
 
 MEANING = {"end-to-end": "end-to-end", "given-flow": "given the flow only", "none": "no privacy"}
 
@@ -69,6 +80,7 @@ def write_comparison(folder: Path, tree: Mapping[str, Any]) -> None:
         seeded=SEEDED if tree["noise"] == "seeded" else "",
         text=TEXT,
         picture=picture[0] if picture else None,
+        pairs=_pairs(folder, tree),
     )
     files = {"comparison.html": page.encode(), "comparison.md": _markdown(tree).encode()}
     if picture:
@@ -83,6 +95,8 @@ def tables_of(tree: Mapping[str, Any]) -> list[Table]:
     tables = []
     for table in tree["tables"]:
         tables.append(_methods(tree, table))
+        if table["kept"]:
+            tables.append(_kept(tree, table))
         if table["differences"]:
             tables.append(_differences(tree, table))
     return tables
@@ -102,6 +116,15 @@ def _methods(tree: Mapping[str, Any], table: Mapping[str, Any]) -> Table:
     reference = (MAJORITY, *(format_interval(tree["majority"][figure], seeds) for figure in FIGURES))
     headings = ("method", *TITLES.values(), "epsilon", "add/remove", "guarantee", "against", "seconds")
     return Table(f"{tree['name']} at epsilon {table['epsilon']:g}", headings, (*rows, (*reference, *["-"] * 5)))
+
+
+def _kept(tree: Mapping[str, Any], table: Mapping[str, Any]) -> Table:
+    rows = tuple(
+        (name, *(format_interval(figures[figure], len(tree["seeds"])) for figure in KEPT))
+        for name, figures in table["kept"].items()
+    )
+    title = f"What releases keep of their records, at epsilon {table['epsilon']:g}"
+    return Table(title, ("method", *KEPT_TITLES.values()), rows)
 
 
 def _claim(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -195,6 +218,12 @@ def _notes_on_rows(tree: Mapping[str, Any]) -> list[str]:
         notes.append("Figures of methods are made of noised counts; that noise is part of what varies with the seed.")
     if "local" in methods:
         notes.append("Under local, each site's own classifier is tested on that site's own records, not a shared one.")
+    if any(table["kept"] for table in tree["tables"]):
+        notes.append(
+            "What releases keep: same image and same latent are correlations of a release with its own record within a "
+            "class, true label the share of released labels that are, and the last two the balanced accuracy on real "
+            "test records of discriminants that saw releases alone. Only a simulation knows them."
+        )
     return [*notes, "seconds: wall time of a method's own phases, mean over seeds, where and when this was run."]
 
 
@@ -215,6 +244,8 @@ def _gaps(tree: Mapping[str, Any]) -> list[str]:
 def _picture(tree: Mapping[str, Any]) -> tuple[str, bytes] | None:
     """Draw every figure over epsilon, with a line a method; None where no run is complete."""
     panels = {AXES[figure]: _lines(tree, figure) for figure in FIGURES}
+    if any(table["kept"] for table in tree["tables"]):
+        panels |= {f"kept by releases: {KEPT_TITLES[figure]}": _kept_lines(tree, figure) for figure in KEPT[:4]}
     panels = {
         name: lines for name, lines in panels.items() if any(not math.isnan(y) for each in lines for y in each.mean)
     }
@@ -238,6 +269,34 @@ def _lines(tree: Mapping[str, Any], figure: str) -> list[EpsilonLine]:
             )
         )
     return lines
+
+
+def _kept_lines(tree: Mapping[str, Any], figure: str) -> list[EpsilonLine]:
+    """Return the lines of all methods, in their order; without a value where a method releases nothing."""
+    none = {figure: {"mean": None, "half_width": None}}
+    lines = []
+    for line, name in zip(_lines(tree, FIGURES[0]), tree["tables"][0]["methods"], strict=True):
+        found = [table["kept"].get(name, none)[figure] for table in tree["tables"]]
+        mean, half_width = ([_or_nan(each[key]) for each in found] for key in ("mean", "half_width"))
+        lines.append(replace(line, mean=mean, half_width=half_width, flat=False))
+    return lines
+
+
+def _pairs(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a grid of originals, each followed by its own release at every epsilon; None where none was kept.
+
+    Of the first method that releases, and of one seed and site: its originals are the same at every epsilon.
+    """
+    name = next((name for table in tree["tables"] for name in table["kept"]), None)
+    folders = folder / CELLS
+    for seed in tree["seeds"] if name else ():
+        cells = [folders / cell_name(epsilon, seed) for epsilon in tree["epsilons"]]
+        for site in sorted(path.name for path in (cells[0] / "sites").glob("*")):
+            found = [pairs for cell in cells if (pairs := read_pairs(cell, site, str(name))) is not None]
+            if len(found) == len(cells) and all((found[0].originals == each.originals).all() for each in found[1:]):
+                columns = max(1, _GRID_COLUMNS // (1 + len(cells))) * (1 + len(cells))
+                return {"method": name, "site": site, "seed": seed, "grid": image_grid(beside(found), columns)}
+    return None
 
 
 def _or_nan(value: float | None) -> float:

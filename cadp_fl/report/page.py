@@ -15,6 +15,7 @@ from cadp_fl.privacy.events import EVENTS
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.extent import methods_by_units, released
 from cadp_fl.report.figures import curves, image_grid
+from cadp_fl.report.pairs import MAX_PREVIEW_BYTES, beside, read_pairs
 from cadp_fl.report.rendering import render_page
 from cadp_fl.report.share import format_share
 
@@ -22,7 +23,6 @@ __all__ = ["format_bytes", "format_figure", "write_report"]
 
 COLUMNS = 8
 MAX_ROWS = 12
-MAX_PREVIEW_BYTES = 64 << 20
 
 
 def write_report(folder: Path) -> Path:
@@ -117,16 +117,10 @@ def _pairs(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
     grids = []
     for name in summary["methods"]:
         for site in (entry["site"] for entry in summary["sites"]):
-            path = folder / "sites" / site / f"pairs-{name}.npz"
-            if not path.is_file() or path.stat().st_size > MAX_PREVIEW_BYTES:
+            pairs = read_pairs(folder, site, name)
+            if pairs is None:
                 continue
-            with np.load(path, allow_pickle=False) as stored:
-                originals, released, labels = stored["originals"], stored["released"], stored["labels"]
-            rows = [
-                np.stack([originals[labels == label], released[labels == label]], axis=1) for label in np.unique(labels)
-            ]
-            grid = image_grid([row.reshape(-1, *row.shape[2:]) for row in rows[:MAX_ROWS]], COLUMNS)
-            grids.append({"method": name, "site": site, "grid": grid})
+            grids.append({"method": name, "site": site, "grid": image_grid(beside([pairs])[:MAX_ROWS], COLUMNS)})
             break
     return grids
 

@@ -22,14 +22,13 @@ from cadp_fl.federated.methods.base import Method
 from cadp_fl.federated.recorder import Watcher
 from cadp_fl.json_text import parse_json
 from cadp_fl.report.comparison import Cell, CellResult, Comparison, comparison_json
-from cadp_fl.report.comparison_page import store_comparison, write_comparison
+from cadp_fl.report.comparison_page import CELLS, store_comparison, write_comparison
 from cadp_fl.study.engine import check_engine
 from cadp_fl.study.estimate import START_SECONDS
-from cadp_fl.study.run import check_same_study, check_study, fingerprints, make_run_folder, run_study
+from cadp_fl.study.run import check_same_study, check_study, fingerprints, make_run_folder, run_study, settled
 
 __all__ = ["RunCell", "Turn", "compare_study", "constant_metrics"]
 
-CELLS = "cells"
 RunCell = Callable[..., dict[str, Any]]
 """`run_study`, or what stands for it."""
 
@@ -155,7 +154,7 @@ class _Grid:
         Raises:
             InputError: it has not: its figures would stand in one table with figures that are not comparable.
         """
-        study = load_study(self.config, self.overrides_of(cell))
+        study = settled(load_study(self.config, self.overrides_of(cell)))
         try:
             Checkpoint.check(output / CELLS / cell.name, Basis.of(study), records)
         except InputError as error:

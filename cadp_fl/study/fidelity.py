@@ -95,6 +95,7 @@ def _pairs(study: StudyConfig, data: SiteData, site: Path, release: Path, flow: 
         loaded.schema, loaded.images.numpy(), loaded.labels.numpy(), attributes=_array(loaded.attributes)
     )
     kept = np.flatnonzero(~blank)
+    kept = kept[np.argsort(order[kept], kind="stable")]  # by original, so that every run of a split shows the same ones
     originals, released = originals.select(kept), released.select(kept)
     return Pairs(originals, released, _latents(study, flow, originals), _latents(study, flow, released))
 

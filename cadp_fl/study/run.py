@@ -10,6 +10,7 @@ from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import PolicyConfig, StudyConfig, dump_study, load_study
 from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.partition import SiteData, check_partition, deal
+from cadp_fl.data.schema import Source
 from cadp_fl.data.sources import load_source
 from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
@@ -42,6 +43,7 @@ __all__ = [
     "has_ended",
     "make_run_folder",
     "run_study",
+    "settled",
 ]
 
 
@@ -171,7 +173,7 @@ def check_study(study: StudyConfig) -> CheckedStudy:
     source, release = load_source(study.data), study.release
     attributes = len(source.schema.attributes)
     check_release(release.mechanism, release.shrinkage, labels=release.labels, attributes=attributes)
-    sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    sites = _dealt(study, source)
     unit, m = study.budget.unit, study.budget.records_per_unit
     try:
         units = [len(Units.of(site.train, unit, m)) for site in sites]
@@ -180,7 +182,7 @@ def check_study(study: StudyConfig) -> CheckedStudy:
         if study.evaluation.delta is not None:
             tested = max(len(Units.of(site.test, unit, m)) for site in sites)
             check_delta(study.evaluation.delta, tested, large=large, name="evaluation.delta")
-        study = with_numbers_asked(with_cohort(study, [site.train for site in sites]), sites)
+        study = _settled(study, sites)
         methods = build_methods(study)
         for method in methods:
             plan_of(method, study)
@@ -192,6 +194,24 @@ def check_study(study: StudyConfig) -> CheckedStudy:
     if study.sites.policy is not None:
         _check_policy(study, study.sites.policy, methods, min(units))
     return CheckedStudy(study, sites, methods)
+
+
+def settled(study: StudyConfig) -> StudyConfig:
+    """Return a study as a simulation runs it: with what its records' public numbers settle, of a study that was checked.
+
+    Raises:
+        InputError: the records are not there any more.
+    """
+    load_plugins(study.plugins)
+    return _settled(study, _dealt(study, load_source(study.data)))
+
+
+def _settled(study: StudyConfig, sites: list[SiteData]) -> StudyConfig:
+    return with_numbers_asked(with_cohort(study, [site.train for site in sites]), sites)
+
+
+def _dealt(study: StudyConfig, source: Source) -> list[SiteData]:
+    return deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
 
 
 def check_text(study: StudyConfig) -> None:

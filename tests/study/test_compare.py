@@ -19,6 +19,7 @@ from cadp_fl.data.sources import load_source
 from cadp_fl.errors import FederationError, InputError, PolicyError
 from cadp_fl.federated import basis
 from cadp_fl.study.compare import compare_study, constant_metrics
+from cadp_fl.study.run import settled
 from tests.checkpoints import leave_checkpoint
 from tests.conftest import ROOT
 from tests.report.test_comparison import row, summary
@@ -36,7 +37,7 @@ class Runs:
         self.ends = ends or {}
 
     def __call__(self, config, output, overrides, *, watch, resume):
-        study = load_study(config, overrides)
+        study = settled(load_study(config, overrides))
         self.asked[output.name] = study
         if resume:
             self.resumed.append(output.name)
@@ -173,6 +174,16 @@ def test_a_comparison_may_get_more_epsilons_and_seeds_and_keeps_what_it_has(comp
     for fewer in ({"epsilons": [1.0]}, {"seeds": [8]}):
         with pytest.raises(InputError, match="keeps its"):
             compare(Runs(), resume=True, **fewer)
+
+
+def test_what_records_settle_is_the_same_study_when_a_cell_is_checked(compare):
+    """A cell's stored study says how many units are shuffled together, and asks for few numbers at epsilon 1."""
+    runs = Runs()
+    tree = compare(runs, overrides=["methods=[cadp]"], seeds=1)
+    assert tree["status"] == "complete"
+    tight, roomy = (runs.asked[f"eps-{epsilon}-seed-7"] for epsilon in (1, 3))
+    assert tight.release.shuffled_units == roomy.release.shuffled_units > 300
+    assert (tight.flow.moments.ask, roomy.flow.moments.ask) == ("few", "auto")
 
 
 def test_another_study_is_not_resumed(compare, tiny_overrides):
