@@ -13,7 +13,8 @@ from cadp_fl.cli.options import AsJson, Quiet
 from cadp_fl.errors import CadpError, InputError
 
 if TYPE_CHECKING:
-    from cadp_fl.evaluation.audit import AuditSettings, Finding
+    from cadp_fl.evaluation.audit import AuditSettings
+    from cadp_fl.evaluation.findings import Finding
 
 __all__ = ["audit"]
 

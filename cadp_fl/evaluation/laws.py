@@ -29,6 +29,7 @@ __all__ = [
     "independent_coins",
     "laws_of_labels",
     "laws_of_numbers",
+    "laws_of_order",
     "laws_of_release",
     "laws_of_units",
     "release_laws",
@@ -100,8 +101,12 @@ def laws_of_units(first: np.ndarray, second: np.ndarray, units: int, places: int
     """
     whole = [np.array_equal(np.sort(each), np.repeat(np.arange(units), places)) for each in (first, second)]
     yield Law("every unit once", float(all(whole)))
-    if not all(whole):
-        return
+    if all(whole):
+        yield from laws_of_order(first, second, units, places)
+
+
+def laws_of_order(first: np.ndarray, second: np.ndarray, units: int, places: int) -> Iterator[Law]:
+    """Yield the laws of the order of two releases that hold every unit, as `laws_of_units` takes them."""
     places_of = [np.argsort(each, kind="stable")[::places] for each in (first, second)]
     earlier = [where[::2] < where[1::2] for where in places_of]
     yield Law("order and input", _fair(earlier[0]))

@@ -20,8 +20,9 @@ from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.evaluation.aggregates import noise_of_moments
-from cadp_fl.evaluation.audit import AttackResult, AuditSettings, Finding, attack_result, audit, auditable, law_results
+from cadp_fl.evaluation.audit import AuditSettings, attack_result, audit, auditable, law_results
 from cadp_fl.evaluation.bounds import gaussian_bound
+from cadp_fl.evaluation.findings import AttackResult, Finding
 from cadp_fl.evaluation.laws import FAIR_LIES, Law, laws_of_labels, laws_of_numbers, laws_of_release, laws_of_units
 from cadp_fl.evaluation.noised import histograms_in
 from cadp_fl.evaluation.probe import Released
