@@ -41,12 +41,25 @@ from cadp_fl.evaluation.attacks import (
     joint_labels,
     patient_attack,
 )
-from cadp_fl.evaluation.bounds import clopper_pearson, gaussian_bound, pure_bound
+from cadp_fl.evaluation.bounds import clopper_pearson, gaussian_bound, pure_bound, shuffled_bound
 from cadp_fl.evaluation.findings import AttackResult, Finding, LawResult
 from cadp_fl.evaluation.laws import Law, release_laws
+from cadp_fl.evaluation.shuffled import (
+    PLACE_RELEASES,
+    SHUFFLED,
+    Guesses,
+    guesses_by_a_place,
+    guesses_by_all,
+    profile_of,
+    release_by_probe,
+    releases_for,
+    shuffled_laws,
+    shuffled_mechanism,
+    worst_pair,
+)
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.events import RandomizedResponse, Unprotected
-from cadp_fl.privacy.mechanisms import MECHANISMS, Mechanism, mechanism_type
+from cadp_fl.privacy.mechanisms import MECHANISMS, Mechanism, PrivUnitMechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = [
@@ -55,7 +68,9 @@ __all__ = [
     "audit",
     "audit_aggregate",
     "audit_mechanism",
+    "audit_shuffled",
     "auditable",
+    "guess_result",
     "law_results",
     "protecting_mechanisms",
 ]
@@ -113,8 +128,8 @@ def protecting_mechanisms() -> tuple[str, ...]:
 
 
 def auditable() -> tuple[str, ...]:
-    """Return the names of all that an audit attacks: the mechanisms of a release, and what leaves beside it."""
-    return (*protecting_mechanisms(), *AGGREGATES)
+    """Return the names of all that an audit attacks: mechanisms of a release, a shuffle, what leaves beside it."""
+    return (*protecting_mechanisms(), SHUFFLED, *AGGREGATES)
 
 
 def audit(
@@ -138,6 +153,8 @@ def audit(
         own = noise.child(name, str(epsilon))
         if isinstance(each, Aggregate):
             yield audit_aggregate(name, each, settings, false_alarm=false_alarm, noise=own)
+        elif isinstance(each, PrivUnitMechanism) and each.shuffled_units:
+            yield audit_shuffled(each, settings, false_alarm=false_alarm, noise=own)
         else:
             yield audit_mechanism(each, settings, false_alarm=false_alarm, noise=own)
 
@@ -145,6 +162,8 @@ def audit(
 def _calibrated(name: str, epsilon: float, settings: AuditSettings) -> Mechanism | Aggregate:
     if name in AGGREGATES:
         return AGGREGATES[name](epsilon, settings.delta, settings.clip_norm)
+    if name == SHUFFLED:
+        return shuffled_mechanism(epsilon, settings.delta)
     if name not in MECHANISMS:
         raise ConfigError(f"Unknown mechanism '{name}'. Choose one of: {', '.join(sorted(auditable()))}.")
     mechanism = mechanism_type(name).calibrated(settings.clip_norm, epsilon, settings.delta)
@@ -176,6 +195,36 @@ def audit_mechanism(
     results.append(_of_labels(mechanism, min(claim, LARGEST_LABEL_EPSILON), settings, share, noise.child("labels")))
     laws = release_laws(mechanism, clip_norm=clip_norm, noise=noise.child("laws"))
     return Finding(mechanism.name, mechanism.parameters(), claim, tuple(results), law_results(laws, false_alarm / 2))
+
+
+def audit_shuffled(
+    mechanism: PrivUnitMechanism, settings: AuditSettings, *, false_alarm: float, noise: NoiseSource
+) -> Finding:
+    """Attack shuffled releases, and return what that certifies beside what their event claims.
+
+    Args:
+        mechanism: with covered labels, and the number of units that are shuffled together.
+        false_alarm: probability that it is refuted if it does what its event says.
+        noise: of this call alone.
+    """
+    claim, pair = epsilon_of([mechanism.event()], settings.delta), worst_pair(mechanism.shuffled_units)
+    guesses = (
+        guesses_by_all(
+            mechanism,
+            release_by_probe(mechanism, pair),
+            pair,
+            releases_for(mechanism, settings.draws),
+            noise.child("whole-release"),
+        ),
+        guesses_by_a_place(
+            mechanism, release_by_probe(mechanism, pair, apart=True), pair, PLACE_RELEASES, noise.child("one-place")
+        ),
+    )
+    share = false_alarm / 2 / len(guesses)
+    results = tuple(guess_result(each, mechanism, claim, settings.delta, share) for each in guesses)
+    laws = law_results(shuffled_laws(mechanism, noise=noise.child("laws")), false_alarm / 2)
+    name = f"{mechanism.name}, shuffled among {mechanism.shuffled_units} units"
+    return Finding(name, mechanism.parameters(), claim, results, laws)
 
 
 def audit_aggregate(
@@ -283,6 +332,31 @@ def attack_result(
         true_positives=true / len(right),
         false_positives=false / len(left),
         lower_bound=bound(true_least, false_most, delta),
+        claim=claim,
+    )
+
+
+def guess_result(
+    guesses: Guesses, mechanism: PrivUnitMechanism, claim: float, delta: float, false_alarm: float
+) -> AttackResult:
+    """Return what guesses about a shuffled release certify, by how many of them are right.
+
+    Args:
+        guesses: with coins, so that each is right with the rate (1 + TPR - FPR) / 2, independently of the others.
+        mechanism: as it is claimed.
+        claim: epsilon.
+        delta: of the claim.
+        false_alarm: probability that the lower bound is above the claim of honest code.
+    """
+    right, left = guesses.of_right, guesses.of_left
+    draws = len(right) + len(left)
+    least = clopper_pearson(guesses.correct, draws, false_alarm)[0] if draws else 0.0
+    return AttackResult(
+        attack=guesses.attack,
+        draws=draws,
+        true_positives=float(right.mean()) if len(right) else 0.0,
+        false_positives=float(left.mean()) if len(left) else 0.0,
+        lower_bound=shuffled_bound(2 * least - 1, profile_of(mechanism), delta),
         claim=claim,
     )
 
