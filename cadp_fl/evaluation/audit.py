@@ -45,11 +45,11 @@ from cadp_fl.evaluation.bounds import clopper_pearson, gaussian_bound, pure_boun
 from cadp_fl.evaluation.findings import AttackResult, Finding, LawResult
 from cadp_fl.evaluation.laws import Law, release_laws
 from cadp_fl.evaluation.shuffled import (
-    PLACE_RELEASES,
     SHUFFLED,
     Guesses,
     guesses_by_a_place,
     guesses_by_all,
+    place_releases_for,
     profile_of,
     release_by_probe,
     releases_for,
@@ -217,7 +217,11 @@ def audit_shuffled(
             noise.child("whole-release"),
         ),
         guesses_by_a_place(
-            mechanism, release_by_probe(mechanism, pair, apart=True), pair, PLACE_RELEASES, noise.child("one-place")
+            mechanism,
+            release_by_probe(mechanism, pair, apart=True),
+            pair,
+            place_releases_for(settings.draws),
+            noise.child("one-place"),
         ),
     )
     share = false_alarm / 2 / len(guesses)

@@ -42,11 +42,12 @@ from cadp_fl.privacy.shuffling import ShuffledProfile, half_spaces, mass_beyond,
 from cadp_fl.release.privatize import calibrated
 
 __all__ = [
-    "PLACE_RELEASES",
     "SHUFFLED",
+    "SHUFFLED_CLASSES",
     "UNITS",
     "Crowd",
     "Guesses",
+    "Messages",
     "Release",
     "density",
     "guesses_by_a_place",
@@ -54,7 +55,9 @@ __all__ = [
     "laws_of_messages",
     "laws_of_numbered",
     "log_ratios",
+    "numbered",
     "profile_of",
+    "place_releases_for",
     "release_by_probe",
     "releases_for",
     "shuffled_laws",
@@ -68,16 +71,15 @@ SHUFFLED = "privunit-shuffled"
 UNITS, SHUFFLED_CLASSES, DIMS = 200, 10, 2
 """n, K and k of the release under attack; more dimensions would only add what tells nothing."""
 
-PLACE_RELEASES = 384
-"""Releases by which the second attack guesses; as many as tell a message alone from one among n."""
-
-_PLACE_PILOTS = 128
 _AT_ONCE = 256
 """Releases that are drawn together."""
 
 _DRAWS_PER_RELEASE = 2150
-_MOST_DIVISOR = 20
-"""Of an audit's draws, at most one in so many is a release."""
+_MOST_DIVISOR, _PLACE_DIVISOR = 20, 5000
+"""Of an audit's draws, at most one in so many is a release; and one by whose order is guessed: 200 of a million are
+enough to tell a message alone from one among n."""
+
+_PILOT_DIVISOR = 3
 
 _ALIKE = 4096
 """Units whose messages' sides and labels are counted."""
@@ -190,6 +192,11 @@ def releases_for(mechanism: PrivUnitMechanism, draws: int) -> int:
     return min(draws // _MOST_DIVISOR, math.ceil(draws / _DRAWS_PER_RELEASE / profile_of(mechanism).delta(0.0) ** 2))
 
 
+def place_releases_for(draws: int) -> int:
+    """Return by the order of how many releases an audit of so many draws guesses."""
+    return max(8, draws // _PLACE_DIVISOR)
+
+
 def release_by_probe(mechanism: PrivUnitMechanism, pair: tuple[Crowd, Crowd], *, apart: bool = False) -> Release:
     """Return how to release data sets of a pair through `privatize`.
 
@@ -272,7 +279,7 @@ def guesses_by_a_place(
 ) -> Guesses:
     """Return guesses by the message in the place that told most in pilot releases; none where messages are missing."""
     name, none = "one-place", np.zeros(0, dtype=bool)
-    pilot = _coins(_PLACE_PILOTS, noise.child("pilot"))
+    pilot = _coins(math.ceil(releases / _PILOT_DIVISOR), noise.child("pilot"))
     messages = release(pilot, noise.child("pilot releases"))
     is_right = _coins(releases, noise.child("coins"))
     counted = None if messages is None else release(is_right, noise.child("releases"))
