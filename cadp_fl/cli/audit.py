@@ -48,8 +48,8 @@ def audit(
 
     It releases the records that are hardest to hide with the code that ships,
     and certifies a lower bound on epsilon: of a release with each mechanism,
-    with its labels; of counts, sums, moments and evaluations; of steps of
-    DP-SGD. It tests that noise is used once, that the order of a release says
+    with its labels; of a whole shuffled release; of counts, sums, moments and
+    evaluations; of steps of DP-SGD. It tests that noise is used once, that the order of a release says
     nothing and that every unit is there once, and asks a whole site in memory.
     A bound above the claim, or a broken law, refutes the code as it runs here,
     with exit status 1. One below proves nothing; close to the claim, it says
@@ -143,7 +143,8 @@ def _print_findings(console: Console, findings: list["Finding"], settings: "Audi
         title=f"Certified lower bounds on epsilon at delta {settings.delta:g}, replace-one", title_justify="left"
     )
     for heading in ("mechanism", "claim", "certified", "of claim", "attack", "verdict"):
-        table.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=True)
+        is_name = heading == "mechanism"  # a shuffle's is long
+        table.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=not is_name)
     for finding in findings:
         table.add_row(
             finding.mechanism,

@@ -143,9 +143,12 @@ def audit(
         noise: of this audit alone.
 
     Raises:
-        ConfigError: there is no such thing, or it claims nothing.
+        ConfigError: there is no such thing, it claims nothing, or an epsilon is no claim.
         BudgetError: no noise meets a budget.
     """
+    for epsilon in epsilons:
+        if not 0 < epsilon < math.inf:
+            raise ConfigError(f"epsilon is above 0, and finite. Found {epsilon:g}; use 1, say.")
     cells = [(name, epsilon) for name in dict.fromkeys(names) for epsilon in dict.fromkeys(epsilons)]
     audited = [_calibrated(name, epsilon, settings) for name, epsilon in cells]
     false_alarm = settings.false_alarm / max(1, len(cells))

@@ -29,17 +29,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import binom, binomtest
 
-from cadp_fl.config import BudgetConfig, ReleaseConfig
 from cadp_fl.evaluation.attacks import PATIENT_RECORDS
 from cadp_fl.evaluation.laws import Law, laws_of_order, laws_of_release
 from cadp_fl.evaluation.probe import ZERO, Probe, Released, spelled
-from cadp_fl.privacy.budget import Budget
+from cadp_fl.privacy.budget import LABEL_SHARE
+from cadp_fl.privacy.cohort import Cohort
 from cadp_fl.privacy.labels import lie_probability
 from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.mechanisms import PrivUnitMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.shuffling import ShuffledProfile, half_spaces, mass_beyond, responses
-from cadp_fl.release.privatize import calibrated
 
 __all__ = [
     "SHUFFLED",
@@ -152,18 +151,12 @@ class Guesses:
 
 
 def shuffled_mechanism(epsilon: float, delta: float) -> PrivUnitMechanism:
-    """Return the mechanism of a study's release that covers labels and hides a unit among `UNITS`.
+    """Return the mechanism of a release that covers labels and hides a unit among `UNITS`, as a study calibrates it.
 
     Raises:
         BudgetError: none meets the budget.
     """
-    release = ReleaseConfig(
-        mechanism=PrivUnitMechanism.name, labels="covered", shuffled_units=UNITS, label_classes=SHUFFLED_CLASSES
-    )
-    budget = Budget.of(BudgetConfig(epsilon=epsilon, delta=delta), "covered", is_labelled=True)
-    mechanism, _ = calibrated(release, budget, ())
-    assert isinstance(mechanism, PrivUnitMechanism)
-    return mechanism
+    return PrivUnitMechanism.calibrated(1.0, epsilon, delta, cohort=Cohort(UNITS, SHUFFLED_CLASSES, LABEL_SHARE))
 
 
 def profile_of(mechanism: PrivUnitMechanism) -> ShuffledProfile:
