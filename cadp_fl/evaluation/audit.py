@@ -1,9 +1,10 @@
 """An audit of what leaves a site: lower bounds on epsilon from attacks on the code that ships, and laws of a release.
 
 Attacks on a mechanism go through `privatize`, with latents of records and patients, and with covered labels; so do the
-laws of what no single record shows: noise is used once, the order says nothing, every unit is there once. What leaves
-beside a release is attacked where a site computes it: `noised_counts`, `clipped_sum`, `joint_moments`, `train_dp_sgd`.
-`cadp_fl.standalone.audit` asks a whole site in memory, which this layer does not know.
+laws of what no single record shows: noise is used once, the order says nothing, every unit is there once. A shuffled
+release is attacked as a whole: see `shuffled`. What leaves beside a release is attacked where a site computes it:
+`noised_counts`, `clipped_sum`, `joint_moments`, `train_dp_sgd`. `cadp_fl.standalone.audit` asks a whole site in memory,
+which this layer does not know.
 
 An accountant bounds epsilon from above, for the mechanism that an event describes. An audit bounds it from below, for
 the code that runs. The lower bound is above the claim only by chance, at a false-alarm rate chosen beforehand, or
@@ -53,10 +54,10 @@ from cadp_fl.evaluation.shuffled import (
     profile_of,
     release_by_probe,
     releases_for,
-    shuffled_laws,
     shuffled_mechanism,
     worst_pair,
 )
+from cadp_fl.evaluation.shuffled_laws import shuffled_laws
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.events import RandomizedResponse, Unprotected
 from cadp_fl.privacy.mechanisms import MECHANISMS, Mechanism, PrivUnitMechanism, mechanism_type

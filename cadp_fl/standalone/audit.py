@@ -3,7 +3,8 @@
 The parts may be right and the site still use one noise source twice, spend on one event and draw by another, or leave a
 unit out. So a site that holds made-up records is asked as a server would ask it, with a flow of zero weights, which is
 the identity: images are latents. Records that are as good as zero leave their noise alone, for `laws`; black and white
-ones are the worst pair. It reads nobody's records.
+ones are the worst pair, of Gaussian noise and of PrivUnit, message by message. `shuffled_site` asks for shuffled
+releases. It reads nobody's records.
 """
 
 import math

@@ -6,17 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from cadp_fl.evaluation.laws import Law
-from cadp_fl.evaluation.shuffled import (
-    SHUFFLED_CLASSES,
-    UNITS,
-    Guesses,
-    Messages,
-    guesses_by_a_place,
-    laws_of_messages,
-    laws_of_numbered,
-    numbered,
-    worst_pair,
-)
+from cadp_fl.evaluation.shuffled import SHUFFLED_CLASSES, UNITS, Guesses, Messages, guesses_by_a_place, worst_pair
+from cadp_fl.evaluation.shuffled_laws import laws_of_messages, laws_of_numbered, numbered
 from cadp_fl.privacy.mechanisms import PrivUnitMechanism
 from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.standalone.asked import SHAPE, Asked, labelled_records
