@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,7 @@ NO_ADVICE = "No claim was given, so epsilon 1 and 3 at delta 1e-5 were audited. 
 ONE_RUN_FALSE_ALARM = 0.05
 CANDIDATES = (10, 1000)
 NUMBERS = ("claim", "certified", "of claim")
+MOST_NAME = len("grid-gaussian")
 
 
 def audit(
@@ -143,8 +144,9 @@ def _print_findings(console: Console, findings: list["Finding"], settings: "Audi
         title=f"Certified lower bounds on epsilon at delta {settings.delta:g}, replace-one", title_justify="left"
     )
     for heading in ("mechanism", "claim", "certified", "of claim", "attack", "verdict"):
+        justify: Literal["left", "right"] = "right" if heading in NUMBERS else "left"
         is_name = heading == "mechanism"  # a shuffle's is long
-        table.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=not is_name)
+        table.add_column(heading, justify=justify, no_wrap=not is_name, min_width=MOST_NAME if is_name else None)
     for finding in findings:
         table.add_row(
             finding.mechanism,

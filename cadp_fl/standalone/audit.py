@@ -141,7 +141,7 @@ def _canaries(
 
     is_gaussian = isinstance(mechanism, GaussianMechanism)
     return attack_result(
-        name="black-and-white" if is_gaussian else f"black-and-white by {mechanism.name}",
+        name="black-and-white" if is_gaussian else "privunit-pair",
         draw=draw,
         count=max(1, settings.draws // 40),
         bound=gaussian_bound if is_gaussian else pure_bound,

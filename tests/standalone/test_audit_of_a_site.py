@@ -27,7 +27,7 @@ def test_an_honest_site_is_not_refuted():
     finding = audited()
     assert not finding.is_refuted
     assert 0 < finding.lower_bound <= finding.claim
-    assert {"black-and-white", "black-and-white by privunit", "one-place"} == {each.attack for each in finding.attacks}
+    assert {"black-and-white", "privunit-pair", "one-place"} == {each.attack for each in finding.attacks}
 
 
 @pytest.mark.parametrize(
