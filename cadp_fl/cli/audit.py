@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -13,7 +13,8 @@ from cadp_fl.cli.options import AsJson, Quiet
 from cadp_fl.errors import CadpError, InputError
 
 if TYPE_CHECKING:
-    from cadp_fl.evaluation.audit import AuditSettings, Finding
+    from cadp_fl.evaluation.audit import AuditSettings
+    from cadp_fl.evaluation.findings import Finding
 
 __all__ = ["audit"]
 
@@ -22,6 +23,7 @@ NO_ADVICE = "No claim was given, so epsilon 1 and 3 at delta 1e-5 were audited. 
 ONE_RUN_FALSE_ALARM = 0.05
 CANDIDATES = (10, 1000)
 NUMBERS = ("claim", "certified", "of claim")
+MOST_NAME = len("grid-gaussian")
 
 
 def audit(
@@ -47,8 +49,8 @@ def audit(
 
     It releases the records that are hardest to hide with the code that ships,
     and certifies a lower bound on epsilon: of a release with each mechanism,
-    with its labels; of counts, sums, moments and evaluations; of steps of
-    DP-SGD. It tests that noise is used once, that the order of a release says
+    with its labels; of a whole shuffled release; of counts, sums, moments and
+    evaluations; of steps of DP-SGD. It tests that noise is used once, that the order of a release says
     nothing and that every unit is there once, and asks a whole site in memory.
     A bound above the claim, or a broken law, refutes the code as it runs here,
     with exit status 1. One below proves nothing; close to the claim, it says
@@ -142,7 +144,9 @@ def _print_findings(console: Console, findings: list["Finding"], settings: "Audi
         title=f"Certified lower bounds on epsilon at delta {settings.delta:g}, replace-one", title_justify="left"
     )
     for heading in ("mechanism", "claim", "certified", "of claim", "attack", "verdict"):
-        table.add_column(heading, justify="right" if heading in NUMBERS else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if heading in NUMBERS else "left"
+        is_name = heading == "mechanism"  # a shuffle's is long
+        table.add_column(heading, justify=justify, no_wrap=not is_name, min_width=MOST_NAME if is_name else None)
     for finding in findings:
         table.add_row(
             finding.mechanism,

@@ -1,9 +1,10 @@
 """An audit of what leaves a site: lower bounds on epsilon from attacks on the code that ships, and laws of a release.
 
 Attacks on a mechanism go through `privatize`, with latents of records and patients, and with covered labels; so do the
-laws of what no single record shows: noise is used once, the order says nothing, every unit is there once. What leaves
-beside a release is attacked where a site computes it: `noised_counts`, `clipped_sum`, `joint_moments`, `train_dp_sgd`.
-`cadp_fl.standalone.audit` asks a whole site in memory, which this layer does not know.
+laws of what no single record shows: noise is used once, the order says nothing, every unit is there once. A shuffled
+release is attacked as a whole: see `shuffled`. What leaves beside a release is attacked where a site computes it:
+`noised_counts`, `clipped_sum`, `joint_moments`, `train_dp_sgd`. `cadp_fl.standalone.audit` asks a whole site in memory,
+which this layer does not know.
 
 An accountant bounds epsilon from above, for the mechanism that an event describes. An audit bounds it from below, for
 the code that runs. The lower bound is above the claim only by chance, at a false-alarm rate chosen beforehand, or
@@ -41,23 +42,36 @@ from cadp_fl.evaluation.attacks import (
     joint_labels,
     patient_attack,
 )
-from cadp_fl.evaluation.bounds import clopper_pearson, gaussian_bound, pure_bound
+from cadp_fl.evaluation.bounds import clopper_pearson, gaussian_bound, pure_bound, shuffled_bound
+from cadp_fl.evaluation.findings import AttackResult, Finding, LawResult
 from cadp_fl.evaluation.laws import Law, release_laws
+from cadp_fl.evaluation.shuffled import (
+    SHUFFLED,
+    Guesses,
+    guesses_by_a_place,
+    guesses_by_all,
+    place_releases_for,
+    profile_of,
+    release_by_probe,
+    releases_for,
+    shuffled_mechanism,
+    worst_pair,
+)
+from cadp_fl.evaluation.shuffled_laws import shuffled_laws
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.events import RandomizedResponse, Unprotected
-from cadp_fl.privacy.mechanisms import MECHANISMS, Mechanism, mechanism_type
+from cadp_fl.privacy.mechanisms import MECHANISMS, Mechanism, PrivUnitMechanism, mechanism_type
 from cadp_fl.privacy.noise import NoiseSource
 
 __all__ = [
-    "AttackResult",
     "AuditSettings",
-    "Finding",
-    "LawResult",
     "attack_result",
     "audit",
     "audit_aggregate",
     "audit_mechanism",
+    "audit_shuffled",
     "auditable",
+    "guess_result",
     "law_results",
     "protecting_mechanisms",
 ]
@@ -105,98 +119,6 @@ class AuditSettings:
             raise ConfigError(f"draws is at least {LEAST_DRAWS}. Found {self.draws}; fewer certify next to nothing.")
 
 
-@dataclass(frozen=True)
-class AttackResult:
-    """What an attack certified.
-
-    Attributes:
-        attack: its name.
-        draws: of both sides together.
-        true_positives: share of the right side's outputs that were beyond the threshold.
-        false_positives: share of the left side's.
-        lower_bound: on epsilon, at the attack's share of the false alarms.
-        claim: that it is held against.
-    """
-
-    attack: str
-    draws: int
-    true_positives: float
-    false_positives: float
-    lower_bound: float
-    claim: float
-
-    @property
-    def is_refuting(self) -> bool:
-        """Whether what it certified is above the claim."""
-        return self.lower_bound > self.claim
-
-
-@dataclass(frozen=True)
-class LawResult:
-    """How a law of a release held.
-
-    Attributes:
-        law: its name.
-        p_value: probability of what was seen, or worse, if it holds.
-        is_broken: whether that is below the law's share of the false alarms.
-    """
-
-    law: str
-    p_value: float
-    is_broken: bool
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What the attacks on one mechanism found, or on something else that leaves a site.
-
-    Attributes:
-        mechanism: its name.
-        parameters: its clip norm and noise.
-        claim: epsilon of its event, under replace-one.
-        attacks: what each gave.
-        laws: how each held.
-    """
-
-    mechanism: str
-    parameters: dict[str, float | None]
-    claim: float
-    attacks: tuple[AttackResult, ...]
-    laws: tuple[LawResult, ...]
-
-    @property
-    def strongest(self) -> AttackResult:
-        """The attack with the highest lower bound."""
-        return max(self.attacks, key=lambda result: result.lower_bound)
-
-    @property
-    def lower_bound(self) -> float:
-        """Certified lower bound on epsilon."""
-        return self.strongest.lower_bound
-
-    @property
-    def broken_laws(self) -> tuple[str, ...]:
-        """Names of the laws that are broken."""
-        return tuple(result.law for result in self.laws if result.is_broken)
-
-    @property
-    def is_refuted(self) -> bool:
-        """Whether the code does not do what its event says."""
-        return bool(self.broken_laws) or any(result.is_refuting for result in self.attacks)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        return {
-            "mechanism": self.mechanism,
-            "parameters": self.parameters,
-            "claim": self.claim,
-            "lower_bound": self.lower_bound,
-            "refuted": self.is_refuted,
-            "attacks": [vars(result) for result in self.attacks],
-            "laws": [vars(result) for result in self.laws],
-        }
-
-
 def protecting_mechanisms() -> tuple[str, ...]:
     """Return the names of all mechanisms that claim some protection."""
     return tuple(
@@ -207,8 +129,8 @@ def protecting_mechanisms() -> tuple[str, ...]:
 
 
 def auditable() -> tuple[str, ...]:
-    """Return the names of all that an audit attacks: the mechanisms of a release, and what leaves beside it."""
-    return (*protecting_mechanisms(), *AGGREGATES)
+    """Return the names of all that an audit attacks: mechanisms of a release, a shuffle, what leaves beside it."""
+    return (*protecting_mechanisms(), SHUFFLED, *AGGREGATES)
 
 
 def audit(
@@ -222,9 +144,12 @@ def audit(
         noise: of this audit alone.
 
     Raises:
-        ConfigError: there is no such thing, or it claims nothing.
+        ConfigError: there is no such thing, it claims nothing, or an epsilon is no claim.
         BudgetError: no noise meets a budget.
     """
+    for epsilon in epsilons:
+        if not 0 < epsilon < math.inf:
+            raise ConfigError(f"epsilon is above 0, and finite. Found {epsilon:g}; use 1, say.")
     cells = [(name, epsilon) for name in dict.fromkeys(names) for epsilon in dict.fromkeys(epsilons)]
     audited = [_calibrated(name, epsilon, settings) for name, epsilon in cells]
     false_alarm = settings.false_alarm / max(1, len(cells))
@@ -232,6 +157,8 @@ def audit(
         own = noise.child(name, str(epsilon))
         if isinstance(each, Aggregate):
             yield audit_aggregate(name, each, settings, false_alarm=false_alarm, noise=own)
+        elif isinstance(each, PrivUnitMechanism) and each.shuffled_units:
+            yield audit_shuffled(each, settings, false_alarm=false_alarm, noise=own)
         else:
             yield audit_mechanism(each, settings, false_alarm=false_alarm, noise=own)
 
@@ -239,6 +166,8 @@ def audit(
 def _calibrated(name: str, epsilon: float, settings: AuditSettings) -> Mechanism | Aggregate:
     if name in AGGREGATES:
         return AGGREGATES[name](epsilon, settings.delta, settings.clip_norm)
+    if name == SHUFFLED:
+        return shuffled_mechanism(epsilon, settings.delta)
     if name not in MECHANISMS:
         raise ConfigError(f"Unknown mechanism '{name}'. Choose one of: {', '.join(sorted(auditable()))}.")
     mechanism = mechanism_type(name).calibrated(settings.clip_norm, epsilon, settings.delta)
@@ -270,6 +199,40 @@ def audit_mechanism(
     results.append(_of_labels(mechanism, min(claim, LARGEST_LABEL_EPSILON), settings, share, noise.child("labels")))
     laws = release_laws(mechanism, clip_norm=clip_norm, noise=noise.child("laws"))
     return Finding(mechanism.name, mechanism.parameters(), claim, tuple(results), law_results(laws, false_alarm / 2))
+
+
+def audit_shuffled(
+    mechanism: PrivUnitMechanism, settings: AuditSettings, *, false_alarm: float, noise: NoiseSource
+) -> Finding:
+    """Attack shuffled releases, and return what that certifies beside what their event claims.
+
+    Args:
+        mechanism: with covered labels, and the number of units that are shuffled together.
+        false_alarm: probability that it is refuted if it does what its event says.
+        noise: of this call alone.
+    """
+    claim, pair = epsilon_of([mechanism.event()], settings.delta), worst_pair(mechanism.shuffled_units)
+    guesses = (
+        guesses_by_all(
+            mechanism,
+            release_by_probe(mechanism, pair),
+            pair,
+            releases_for(mechanism, settings.draws),
+            noise.child("whole-release"),
+        ),
+        guesses_by_a_place(
+            mechanism,
+            release_by_probe(mechanism, pair, apart=True),
+            pair,
+            place_releases_for(settings.draws),
+            noise.child("one-place"),
+        ),
+    )
+    share = false_alarm / 2 / len(guesses)
+    results = tuple(guess_result(each, mechanism, claim, settings.delta, share) for each in guesses)
+    laws = law_results(shuffled_laws(mechanism, noise=noise.child("laws")), false_alarm / 2)
+    name = f"{mechanism.name}, shuffled among {mechanism.shuffled_units} units"
+    return Finding(name, mechanism.parameters(), claim, results, laws)
 
 
 def audit_aggregate(
@@ -377,6 +340,31 @@ def attack_result(
         true_positives=true / len(right),
         false_positives=false / len(left),
         lower_bound=bound(true_least, false_most, delta),
+        claim=claim,
+    )
+
+
+def guess_result(
+    guesses: Guesses, mechanism: PrivUnitMechanism, claim: float, delta: float, false_alarm: float
+) -> AttackResult:
+    """Return what guesses about a shuffled release certify, by how many of them are right.
+
+    Args:
+        guesses: with coins, so that each is right with the rate (1 + TPR - FPR) / 2, independently of the others.
+        mechanism: as it is claimed.
+        claim: epsilon.
+        delta: of the claim.
+        false_alarm: probability that the lower bound is above the claim of honest code.
+    """
+    right, left = guesses.of_right, guesses.of_left
+    draws = len(right) + len(left)
+    least = clopper_pearson(guesses.correct, draws, false_alarm)[0] if draws else 0.0
+    return AttackResult(
+        attack=guesses.attack,
+        draws=draws,
+        true_positives=float(right.mean()) if len(right) else 0.0,
+        false_positives=float(left.mean()) if len(left) else 0.0,
+        lower_bound=shuffled_bound(2 * least - 1, profile_of(mechanism), delta),
         claim=claim,
     )
 

@@ -9,6 +9,14 @@ that the claim was composed from. It does not show that the mechanism fails (eps
 bound: one point of a trade-off that is not Gaussian says nothing of its other points. `pure_bound` shows that, with no
 assumption, but of a Gaussian mechanism it reaches less than 0.8 with a million draws.
 
+What `shuffled_bound` certifies is of the same kind. Where the local randomizer is (c eps_z, c eps_y) differentially
+private, with the half-spaces, classes and cohort that are claimed, the privacy blanket bounds delta_c(epsilon) of the
+shuffled release, and no test has TPR - FPR above delta_c(0). So a larger one refutes every c up to the first whose
+delta_c(0) is as large. The epsilon of that c, by the accountant's own arithmetic, is a lower bound on the epsilon that
+*any such shuffled release* would be accounted at; it is above the claim only where c = 1, what the claim was computed
+from, is refuted. It assumes the family, and does not show that the release fails (epsilon, delta)-DP at an epsilon
+below the bound. `pure_bound` would, but needs many times as many draws for as much.
+
 References:
     Clopper, Pearson: The use of confidence or fiducial limits illustrated in the case of the binomial, Biometrika 1934.
     Kairouz, Oh, Viswanath: The composition theorem for differential privacy, arXiv 1311.0776.
@@ -16,15 +24,18 @@ References:
     Nasr, Hayes, Steinke, Balle, Tramèr, Jagielski, Carlini, Terzis: Tight auditing of differentially private machine
         learning, arXiv 2302.07956.
     Steinke, Nasr, Jagielski: Privacy auditing with one (1) training run, arXiv 2305.08846.
+    Balle, Bell, Gascón, Nissim: The privacy blanket of the shuffle model, arXiv 1903.02837.
 """
 
 import math
+from dataclasses import replace
 
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import beta
 
 from cadp_fl.privacy.gaussian import gaussian_delta
+from cadp_fl.privacy.shuffling import ShuffledProfile
 
 __all__ = [
     "canaries_needed",
@@ -34,11 +45,15 @@ __all__ = [
     "linkage_bound",
     "pure_bound",
     "sampled_noise",
+    "shuffled_bound",
 ]
 
 
 _LEAST_NOISE, _MOST_NOISE = 0.01, 1e6
 """In units of C, of a sampled step."""
+
+_LEAST_SHARE, _MOST_LOCAL = 1e-3, 20.0
+"""Of a local epsilon that is claimed, and a local epsilon: the ends of a search."""
 
 
 def clopper_pearson(successes: int, trials: int, false_alarm: float) -> tuple[float, float]:
@@ -123,6 +138,37 @@ def certified_gaussian_epsilon(mu: float, delta: float) -> float:
     beyond = mu * mu / 2 + 40 * mu  # there delta(epsilon) is below Phi(-40)
     root = float(brentq(lambda epsilon: gaussian_delta(epsilon, 1.0, mu) - delta, 0.0, beyond, xtol=1e-10))
     return max(0.0, root - 1e-9)
+
+
+def shuffled_bound(advantage: float, claimed: ShuffledProfile, delta: float) -> float:
+    """Return the epsilon at `delta` of the smallest local epsilon whose shuffle allows an advantage; rounded down.
+
+    Latents' and labels' epsilons are scaled alike; half-spaces, classes, units and their records stay.
+
+    Args:
+        advantage: TPR - FPR, at least.
+        claimed: the profile that the claim was computed from.
+        delta: of the claim.
+
+    References:
+        Balle, Bell, Gascón, Nissim, arXiv 1903.02837, lemma 5.3.
+    """
+
+    def scaled(share: float) -> ShuffledProfile:
+        latent, label = share * claimed.latent_epsilon, share * claimed.label_epsilon
+        return replace(claimed, latent_epsilon=latent, label_epsilon=label)
+
+    def is_refuted(share: float) -> bool:
+        return advantage > scaled(share).delta(0.0)
+
+    most = max(1.0, _MOST_LOCAL / claimed.local_epsilon)
+    lower, upper = (1.0, most) if is_refuted(1.0) else (_LEAST_SHARE, 1.0)
+    if not is_refuted(lower):
+        return 0.0
+    while upper - lower > 1e-5 * lower:  # `lower` is refuted throughout, whether or not delta grows with it
+        middle = (lower + upper) / 2
+        lower, upper = (middle, upper) if is_refuted(middle) else (lower, middle)
+    return max(0.0, scaled(lower).epsilon(delta) - 1e-6)
 
 
 def canaries_needed(epsilon: float, false_alarm: float) -> int:

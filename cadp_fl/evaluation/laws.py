@@ -29,9 +29,11 @@ __all__ = [
     "independent_coins",
     "laws_of_labels",
     "laws_of_numbers",
+    "laws_of_order",
     "laws_of_release",
     "laws_of_units",
     "release_laws",
+    "release_of_units",
 ]
 
 FAIR_LIES = float(np.log(CLASSES - 1))
@@ -67,9 +69,12 @@ def release_laws(mechanism: Mechanism, *, clip_norm: float, noise: NoiseSource) 
         clip_norm: C.
         noise: of the releases; each has a child.
     """
-    first, second = (
-        _release_of_units(mechanism, clip_norm=clip_norm, noise=noise.child("units", number)) for number in range(2)
-    )
+
+    def of_units(each: Mechanism, number: int) -> Released:
+        probe = Probe(each, _DIMS, _DIMS, clip_norm=clip_norm, numbers=_UNITS)
+        return release_of_units(probe, _UNITS, _DIMS, noise=noise.child("units", number))
+
+    first, second = (of_units(mechanism, number) for number in range(2))
     lies = RandomizedResponse(stage="labels", epsilon=FAIR_LIES)
     probe = Probe(mechanism, _DIMS, _DIMS, clip_norm=clip_norm, labels=lies, classes=CLASSES)
     zeros = np.full((_UNITS, _DIMS), ZERO, dtype=np.uint8)
@@ -77,7 +82,7 @@ def release_laws(mechanism: Mechanism, *, clip_norm: float, noise: NoiseSource) 
         probe.release(zeros, noise=noise.child("labels", number), part_records=_PART_RECORDS) for number in range(2)
     ]
     quiet = mechanism.calibrated(clip_norm, _QUIET_EPSILON, 1e-5)
-    third = _release_of_units(quiet, clip_norm=clip_norm, noise=noise.child("units", 2))
+    third = of_units(quiet, 2)
     has_blank = np.arange(_UNITS) % 2 == 1
     return (
         *laws_of_units(first.units, second.units, _UNITS, PATIENT_RECORDS),
@@ -100,8 +105,12 @@ def laws_of_units(first: np.ndarray, second: np.ndarray, units: int, places: int
     """
     whole = [np.array_equal(np.sort(each), np.repeat(np.arange(units), places)) for each in (first, second)]
     yield Law("every unit once", float(all(whole)))
-    if not all(whole):
-        return
+    if all(whole):
+        yield from laws_of_order(first, second, units, places)
+
+
+def laws_of_order(first: np.ndarray, second: np.ndarray, units: int, places: int) -> Iterator[Law]:
+    """Yield the laws of the order of two releases that hold every unit, as `laws_of_units` takes them."""
     places_of = [np.argsort(each, kind="stable")[::places] for each in (first, second)]
     earlier = [where[::2] < where[1::2] for where in places_of]
     yield Law("order and input", _fair(earlier[0]))
@@ -178,14 +187,22 @@ def laws_of_numbers(name: str, calls: Sequence[np.ndarray]) -> Iterator[Law]:
     yield Law(f"{name}: noise of calls", _agreeing(rows[:half], rows[half : 2 * half]))
 
 
-def _release_of_units(mechanism: Mechanism, *, clip_norm: float, noise: NoiseSource) -> Released:
-    """Release patients whose records all spell zero; every second one has a blank."""
-    numbers = np.arange(_UNITS)
+def release_of_units(probe: Probe, units: int, dims: int, *, noise: NoiseSource, is_labelled: bool = False) -> Released:
+    """Release patients whose records all spell zero; every second one has a blank.
+
+    Args:
+        probe: releases them.
+        units: number of patients.
+        dims: that records spell.
+        noise: of the release.
+        is_labelled: whether labels number the patients.
+    """
+    numbers = np.arange(units)
     patients = np.repeat(numbers, np.where(numbers % 2 == 1, PATIENT_RECORDS - 1, PATIENT_RECORDS))
-    probe = Probe(mechanism, _DIMS, _DIMS, clip_norm=clip_norm, numbers=_UNITS)
     return probe.release(
-        np.full((len(patients), _DIMS), ZERO, dtype=np.uint8),
+        np.full((len(patients), dims), ZERO, dtype=np.uint8),
         noise=noise,
+        labels=patients if is_labelled else None,
         patients=patients,
         records_per_unit=PATIENT_RECORDS,
         brightness=np.where(_is_bright(patients), np.uint8(255), np.uint8(BLACK)),

@@ -24,7 +24,8 @@ from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.privacy.events import RandomizedResponse
 from cadp_fl.privacy.mechanisms import Mechanism
 from cadp_fl.privacy.noise import NoiseSource
-from cadp_fl.release.privatize import ReleaseSettings, privatize
+from cadp_fl.release import privatize as release_path
+from cadp_fl.release.privatize import ReleaseSettings
 
 __all__ = ["BLACK", "HUGE", "NOT_FINITE", "OVERFLOW", "ZERO", "Probe", "ProbeFlow", "Released", "spelled"]
 
@@ -125,7 +126,8 @@ class Probe:
         kept: k, latents that carry something of a record.
         fresh: latents beside them.
         clip_norm: C.
-        labels: how labels are covered; None where they are public, and records have attributes that number units.
+        labels: how labels are covered; None where they are public, and records have attributes that number units, or
+            where the mechanism covers them itself.
         classes: number of classes.
         numbers: units that attributes can number.
     """
@@ -142,7 +144,7 @@ class Probe:
         numbers: int = 1 << 16,
     ) -> None:
         self._settings = ReleaseSettings(mechanism, kept, "typical-set", labels)
-        bits = 0 if labels else max(1, (numbers - 1).bit_length())
+        bits = 0 if self._settings.response else max(1, (numbers - 1).bit_length())
         self._bits = np.arange(bits)
         self.schema = Schema(
             name="audit",
@@ -164,8 +166,9 @@ class Probe:
         records_per_unit: int = 1,
         brightness: np.ndarray | None = None,
         part_records: int = _PART_RECORDS,
+        crowds: int = 1,
     ) -> Released:
-        """Return a release of records.
+        """Return a release of records, or several ones behind each other.
 
         Args:
             levels: what they spell, uint8 (records, k); the other latents are zero, or (records, dims) of all.
@@ -174,6 +177,7 @@ class Probe:
             patients: number of the unit that each record is of, from 0; each is a unit of its own by default.
             records_per_unit: m.
             brightness: of a pixel that the flow does not read, uint8 (records,).
+            crowds: releases, each of as many of the units, in an order of its own; drawn and decoded together.
         """
         images = np.full((len(levels), *self.schema.shape), ZERO, dtype=np.uint8)
         images[:, 0, 0, : levels.shape[1]] = levels
@@ -186,14 +190,16 @@ class Probe:
             patients,
             (owners[:, None] >> self._bits & 1).astype(np.uint8) if len(self._bits) else None,
         )
-        parts, _ = privatize(
+        units = Units.of(records, "record" if patients is None else "patient", records_per_unit)
+        parts, _ = release_path.privatize(
             self._flow,
             records,
             self._settings,
             noise=noise,
             device=torch.device("cpu"),
-            units=Units.of(records, "record" if patients is None else "patient", records_per_unit),
+            units=units,
             part_records=part_records,
+            order=None if crowds == 1 else _orders(units, crowds, noise),
         )
         return self._read(list(parts))
 
@@ -211,3 +217,10 @@ class Probe:
             labels=np.concatenate([part.labels for part in parts]),
             conditions=images[:, 1, 0, -1].astype(np.int64),
         )
+
+
+def _orders(units: Units, crowds: int, noise: NoiseSource) -> np.ndarray:
+    """Return the order of releases behind each other, each of its own share of the units and as a release draws it."""
+    each = Units(units.records[: len(units) // crowds])
+    orders = (release_path.release_order(each, noise.child("crowd", crowd)) for crowd in range(crowds))
+    return np.concatenate([order + crowd * len(each.slots) for crowd, order in enumerate(orders)])

@@ -36,10 +36,20 @@ def test_without_a_claim_every_protecting_mechanism_is_audited_at_two_and_it_say
     assert (code, err) == (0, "")
     for name in MECHANISMS:
         assert out.count(f"│ {name} ") == (0 if name == "none" else 2), name
+    assert out.count("│ privunit,") == 2
     assert "epsilon 1 and 3 at delta 1e-5 were audited. That is no advice on a budget." in out
     assert out.count("not refuted") >= 4
     assert "canaries in one run" in out
     assert "69.06%" in out
+
+
+def test_a_shuffle_has_a_row_with_its_size_and_its_claim(run):
+    code, out, _ = run(*FEW, *CLAIM, "--mechanism", "privunit-shuffled", "--json")
+    (finding,) = json.loads(out)["findings"]
+    assert code == 0
+    assert finding["mechanism"] == "privunit, shuffled among 200 units"
+    assert finding["claim"] == pytest.approx(3.0, abs=1e-3)
+    assert [each["attack"] for each in finding["attacks"]] == ["whole-release", "one-place"]
 
 
 def test_json_holds_every_attack_and_the_limits_of_one_run(run):
@@ -72,6 +82,8 @@ def test_a_refuted_claim_is_a_failure_in_one_sentence(run, monkeypatch):
     ("arguments", "sentence"),
     [
         (["--epsilon", 3], "A claim is an epsilon at a delta. Found --epsilon alone;"),
+        (["--epsilon", 0, "--delta", 1e-5], "epsilon is above 0, and finite. Found 0;"),
+        (["--epsilon", "nan", "--delta", 1e-5], "epsilon is above 0, and finite. Found nan;"),
         (["--delta", 1e-5], "A claim is an epsilon at a delta. Found --delta alone;"),
         ([*CLAIM, "--mechanism", "none"], "The mechanism 'none' claims none; choose one of: "),
         ([*CLAIM, "--mechanism", "gauss"], "Unknown mechanism 'gauss'. Choose one of: "),

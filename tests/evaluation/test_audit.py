@@ -28,6 +28,7 @@ from cadp_fl.evaluation.audit import (
 )
 from cadp_fl.evaluation.bounds import gaussian_bound, sampled_noise
 from cadp_fl.evaluation.probe import OVERFLOW, ZERO, Probe, ProbeFlow, spelled
+from cadp_fl.evaluation.shuffled import SHUFFLED
 from cadp_fl.privacy import per_record
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.mechanisms import GaussianMechanism, LaplaceMechanism, NoMechanism, mechanism_type
@@ -407,7 +408,7 @@ def test_honest_statistics_are_not_refuted_more_often_than_the_false_alarm():
 
 
 def test_what_claims_nothing_is_not_audited():
-    assert set(auditable()) == {*protecting_mechanisms(), *aggregates.AGGREGATES}
+    assert set(auditable()) == {*protecting_mechanisms(), SHUFFLED, *aggregates.AGGREGATES}
     assert set(protecting_mechanisms()) >= {"gaussian", "laplace"}
     assert "none" not in protecting_mechanisms()
     with pytest.raises(ConfigError, match="The mechanism 'none' claims none; choose one of: gaussian, "):

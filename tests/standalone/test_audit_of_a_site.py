@@ -1,5 +1,6 @@
 """A whole site in memory passes its audit, and one whose parts are put together wrongly does not."""
 
+import numpy as np
 import pytest
 
 import cadp_fl.site.releases as releasing
@@ -7,6 +8,7 @@ import cadp_fl.site.site as site
 from cadp_fl.errors import ConfigError
 from cadp_fl.evaluation.audit import AuditSettings
 from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release import privatize as release_path
 from cadp_fl.standalone.audit import SITE, audit_all, everything
 
 SETTINGS = AuditSettings(1e-5, draws=40_000)
@@ -25,6 +27,7 @@ def test_an_honest_site_is_not_refuted():
     finding = audited()
     assert not finding.is_refuted
     assert 0 < finding.lower_bound <= finding.claim
+    assert {"black-and-white", "privunit-pair", "one-place"} == {each.attack for each in finding.attacks}
 
 
 @pytest.mark.parametrize(
@@ -40,9 +43,13 @@ def test_an_honest_site_is_not_refuted():
             lambda honest: lambda counts, event, noise: counts.astype(float),
             "counts: width of noise",
         ),
+        (releasing, "release_order", lambda _: lambda units, noise: np.arange(len(units)), "privunit: order and input"),
+        (release_path, "randomize_labels", lambda _: lambda labels, *rest: labels, "privunit: label of class 1"),
     ],
 )
-def test_a_site_that_uses_noise_twice_or_leaves_it_out_is_refuted(module, name, broken, law, monkeypatch):
+def test_a_site_that_uses_noise_twice_or_keeps_an_order_or_leaves_noise_out_is_refuted(
+    module, name, broken, law, monkeypatch
+):
     monkeypatch.setattr(module, name, broken(getattr(module, name)))
     assert law in audited().broken_laws
 
