@@ -197,7 +197,7 @@ def check_study(study: StudyConfig) -> CheckedStudy:
 
 
 def settled(study: StudyConfig) -> StudyConfig:
-    """Return a study as a simulation runs it: with what its records' public numbers settle, of a study that was checked.
+    """Return a checked study as a simulation runs it: with what the public numbers of its records settle.
 
     Raises:
         InputError: the records are not there any more.
