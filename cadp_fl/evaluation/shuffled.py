@@ -29,7 +29,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from cadp_fl.evaluation.probe import Probe, Released, spelled
-from cadp_fl.privacy.budget import LABEL_SHARE
 from cadp_fl.privacy.cohort import Cohort
 from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.mechanisms import PrivUnitMechanism
@@ -62,6 +61,9 @@ SHUFFLED = "privunit-shuffled"
 
 UNITS, SHUFFLED_CLASSES, DIMS = 200, 10, 2
 """n, K and k of the release under attack; more dimensions would only add what tells nothing."""
+
+_LABEL_SHARE = 0.2
+"""Of a message's epsilon; the share that what is said below was worked out with."""
 
 _AT_ONCE = 256
 """Releases that are drawn together."""
@@ -137,12 +139,12 @@ class Guesses:
 
 
 def shuffled_mechanism(epsilon: float, delta: float) -> PrivUnitMechanism:
-    """Return the mechanism of a release that covers labels and hides a unit among `UNITS`, as a study calibrates it.
+    """Return the mechanism of a release that covers labels and hides a unit among `UNITS`.
 
     Raises:
         BudgetError: none meets the budget.
     """
-    return PrivUnitMechanism.calibrated(1.0, epsilon, delta, cohort=Cohort(UNITS, SHUFFLED_CLASSES, LABEL_SHARE))
+    return PrivUnitMechanism.calibrated(1.0, epsilon, delta, cohort=Cohort(UNITS, SHUFFLED_CLASSES, _LABEL_SHARE))
 
 
 def profile_of(mechanism: PrivUnitMechanism) -> ShuffledProfile:
@@ -217,10 +219,10 @@ def density(mechanism: PrivUnitMechanism, messages: Messages, signs: np.ndarray,
         label: of the unit.
     """
     latent = half_spaces(mechanism.threshold, mechanism.latent_epsilon, Relation.REPLACE_ONE)
-    told = responses(mechanism.label_epsilon, mechanism.classes, Relation.REPLACE_ONE)
+    answer = responses(mechanism.label_epsilon, mechanism.classes, Relation.REPLACE_ONE)
     on_side = messages.latents @ (signs / np.linalg.norm(signs)) >= mechanism.threshold
     weights: np.ndarray = np.where(on_side, latent.ours[0], latent.gamma) * np.where(
-        messages.labels == label, told.ours[0], told.gamma
+        messages.labels == label, answer.ours[0], answer.gamma
     )
     return weights
 
