@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 DEFAULT_SEEDS = 5
-SHOWN = ("method", "minus", "accuracy", "AUROC", "epsilon", "guarantee")
+SHOWN = ("method", "minus", "accuracy", "AUROC", "epsilon", "guarantee", "same image", "true label")
 
 
 def compare(

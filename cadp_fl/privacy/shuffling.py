@@ -52,7 +52,9 @@ _TAIL_LOG = 48.0
 _ROUNDING = 2.0**-50
 """Of one value of a transform, relative to 1: some rounding errors of float64."""
 
-_NODES = 96
+_NODES, _COARSE_NODES, _COARSE_GRID = 96, 48, 1e-3
+"""Epsilons at which a profile is worked out; fewer on the coarse grid of a search. Chords between them stay bounds."""
+
 _LEAST_DELTA = 1e-13
 """Of a profile: where it is lower, it is taken to be as high as here up to the local epsilon, where it is 0."""
 
@@ -150,7 +152,7 @@ def shuffled_delta(pair: Densities, units: int, epsilons: np.ndarray) -> np.ndar
     for offset, share in ((0, 1 - upper), (1, upper)):
         np.add.at(one, (row, (below.astype(np.int64) + offset) % _POINTS), gamma * mass * share)
     one[:, 0] += 1 - gamma
-    law = np.fft.irfft(np.fft.rfft(one, axis=1) ** units, _POINTS, axis=1)
+    law = np.fft.irfft(_power(np.fft.rfft(one, axis=1), units), _POINTS, axis=1)
     centre = np.round(units * mean / step).astype(np.int64)[:, None]
     total = (np.arange(_POINTS) - centre + _POINTS // 2) % _POINTS - _POINTS // 2 + centre
     positive = np.maximum(total * step[:, None], 0)
@@ -158,6 +160,18 @@ def shuffled_delta(pair: Densities, units: int, epsilons: np.ndarray) -> np.ndar
     beyond = 2 * units * largest * math.exp(-_TAIL_LOG) + units * _ROUNDING * (np.abs(units * mean) + reach)
     bound: np.ndarray = np.minimum((expected + beyond) / (gamma * units), 1.0)
     return bound
+
+
+def _power(values: np.ndarray, exponent: int) -> np.ndarray:
+    """Return values ** exponent by squaring, which takes a quarter of the time of numpy's own."""
+    power = np.ones_like(values)
+    while exponent:
+        if exponent % 2:
+            power *= values
+        exponent //= 2
+        if exponent:
+            values = values * values
+    return power
 
 
 def _reach(value: np.ndarray, mass: np.ndarray, gamma: float, units: int) -> np.ndarray:
@@ -278,7 +292,7 @@ def best_threshold(epsilon: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _deltas(profile: ShuffledProfile) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+def _deltas(profile: ShuffledProfile, nodes: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Return epsilons from 0 to the local one, and the deltas there in each direction; close to where delta matters.
 
     The last is 0: no loss is larger.
@@ -287,7 +301,7 @@ def _deltas(profile: ShuffledProfile) -> tuple[np.ndarray, tuple[np.ndarray, ...
     coarse = np.linspace(0, local, 33)[:-1]
     delta = np.max([shuffled_delta(pair, units, coarse) for pair in profile.directions], axis=0)
     matters = coarse[: 1 + np.searchsorted(-delta, -max(_LEAST_DELTA, 3 * delta[-1]))]
-    epsilons = np.linspace(0, matters[-1], _NODES)
+    epsilons = np.linspace(0, matters[-1], nodes)
     deltas = (np.minimum.accumulate(shuffled_delta(pair, units, epsilons)) for pair in profile.directions)
     return np.append(epsilons, local), tuple(np.append(each, 0.0) for each in deltas)
 
@@ -302,7 +316,7 @@ def _distribution(profile: ShuffledProfile, grid: float) -> "PrivacyLossDistribu
     from dp_accounting.pld.pld_pmf import create_pmf_pessimistic_connect_dots
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
-    epsilons, deltas = _deltas(profile)
+    epsilons, deltas = _deltas(profile, _COARSE_NODES if grid >= _COARSE_GRID else _NODES)
     last = math.ceil(epsilons[-1] / grid)
     places = np.arange(-last, last + 1)
     below = -np.expm1(grid * places)  # where no loss is as low, delta is 1 - e^eps

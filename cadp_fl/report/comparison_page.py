@@ -39,6 +39,7 @@ CELLS = "cells"
 """Folder of the cells' runs."""
 
 _GRID_COLUMNS = 12
+_DRAWN = ("image_correlation", "label_agreement")
 
 MEANING = {"end-to-end": "end-to-end", "given-flow": "given the flow only", "none": "no privacy"}
 
@@ -245,7 +246,7 @@ def _picture(tree: Mapping[str, Any]) -> tuple[str, bytes] | None:
     """Draw every figure over epsilon, with a line a method; None where no run is complete."""
     panels = {AXES[figure]: _lines(tree, figure) for figure in FIGURES}
     if any(table["kept"] for table in tree["tables"]):
-        panels |= {f"kept by releases: {KEPT_TITLES[figure]}": _kept_lines(tree, figure) for figure in KEPT[:4]}
+        panels |= {f"kept by releases: {KEPT_TITLES[figure]}": _kept_lines(tree, figure) for figure in _DRAWN}
     panels = {
         name: lines for name, lines in panels.items() if any(not math.isnan(y) for each in lines for y in each.mean)
     }

@@ -77,7 +77,7 @@ class ReleasingMethod(ABC):
         """Return what each phase will take."""
         largest, dims, release = max(sizes), math.prod(schema.shape), self._study.release
         made = self._flow.card(schema).build()
-        check_release(release.mechanism, release.shrinkage, self._release_settings(made).latent_dims, made.dims)
+        check_release(release.mechanism, release.shrinkage, released_dims(release, made), made.dims)
         flow = bytes_of(made)
         return [
             *self._flow.costs(schema, sizes),
