@@ -159,10 +159,11 @@ class PrivUnitMechanism(Labelled):
         while len(waiting):
             rows = waiting[: max(1, _VALUES // (block * dims))]
             drawn = noise.normal((len(rows), block, dims), 1.0, like=released)
-            along = torch.einsum("rbk,rk->rb", drawn, directions[rows])
+            own = directions[rows]
+            along = torch.einsum("rbk,rk->rb", drawn, own)
             off_side = noise.uniform(len(rows) * block).reshape(len(rows), block)
             kept = (along.numpy() >= self.threshold) | (off_side < math.exp(-self.latent_epsilon) * _ROUNDING)
-            kept |= (directions[rows] == 0).all(dim=1).numpy()[:, None]
+            kept |= (own == 0).all(dim=1).numpy()[:, None]
             done = kept.any(axis=1)
             first = kept.argmax(axis=1)
             released[rows[done]] = drawn[np.flatnonzero(done), first[done]]

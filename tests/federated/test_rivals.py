@@ -89,7 +89,7 @@ def test_a_wrong_setting_is_found_before_anything_runs(quickstart, name):
 def test_with_the_default_step_size_noise_alone_moves_a_weight_by_weight_noise(quickstart, momentum):
     """Real steps at three unequal sites, whose records weigh nothing: the gradients of both classes cancel."""
     settings = {"rounds": 2, "local_steps": 30, "sampling_rate": 0.5, "weight_noise": 0.7, "momentum": momentum}
-    made, _ = method(quickstart, "dp-sgd", **settings)
+    made, _ = method(quickstart, "dp-sgd", "release.labels=public", **settings)
     sizes = {"a": 40, "b": 80, "c": 160}
     (steps,) = made.events()
     rate = made.step_size(list(sizes.values()))
