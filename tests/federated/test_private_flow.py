@@ -503,7 +503,7 @@ def test_noise_is_shared_by_three_sites_or_more_and_by_all_of_them(plain):
 
 
 def test_a_site_whose_policy_trusts_no_aggregator_shares_no_noise(plain):
-    policy = "{population: x, unit: record, epsilon: 3.0, delta: 1.0e-5, labels: public, review: false}"
+    policy = "{population: x, unit: record, epsilon: 3.0, delta: 1.0e-5, labels: covered, review: false}"
     study = load_study(ROOT / "configs" / "quickstart.yaml", [*SHARED, "noise=entropy", f"sites.policy={policy}"])
     with pytest.raises(AggregatorError):
         check_study(study)
