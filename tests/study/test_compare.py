@@ -269,7 +269,7 @@ def test_a_folder_in_use_is_refused_and_kept(compare, tmp_path):
         ({"epsilons": [1.0, math.nan]}, InputError, r"budget\.epsilon"),
         ({"seeds": [-1]}, InputError, "'seed'"),
         ({"overrides": ["methods=[nothing]"]}, InputError, "Unknown method"),
-        ({"overrides": ["sites.policy={population: p, unit: record, epsilon: 3, delta: 1.0e-5, labels: public, "
+        ({"overrides": ["sites.policy={population: p, unit: record, epsilon: 3, delta: 1.0e-5, labels: covered, "
                         "unprotected: true, review: false, seeded_noise: true}"], "epsilons": [1.0, 10.0]},
          PolicyError, "at most 3"),
     ],
