@@ -10,7 +10,7 @@ from cadp_fl.study.estimate import estimate_study
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
-@pytest.mark.parametrize("name", ["quickstart", "rehearsal"])
+@pytest.mark.parametrize("name", ["quickstart", "rehearsal", "mnist8k", "pneumonia"])
 def test_what_is_shipped_can_be_estimated(name):
     tree = estimate_study(CONFIGS / f"{name}.yaml", []).to_json()
     assert tree["totals"]["cadp"] == pytest.approx(3.0, abs=1e-3)
