@@ -257,7 +257,7 @@ class MomentsConfig(Settings):
         return self
 
 
-_FEW_NUMBERS = {"size": 5, "descriptor": "none", "image_weight": 1.0}
+_FEW_NUMBERS = {"size": 5, "descriptor": "none"}
 _FEW_WEIGHTS = {"sum_weight": 1.0, "shared_weight": 0.1, "class_weight": 0.0}
 """What is asked for where noise would outweigh more."""
 
@@ -327,10 +327,11 @@ class FlowConfig(Settings):
         moments = given.get("moments") if isinstance(given, Mapping) else None
         if not isinstance(moments, Mapping) or moments.get("ask") != "few":
             return given
-        front_end = given.get("front_end") or {}
+        front_end = given.get("front_end", {})
         if not isinstance(front_end, Mapping):
             return given
-        return {**given, "moments": {**_FEW_WEIGHTS, **moments}, "front_end": {**_FEW_NUMBERS, **front_end}}
+        few = {name: weight for name, weight in _FEW_WEIGHTS.items() if weight or moments.get("shared_weight") != 0}
+        return {**given, "moments": {**few, **moments}, "front_end": {**_FEW_NUMBERS, **front_end}}
 
     @property
     def is_fixed(self) -> bool:

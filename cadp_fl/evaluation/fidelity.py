@@ -22,9 +22,10 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 
 from cadp_fl.data.schema import Dataset
+from cadp_fl.evaluation.bounds import linkage_bound
 from cadp_fl.features.linear import BlockGradients
 
-__all__ = ["Pairs", "correlation_within_classes", "fidelity_of", "linkage_bound", "pooled"]
+__all__ = ["Pairs", "correlation_within_classes", "fidelity_of", "pooled"]
 
 CANDIDATES = 10
 """Records among which a release is to be linked to its own."""
@@ -70,14 +71,6 @@ def correlation_within_classes(
     a, b = _without_means(ours, own_labels), _without_means(theirs, their_labels)
     norm = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
     return float((a * b).sum()) / norm if norm else 0.0
-
-
-def linkage_bound(epsilon: float, delta: float, candidates: int) -> float:
-    """Return how often a record of (epsilon, delta) can be named among candidates that are as likely, at most."""
-    if epsilon > 700:
-        return 1.0
-    ratio = math.exp(epsilon)
-    return min(1.0, (ratio + (candidates - 1) * delta) / (ratio + candidates - 1))
 
 
 def fidelity_of(

@@ -113,8 +113,10 @@ class Checkpoint:
             InputError: it has others, or the folder holds no run that can be resumed.
         """
         state = _read(folder)
+        check_same_records(
+            records, state.records, source=state.source
+        )  # first: a study's sizes are those of its records
         basis.continued(state.basis)
-        check_same_records(records, state.records, source=state.source)
 
     def hold_records(self, records: Mapping[str, Fingerprint]) -> None:
         """Write down which records a simulation's sites have, or check that they are those of before.

@@ -85,7 +85,8 @@ class Budget:
             raise ConfigError(f"budget.split names stages: {', '.join(SPLIT)}. Found '{unknown[0]}'.")
         own = LABELLED_SPLIT if is_labelled else {}
         split = SPLIT | dict(defaults or {}) | own | config.split
-        if sum(split[stage] for stage in _FIRST) >= 1 or sum(split[stage] ** 2 for stage in _OF_THE_REST) >= 1:
+        firsts = [split["labels"], split["counts"]] if is_labelled else [split["labels"] + split["counts"]]
+        if max(firsts) >= 1 or sum(split[stage] ** 2 for stage in _OF_THE_REST) >= 1:
             raise ConfigError(
                 f"budget.split leaves a share to a method's last stage. With defaults it is {split}; let labels and "
                 "counts add up to less than 1, and moments and flow in their squares, as Gaussian noise does."

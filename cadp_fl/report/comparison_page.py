@@ -1,5 +1,6 @@
 """A comparison for people: tables, notes and a picture, as one HTML file and as Markdown."""
 
+import itertools
 import json
 import math
 import re
@@ -68,7 +69,7 @@ def store_comparison(folder: Path, tree: Mapping[str, Any]) -> None:
 def write_comparison(folder: Path, tree: Mapping[str, Any]) -> None:
     """Write `comparison.json` and what shows it: `comparison.html`, `comparison.md` and `comparison.png`."""
     store_comparison(folder, tree)
-    picture = _picture(tree)
+    picture, pairs = _picture(tree), _pairs(folder, tree)
     page = render_page(
         "comparison.html",
         {},
@@ -81,13 +82,14 @@ def write_comparison(folder: Path, tree: Mapping[str, Any]) -> None:
         seeded=SEEDED if tree["noise"] == "seeded" else "",
         text=TEXT,
         picture=picture[0] if picture else None,
-        pairs=_pairs(folder, tree),
+        pairs=pairs,
     )
     files = {"comparison.html": page.encode(), "comparison.md": _markdown(tree).encode()}
     if picture:
         files["comparison.png"] = picture[1]
     for name, data in files.items():
-        with replaced_file(folder / name) as file:
+        shows_originals = bool(pairs) and name == "comparison.html"
+        with replaced_file(folder / name, mode=0o600 if shows_originals else 0o644) as file:
             file.write_bytes(data)
 
 
@@ -286,15 +288,14 @@ def _kept_lines(tree: Mapping[str, Any], figure: str) -> list[EpsilonLine]:
 def _pairs(folder: Path, tree: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a grid of originals, each followed by its own release at every epsilon; None where none was kept.
 
-    Of the first method that releases, and of one seed and site: its originals are the same at every epsilon.
+    Of the first method, seed and site that has some: its originals are the same at every epsilon.
     """
-    name = next((name for table in tree["tables"] for name in table["kept"]), None)
-    folders = folder / CELLS
-    for seed in tree["seeds"] if name else ():
-        cells = [folders / cell_name(epsilon, seed) for epsilon in tree["epsilons"]]
+    names = dict.fromkeys(name for table in tree["tables"] for name in table["kept"])
+    for name, seed in itertools.product(names, tree["seeds"]):
+        cells = [folder / CELLS / cell_name(epsilon, seed) for epsilon in tree["epsilons"]]
         for site in sorted(path.name for path in (cells[0] / "sites").glob("*")):
-            found = [pairs for cell in cells if (pairs := read_pairs(cell, site, str(name))) is not None]
-            if len(found) == len(cells) and all((found[0].originals == each.originals).all() for each in found[1:]):
+            found = [pairs for cell in cells if (pairs := read_pairs(cell, site, name)) is not None]
+            if len(found) == len(cells) and all(found[0].has_originals_of(each) for each in found):
                 columns = max(1, _GRID_COLUMNS // (1 + len(cells))) * (1 + len(cells))
                 return {"method": name, "site": site, "seed": seed, "grid": image_grid(beside(found), columns)}
     return None

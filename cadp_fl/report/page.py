@@ -15,14 +15,13 @@ from cadp_fl.privacy.events import EVENTS
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.extent import methods_by_units, released
 from cadp_fl.report.figures import curves, image_grid
-from cadp_fl.report.pairs import MAX_PREVIEW_BYTES, beside, read_pairs
+from cadp_fl.report.pairs import MAX_PREVIEW_BYTES, MAX_ROWS, beside, read_pairs
 from cadp_fl.report.rendering import render_page
 from cadp_fl.report.share import format_share
 
 __all__ = ["format_bytes", "format_figure", "write_report"]
 
 COLUMNS = 8
-MAX_ROWS = 12
 
 
 def write_report(folder: Path) -> Path:
@@ -120,7 +119,7 @@ def _pairs(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
             pairs = read_pairs(folder, site, name)
             if pairs is None:
                 continue
-            grids.append({"method": name, "site": site, "grid": image_grid(beside([pairs])[:MAX_ROWS], COLUMNS)})
+            grids.append({"method": name, "site": site, "grid": image_grid(beside([pairs]), COLUMNS)})
             break
     return grids
 

@@ -1,14 +1,17 @@
 """Originals beside their own releases, as a simulation kept a few of them for its report."""
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["MAX_PREVIEW_BYTES", "StoredPairs", "beside", "read_pairs"]
+__all__ = ["MAX_PREVIEW_BYTES", "MAX_ROWS", "StoredPairs", "beside", "read_pairs"]
 
 MAX_PREVIEW_BYTES = 64 << 20
+MAX_ROWS = 12
+"""Classes that a picture shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,23 +22,34 @@ class StoredPairs:
     released: np.ndarray
     labels: np.ndarray
 
+    def has_originals_of(self, other: "StoredPairs") -> bool:
+        """Return whether both are releases of the same records."""
+        return np.array_equal(self.originals, other.originals) and np.array_equal(self.labels, other.labels)
+
 
 def read_pairs(folder: Path, site: str, method: str) -> StoredPairs | None:
-    """Return the pairs of a site and a method that a run folder has, or None where it has none."""
+    """Return the pairs of a site and a method that a run folder has, or None where it has none that can be shown."""
     path = folder / "sites" / site / f"pairs-{method}.npz"
     if not path.is_file() or path.stat().st_size > MAX_PREVIEW_BYTES:
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        return StoredPairs(stored["originals"], stored["released"], stored["labels"])
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            pairs = StoredPairs(stored["originals"], stored["released"], stored["labels"])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None  # damaged: a picture less
+    originals, released, labels = pairs.originals, pairs.released, pairs.labels
+    are_images = originals.dtype == released.dtype == np.uint8 and originals.ndim == 4 and originals.shape[1] in (1, 3)
+    fits = are_images and originals.shape == released.shape and labels.shape == originals.shape[:1] and len(labels) > 0
+    return pairs if fits else None
 
 
 def beside(runs: Sequence[StoredPairs]) -> list[np.ndarray]:
-    """Return, for each class, every original followed by its release of each run: (images, channels, height, width).
+    """Return, for each of the first classes, every original and its release of each run, (images, channels, h, w).
 
     Args:
         runs: of the same originals.
     """
     first = runs[0]
     together = np.stack([first.originals, *(run.released for run in runs)], axis=1)
-    rows = (together[first.labels == label] for label in np.unique(first.labels))
+    rows = (together[first.labels == label] for label in np.unique(first.labels)[:MAX_ROWS])
     return [row.reshape(-1, *row.shape[2:]) for row in rows]

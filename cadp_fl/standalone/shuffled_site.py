@@ -69,5 +69,5 @@ def laws_at_a_site(asked: Asked, mechanism: PrivUnitMechanism) -> Iterator[Law]:
     numbering = numbered(mechanism, UNITS, 1)
     releases = [asked.release(site, numbering) for _ in range(_NUMBERED_RELEASES)]
     for law in laws_of_numbered(releases, UNITS, 1):
-        if law.name != "noise of a unit":  # a unit that is as good as zero still has a direction
+        if law.name not in ("noise of a unit", "blanks"):  # a unit that is as good as zero still has a direction
             yield law

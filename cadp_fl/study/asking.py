@@ -4,8 +4,9 @@ The noise on the mean of a class, of K classes as large, has the length
 
     sigma sqrt(sites d) K / n
 
-in units of the ball that records lie in, with d numbers of n records. Where it is 1 or more, no class's mean is known
-better than by chance, and fewer numbers say more. All of it is public.
+in units of the ball that records lie in, with d numbers of n records: m of each unit, whether it has as many or
+not. Where it is 1 or more, no class's mean is known better than by chance, and fewer numbers say more. All of it is
+public.
 """
 
 import math
@@ -13,7 +14,9 @@ from collections.abc import Sequence
 
 from cadp_fl.config import FlowConfig, StudyConfig
 from cadp_fl.data.partition import SiteData
+from cadp_fl.data.units import Units
 from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.parts.dp_flow import moments_of
 
 __all__ = ["noise_of_a_mean", "with_numbers_asked"]
@@ -27,11 +30,15 @@ def with_numbers_asked(study: StudyConfig, sites: Sequence[SiteData]) -> StudyCo
     """
     flow = study.flow
     is_open = flow.is_warm and flow.moments.ask == "auto" and not sites[0].train.schema.attributes
-    if not is_open or noise_of_a_mean(study, sites) < 1:
+    if not is_open or not _asks_for_moments(study) or noise_of_a_mean(study, sites) < 1:
         return study
-    said = flow.model_dump(exclude_unset=True)
+    said = flow.model_dump(exclude_defaults=True)
     few = FlowConfig.model_validate({**said, "moments": {**said.get("moments", {}), "ask": "few"}})
     return study.model_copy(update={"flow": few})
+
+
+def _asks_for_moments(study: StudyConfig) -> bool:
+    return any(event.stage == "moments" for method in build_methods(study) for event in method.events())
 
 
 def noise_of_a_mean(study: StudyConfig, sites: Sequence[SiteData]) -> float:
@@ -40,7 +47,8 @@ def noise_of_a_mean(study: StudyConfig, sites: Sequence[SiteData]) -> float:
     Raises:
         BudgetError: no noise meets the budget.
     """
-    schema, records = sites[0].train.schema, sum(len(site.train) for site in sites)
+    schema, (unit, m) = sites[0].train.schema, (study.budget.unit, study.budget.records_per_unit)
+    records = sum(m * len(Units.of(site.train, unit, m)) for site in sites)
     _, event = moments_of(study)
     dims = FrontEnd(study.flow.front_end, schema.shape).dims
     std = event.part_stds.get("sums", 0.0)

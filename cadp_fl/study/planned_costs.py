@@ -205,7 +205,9 @@ def _not_shuffled(study: StudyConfig, plan: Plan) -> str:
     alone = any(isinstance(event, LatentPrivUnit) and not event.hidden_among for event in plan.events)
     if not alone:
         return ""
-    if study.release.shuffled_units is None and study.release.amplification == "shuffle":
+    known = study.release.model_copy(update={"shuffled_units": 2, "label_classes": 2})
+    is_open = study.release.shuffled_units is None
+    if is_open and not why_not_shuffled(study.model_copy(update={"release": known})):
         return (
             "no record is read here, so the number of units is not known. A simulation counts them, and claims the "
             "shuffle; name release.shuffled_units and release.label_classes to see what it costs"

@@ -211,6 +211,13 @@ def test_a_plan_says_when_it_counts_on_no_shuffle_and_what_one_would_cost(call, 
     assert asked["not_shuffled"] == "the study asks for no amplification (release.amplification: none)"
 
 
+def test_a_plan_promises_no_shuffle_that_no_simulation_would_claim(call, quickstart):
+    overrides = ("methods=[cadp]", "release.labels=public", "budget.unit=patient", "budget.records_per_patient=2")
+    sets = [part for override in overrides for part in ("--set", override)]
+    said = answered(call, "plan", quickstart, *sets)["methods"]["cadp"]["not_shuffled"]
+    assert said == "labels are public, and a patient's records may be of several classes"
+
+
 def test_records_that_cannot_be_found_are_not_missed(call, tmp_path, quickstart, monkeypatch):
     monkeypatch.delenv("CADP_FL_DATA", raising=False)
     answered(call, "plan", quickstart.parent / "pneumonia.yaml")

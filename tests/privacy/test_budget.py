@@ -154,6 +154,14 @@ def test_a_split_leaves_something_to_the_last_stage():
             Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5, split=split), "covered")
 
 
+def test_a_label_inside_of_a_message_takes_nothing_from_the_stages_before_it():
+    split = {"labels": 0.6, "counts": 0.6}
+    own = Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5, split=split), "covered", is_labelled=True)
+    assert own.share("moments") == pytest.approx(0.9 * 0.4)
+    with pytest.raises(ConfigError, match="leaves a share"):
+        Budget.of(BudgetConfig(epsilon=1.0, delta=1e-5, split=split), "covered")
+
+
 def test_what_leaves_unprotected_reserves_nothing_to_leave_again():
     budget = Budget.of(BudgetConfig(epsilon=4.0, delta=1e-5, retry_reserve=0.25), "public")
     assert budget.plan("m", (PUBLIC, FLOW_WEIGHTS)).epsilon() == math.inf

@@ -1,6 +1,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from cadp_fl.evaluation.utility import Metrics
@@ -229,6 +230,49 @@ def test_a_caution_and_a_declaration_are_copied(tiny, tmp_path):
         text = (tmp_path / name).read_text()
         assert "dp-sgd: CAUTION: the flow saw them." in text
         assert "dp-sgd rests on a declaration: the flow is public (sha256 0f)." in text
+
+
+KEPT = {
+    "image_correlation": 0.2,
+    "latent_correlation": 0.4,
+    "label_agreement": 0.5,
+    "linear_released": {"accuracy": 0.7, "balanced_accuracy": 0.6},
+    "quadratic_released": {"accuracy": 0.8, "balanced_accuracy": 0.7},
+}
+
+
+def kept_at(tiny, tmp_path, epsilons):
+    """A comparison of one seed whose method released at each epsilon, and kept pairs of one site."""
+    results = []
+    for epsilon in epsilons:
+        one = cell(1, epsilon, methods=("dp-sgd",))
+        results.append(complete(one, {"dp-sgd": row(0.9) | {"fidelity": KEPT}}))
+        site = tmp_path / "cells" / one.name / "sites" / "north"
+        site.mkdir(parents=True)
+        images = np.zeros((3, 1, 8, 8), dtype=np.uint8)
+        np.savez_compressed(site / "pairs-dp-sgd.npz", originals=images, released=images, labels=np.arange(3))
+    return compared(tiny, results, epsilons=epsilons, seeds=(1,), methods=("dp-sgd",))
+
+
+def test_what_releases_keep_stands_beside_accuracy_and_its_page_is_its_readers_alone(tiny, tmp_path):
+    tree = kept_at(tiny, tmp_path, (1.0, 3.0))
+    assert tree["tables"][0]["kept"]["dp-sgd"]["linear_released"]["mean"] == 0.6
+    write_comparison(tmp_path, tree)
+    page = tmp_path / "comparison.html"
+    text = page.read_text()
+    assert "What releases keep of their records, at epsilon 3" in text
+    assert "A record, and what is released of it" in text
+    assert page.stat().st_mode & 0o077 == 0, "it shows originals"
+    assert "| dp-sgd | 0.200 | 0.400 | 0.500 | 0.600 | 0.700 |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_without_the_same_originals_at_every_epsilon_there_is_no_picture_of_them(tiny, tmp_path):
+    tree = kept_at(tiny, tmp_path, (1.0, 3.0))
+    (tmp_path / "cells" / "eps-3-seed-1" / "sites" / "north" / "pairs-dp-sgd.npz").write_bytes(b"damaged")
+    write_comparison(tmp_path, tree)
+    page = tmp_path / "comparison.html"
+    assert "A record, and what is released of it" not in page.read_text()
+    assert page.stat().st_mode & 0o777 == 0o644
 
 
 def test_the_same_lines_draw_the_same_picture():

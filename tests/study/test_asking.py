@@ -1,11 +1,15 @@
 """Laws of how many numbers a warm start asks for."""
 
+import numpy as np
 import pytest
 
 from cadp_fl.config import dump_study, load_study
+from cadp_fl.data.partition import SiteData
+from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.federated.methods.parts.dp_flow import moments_of
 from cadp_fl.study.asking import noise_of_a_mean
 from cadp_fl.study.run import check_study
+from tests.conftest import ROOT
 
 
 def checked(config, *overrides):
@@ -19,7 +23,7 @@ def test_few_numbers_are_asked_for_where_noise_on_a_mean_is_longer_than_any_reco
     assert roomy.study.flow.moments.ask == "auto"
     assert roomy.study.flow.front_end.descriptor == "oriented-gradients"
     front_end, moments = tight.study.flow.front_end, tight.study.flow.moments
-    assert (front_end.descriptor, front_end.size, front_end.image_weight) == ("none", 5, 1.0)
+    assert (front_end.descriptor, front_end.size) == ("none", 5)
     assert (moments.class_weight, moments.shared_weight, moments.sum_weight) == (0.0, 0.1, 1.0)
     assert "second" not in moments_of(tight.study)[1].part_stds
     asked = load_study(quickstart, [only, "budget.epsilon=1"])
@@ -45,6 +49,50 @@ def test_few_numbers_mean_the_same_asked_for_by_hand_and_in_a_stored_study(quick
     stored.write_text(dump_study(by_rule))
     assert load_study(stored) == by_rule
     assert check_study(load_study(stored)).study == by_rule
+
+
+def test_what_decides_is_public_a_patient_with_more_records_changes_nothing():
+    """Under patients the number of records is none of the public numbers: m of each patient are counted."""
+    study = load_study(
+        ROOT / "configs" / "quickstart.yaml",
+        ["methods=[flow-samples]", "budget.epsilon=1.4", "budget.unit=patient", "budget.records_per_patient=2"],
+    )
+    noise = [noise_of_a_mean(study, [patients(400, records_of_the_first=records)] * 3) for records in (1, 400)]
+    assert noise[0] == noise[1]
+
+
+def patients(count, *, records_of_the_first):
+    ids = np.concatenate([np.zeros(records_of_the_first, dtype=np.int64), np.arange(1, count)])
+    images, labels = np.zeros((len(ids), 1, 8, 8), dtype=np.uint8), np.zeros(len(ids), dtype=np.int64)
+    schema = Schema(name="x", shape=(1, 8, 8), classes=tuple("0123456789"))
+    records = Dataset(schema, images, labels, patients=ids)
+    return SiteData(records, records.select(np.zeros(0, dtype=np.int64)))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["methods=[cadp]", "budget.epsilon=0.5", "flow.moments.shared_weight=0"],
+        ["methods=[fedavg]", "sites.count=2", "sites.names=[a, b]", "flow.moments.noise=aggregator"],
+    ],
+)
+def test_a_study_that_is_valid_stays_so(overrides, quickstart):
+    checked(quickstart, *overrides)
+
+
+def test_a_descriptor_that_a_study_asks_for_is_not_scaled_away(quickstart):
+    own = load_study(quickstart, ["flow.moments.ask=few", "flow.front_end.descriptor=oriented-gradients"]).flow
+    assert own.front_end.image_weight < 1
+
+
+def test_a_stored_study_at_a_smaller_epsilon_asks_as_its_config_would(quickstart, tmp_path):
+    stored = tmp_path / "config.yaml"
+    stored.write_text(dump_study(load_study(quickstart, ["methods=[flow-samples]"])))
+    few, original = (
+        checked(stored, "budget.epsilon=0.5"),
+        checked(quickstart, "methods=[flow-samples]", "budget.epsilon=0.5"),
+    )
+    assert few.study.flow == original.study.flow
 
 
 @pytest.mark.parametrize("value", ["some", "[]"])
