@@ -23,7 +23,7 @@ Where the order is kept, that message is the unit's own, and hides behind nobody
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,16 @@ class Messages:
             return None
         return cls(released.noised.reshape(releases, units, -1), released.labels.reshape(releases, units))
 
+    @classmethod
+    def together(cls, parts: Iterable["Messages | None"]) -> "Messages | None":
+        """Return the messages of all parts behind each other; None where one has none."""
+        whole: list[Messages] = []
+        for each in parts:
+            if each is None:
+                return None
+            whole.append(each)
+        return cls(np.concatenate([each.latents for each in whole]), np.concatenate([each.labels for each in whole]))
+
 
 Release = Callable[[np.ndarray, NoiseSource], Messages | None]
 """(whether each of some releases holds x', bool (releases,); noise) to the messages of each."""
@@ -191,8 +201,9 @@ def release_by_probe(mechanism: PrivUnitMechanism, pair: tuple[Crowd, Crowd], *,
     levels, labels = np.stack([spelled(each.signs) for each in pair]), np.stack([each.labels for each in pair])
 
     def release(is_right: np.ndarray, noise: NoiseSource) -> Messages | None:
-        size, drawn = 1 if apart else _AT_ONCE, []
-        for start in range(0, len(is_right), size):
+        size = 1 if apart else _AT_ONCE
+
+        def drawn(start: int) -> Messages | None:
             side = is_right[start : start + size].astype(np.int64)
             released = probe.release(
                 levels[side].reshape(-1, dims),
@@ -200,13 +211,9 @@ def release_by_probe(mechanism: PrivUnitMechanism, pair: tuple[Crowd, Crowd], *,
                 noise=noise.child(start),
                 crowds=len(side),
             )
-            messages = Messages.of(released, len(side), units)
-            if messages is None:
-                return None
-            drawn.append(messages)
-        return Messages(
-            np.concatenate([each.latents for each in drawn]), np.concatenate([each.labels for each in drawn])
-        )
+            return Messages.of(released, len(side), units)
+
+        return Messages.together(drawn(start) for start in range(0, len(is_right), size))
 
     return release
 

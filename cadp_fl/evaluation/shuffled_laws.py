@@ -71,11 +71,11 @@ def laws_of_messages(
     latent = half_spaces(mechanism.threshold, mechanism.latent_epsilon, Relation.REPLACE_ONE)
     on_side = mass_beyond(cut) * float(latent.ours[0])
     true = 1 - lie_probability(mechanism.label_epsilon, mechanism.classes)
-    sided, told = along >= cut, released == label
+    is_sided, is_true = along >= cut, released == label
     for name, seen, rate in (
-        (f"side of class {label}", sided, on_side),
-        (f"label of class {label}", told, true),
-        (f"side and label of class {label}", sided & told, on_side * true),
+        (f"side of class {label}", is_sided, on_side),
+        (f"label of class {label}", is_true, true),
+        (f"side and label of class {label}", is_sided & is_true, on_side * true),
     ):
         yield Law(name, float(binomtest(int(seen.sum()), seen.size, rate).pvalue) if seen.size else 0.0)
 

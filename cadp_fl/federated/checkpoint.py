@@ -113,9 +113,8 @@ class Checkpoint:
             InputError: it has others, or the folder holds no run that can be resumed.
         """
         state = _read(folder)
-        check_same_records(
-            records, state.records, source=state.source
-        )  # first: a study's sizes are those of its records
+        # Records first: some of what a study says, as how many units are shuffled, is worked out from them.
+        check_same_records(records, state.records, source=state.source)
         basis.continued(state.basis)
 
     def hold_records(self, records: Mapping[str, Fingerprint]) -> None:

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
@@ -248,7 +248,7 @@ def _picture(tree: Mapping[str, Any]) -> tuple[str, bytes] | None:
     """Draw every figure over epsilon, with a line a method; None where no run is complete."""
     panels = {AXES[figure]: _lines(tree, figure) for figure in FIGURES}
     if any(table["kept"] for table in tree["tables"]):
-        panels |= {f"kept by releases: {KEPT_TITLES[figure]}": _kept_lines(tree, figure) for figure in _DRAWN}
+        panels |= {f"kept by releases: {KEPT_TITLES[figure]}": _lines(tree, figure) for figure in _DRAWN}
     panels = {
         name: lines for name, lines in panels.items() if any(not math.isnan(y) for each in lines for y in each.mean)
     }
@@ -258,30 +258,24 @@ def _picture(tree: Mapping[str, Any]) -> tuple[str, bytes] | None:
 
 
 def _lines(tree: Mapping[str, Any], figure: str) -> list[EpsilonLine]:
+    """Return the lines of all methods, in their order; without values where a method has no such figure."""
     by_method = {name: [table["methods"][name] for table in tree["tables"]] for name in tree["tables"][0]["methods"]}
     lines = []
     for name, rows in by_method.items():
         kind = next((row["guarantee"] for row in rows if "guarantee" in row), None)
+        figures = (
+            row["figures"] | table["kept"].get(name, {}) for row, table in zip(rows, tree["tables"], strict=True)
+        )
+        found = [each.get(figure, {"mean": None, "half_width": None}) for each in figures]
         lines.append(
             EpsilonLine(
                 name=f"{name} ({MEANING[kind]})" if kind else name,
                 dashes=DASHES[kind] if kind else "-",
-                mean=[_or_nan(row["figures"][figure]["mean"]) for row in rows],
-                half_width=[_or_nan(row["figures"][figure]["half_width"]) for row in rows],
+                mean=[_or_nan(each["mean"]) for each in found],
+                half_width=[_or_nan(each["half_width"]) for each in found],
                 flat=rows[0]["once_a_seed"],
             )
         )
-    return lines
-
-
-def _kept_lines(tree: Mapping[str, Any], figure: str) -> list[EpsilonLine]:
-    """Return the lines of all methods, in their order; without a value where a method releases nothing."""
-    none = {figure: {"mean": None, "half_width": None}}
-    lines = []
-    for line, name in zip(_lines(tree, FIGURES[0]), tree["tables"][0]["methods"], strict=True):
-        found = [table["kept"].get(name, none)[figure] for table in tree["tables"]]
-        mean, half_width = ([_or_nan(each[key]) for each in found] for key in ("mean", "half_width"))
-        lines.append(replace(line, mean=mean, half_width=half_width, flat=False))
     return lines
 
 

@@ -15,7 +15,7 @@ from cadp_fl.privacy.events import EVENTS
 from cadp_fl.release.bundle import Bundle, open_bundle
 from cadp_fl.report.extent import methods_by_units, released
 from cadp_fl.report.figures import curves, image_grid
-from cadp_fl.report.pairs import MAX_PREVIEW_BYTES, MAX_ROWS, beside, read_pairs
+from cadp_fl.report.pairs import MAX_ROWS, beside, read_arrays, read_pairs
 from cadp_fl.report.rendering import render_page
 from cadp_fl.report.share import format_share
 
@@ -99,7 +99,7 @@ def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
     """Return, by site, a grid of originals beside a grid of what was released, one row a class."""
     pictures = []
     for site, bundle in bundles.items():
-        preview = _preview(folder / "sites" / site / "preview.npz")
+        preview = read_arrays(folder / "sites" / site / "preview.npz", "images", "labels")
         released = next(bundle.parts())  # in random order, so the first shard shows what all are like
         names = released.schema.classes
         labels = [label for label in range(len(names)) if (released.labels == label).any()][:MAX_ROWS]
@@ -122,14 +122,6 @@ def _pairs(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:
             grids.append({"method": name, "site": site, "grid": image_grid(beside([pairs]), COLUMNS)})
             break
     return grids
-
-
-def _preview(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return a simulation's few original records, or None where there are none."""
-    if not path.is_file() or path.stat().st_size > MAX_PREVIEW_BYTES:
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["images"], stored["labels"]
 
 
 def _bits(metrics: list[dict[str, Any]]) -> str | None:

@@ -1,15 +1,18 @@
 """Originals beside their own releases, as a simulation kept a few of them for its report."""
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["MAX_PREVIEW_BYTES", "MAX_ROWS", "StoredPairs", "beside", "read_pairs"]
+from cadp_fl.npz import NpzError, open_npz
+
+__all__ = ["MAX_ROWS", "StoredPairs", "beside", "read_arrays", "read_pairs"]
 
 MAX_PREVIEW_BYTES = 64 << 20
+"""That the arrays of such a file unpack to."""
+
 MAX_ROWS = 12
 """Classes that a picture shows."""
 
@@ -27,20 +30,24 @@ class StoredPairs:
         return np.array_equal(self.originals, other.originals) and np.array_equal(self.labels, other.labels)
 
 
+def read_arrays(path: Path, *names: str) -> list[np.ndarray] | None:
+    """Return arrays of a file that a simulation keeps for its report; None where it is missing, large or damaged."""
+    try:
+        with open_npz(path, limit=MAX_PREVIEW_BYTES) as stored:
+            return [stored.array(name) for name in names] if set(names) <= set(stored.names) else None
+    except NpzError:
+        return None  # a picture less
+
+
 def read_pairs(folder: Path, site: str, method: str) -> StoredPairs | None:
     """Return the pairs of a site and a method that a run folder has, or None where it has none that can be shown."""
-    path = folder / "sites" / site / f"pairs-{method}.npz"
-    if not path.is_file() or path.stat().st_size > MAX_PREVIEW_BYTES:
+    stored = read_arrays(folder / "sites" / site / f"pairs-{method}.npz", "originals", "released", "labels")
+    if stored is None:
         return None
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            pairs = StoredPairs(stored["originals"], stored["released"], stored["labels"])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
-        return None  # damaged: a picture less
-    originals, released, labels = pairs.originals, pairs.released, pairs.labels
+    originals, released, labels = stored
     are_images = originals.dtype == released.dtype == np.uint8 and originals.ndim == 4 and originals.shape[1] in (1, 3)
     fits = are_images and originals.shape == released.shape and labels.shape == originals.shape[:1] and len(labels) > 0
-    return pairs if fits else None
+    return StoredPairs(originals, released, labels) if fits else None
 
 
 def beside(runs: Sequence[StoredPairs]) -> list[np.ndarray]:

@@ -42,13 +42,8 @@ def guesses_at_a_site(asked: Asked, mechanism: PrivUnitMechanism, releases: int,
     ]
 
     def release(is_right: np.ndarray, _: NoiseSource) -> Messages | None:
-        messages = [Messages.of(asked.release(sites[int(right)], mechanism), 1, UNITS) for right in is_right]
-        whole = [each for each in messages if each is not None]
-        if len(whole) < len(messages):
-            return None
-        return Messages(
-            np.concatenate([each.latents for each in whole]), np.concatenate([each.labels for each in whole])
-        )
+        released = (asked.release(sites[int(right)], mechanism) for right in is_right)
+        return Messages.together(Messages.of(each, 1, UNITS) for each in released)
 
     return guesses_by_a_place(mechanism, release, pair, releases, noise)
 

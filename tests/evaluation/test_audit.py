@@ -13,7 +13,6 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from cadp_fl.data.units import Units
 from cadp_fl.errors import ConfigError
 from cadp_fl.evaluation import aggregates
 from cadp_fl.evaluation.attacks import attacks_on, draw_statistics
@@ -45,6 +44,7 @@ from tests.evaluation.controls import (
     noise_shared_by_a_batch,
     spectral_clip,
 )
+from tests.evaluation.faults import blanks_encoded_like_records, bright_units_first, true_labels
 
 FALSE_ALARM = 1e-6
 DELTA = 1e-5
@@ -177,10 +177,6 @@ def no_clip_and_no_noise(patch):
     patch.setattr(GaussianMechanism, "__call__", lambda self, latents, *, noise: latents)
 
 
-def true_labels(patch):
-    patch.setattr(release_path, "randomize_labels", lambda labels, *_: labels)
-
-
 def with_streams(patch, **streams):
     honest = NoiseSource.child
     patch.setattr(NoiseSource, "child", lambda self, *names: streams.get(names[0], lambda: honest(self, *names))())
@@ -255,16 +251,6 @@ def decoding_under_the_true_label(patch):
     patch.setattr(release_path, "condition_of", condition_of)
 
 
-def blanks_encoded_like_records(patch):
-    honest = Units.take
-
-    def take(self, dataset, places):
-        taken, blank = honest(self, dataset, places)
-        return taken, np.zeros_like(blank)
-
-    patch.setattr(Units, "take", take)
-
-
 def blanks_without_noise(patch):
     honest = GaussianMechanism.__call__
     patch.setattr(
@@ -295,16 +281,6 @@ def the_same_order_in_every_release(patch):
 
 def a_unit_twice(patch):
     changed_order(patch, lambda order: np.where(order == 0, len(order) - 1, order) if len(order) > 1 else order)
-
-
-def bright_units_first(patch):
-    honest = Units.take
-
-    def take(self, dataset, places):
-        brightness = dataset.images[self.slots[places], 2, 0, -1].astype(int)
-        return honest(self, dataset, places[np.argsort(-brightness, kind="stable")])
-
-    patch.setattr(Units, "take", take)
 
 
 BREAKS = {

@@ -13,7 +13,6 @@ import pytest
 import torch
 from scipy.stats import binom, multivariate_normal, norm
 
-from cadp_fl.data.units import Units
 from cadp_fl.evaluation.audit import AuditSettings, audit, audit_shuffled, guess_result, law_results
 from cadp_fl.evaluation.bounds import shuffled_bound
 from cadp_fl.evaluation.probe import ProbeFlow
@@ -37,6 +36,7 @@ from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.privacy.privunit import PrivUnitMechanism
 from cadp_fl.privacy.shuffling import Densities, shuffled_delta
 from cadp_fl.release import privatize as release_path
+from tests.evaluation.faults import blanks_encoded_like_records, bright_units_first, true_labels
 
 DELTA, FALSE_ALARM = 1e-5, 1e-6
 CLAIMS = [1.0, 3.0]
@@ -193,10 +193,6 @@ def accepted_twice_as_often(patch):
     with_odds(patch, 0.5)
 
 
-def true_labels(patch):
-    patch.setattr(release_path, "randomize_labels", lambda labels, *_: labels)
-
-
 def the_order_of_the_input(patch):
     patch.setattr(release_path, "release_order", lambda units, noise: np.arange(len(units.slots)))
 
@@ -207,16 +203,6 @@ def the_order_of_what_is_drawn(patch):
 
 def the_same_order_in_every_release(patch):
     patch.setattr(NoiseSource, "permutation", lambda self, count: np.random.default_rng(0).permutation(count))
-
-
-def bright_units_first(patch):
-    honest = Units.take
-
-    def take(self, dataset, places):
-        brightness = dataset.images[self.slots[places], 2, 0, -1].astype(int)
-        return honest(self, dataset, places[np.argsort(-brightness, kind="stable")])
-
-    patch.setattr(Units, "take", take)
 
 
 def changed_order(patch, change):
@@ -244,16 +230,6 @@ def blanks_left_out(patch):
         return honest(self, records.select(kept), blank[kept])
 
     patch.setattr(BATCH, "privatize", privatize)
-
-
-def blanks_encoded_like_records(patch):
-    honest = Units.take
-
-    def take(self, dataset, places):
-        taken, blank = honest(self, dataset, places)
-        return taken, np.zeros_like(blank)
-
-    patch.setattr(Units, "take", take)
 
 
 def two_units_with_one_draw(patch):
