@@ -6,6 +6,7 @@ from torch import nn
 
 from cadp_fl import device
 from cadp_fl.config import FlowConfig, FlowTrainingConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.device import swift_batch
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.training import Progress, train_flow
@@ -55,7 +56,7 @@ def test_training_in_parts_that_fit_the_cache_is_training_on_the_batch(monkeypat
             images,
             labels,
             FlowTrainingConfig(local_epochs=1, batch_size=16, learning_rate=1e-3),
-            levels=256,
+            codec=Pixels(256),
             progress=Progress(0, 1),
             generator=torch.Generator().manual_seed(2),
         )

@@ -9,6 +9,7 @@ from cadp_fl.classifier.fixed import features_of
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.training import as_input, log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import CentralTrainingConfig, ClassifierConfig, FlowConfig, FlowTrainingConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.device import PhysicalBatch, reduced_precision, resolve_device
 from cadp_fl.errors import ConfigError
@@ -60,9 +61,11 @@ def test_the_trap_works(trap):
 def test_a_flow_makes_no_tensor_without_its_inputs_device(trap):
     network, images, labels = trap[0], *tensors()
     config = FlowTrainingConfig(local_epochs=1, batch_size=10)
-    loss = train_flow(network, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator())
+    loss = train_flow(
+        network, images, labels, config, codec=Pixels(256), progress=Progress(0, 1), generator=generator()
+    )
     assert np.isfinite(loss)
-    assert bits_per_dim(network, images, labels, 256).device == CPU
+    assert bits_per_dim(network, images, labels, Pixels(256)).device == CPU
 
 
 @pytest.mark.parametrize(

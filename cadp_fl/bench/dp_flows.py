@@ -5,12 +5,12 @@ from functools import partial
 import torch
 
 from cadp_fl.bench.contest import Benchmark, Contender, Contest, Setting
-from cadp_fl.bench.flows import LEVELS, PAPER_FLOW, SHAPE, SMALL_FLOW, synthetic_records
+from cadp_fl.bench.flows import CODEC, PAPER_FLOW, SHAPE, SMALL_FLOW, synthetic_records
 from cadp_fl.config import FlowConfig, FlowTrainingConfig
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.per_record import PER_RECORD_LAYERS
-from cadp_fl.flow.training import Progress, dequantize, train_flow
+from cadp_fl.flow.training import Progress, train_flow
 from cadp_fl.privacy.dpsgd import Loss, opacus_gradients, train_dp_sgd
 from cadp_fl.privacy.events import PoissonGaussian
 from cadp_fl.privacy.noise import NoiseSource
@@ -28,7 +28,7 @@ def _nats(images: torch.Tensor, labels: torch.Tensor, generator: torch.Generator
     def loss(model: torch.nn.Module, records: torch.Tensor) -> torch.Tensor:
         assert isinstance(model, ConditionalFlow)
         offset = torch.rand(len(records), *SHAPE, generator=generator, device=records.device)
-        return -model.log_prob(dequantize(images[records], LEVELS, offset), conditions[records])
+        return -model.log_prob(CODEC.to_unit(images[records], offset), conditions[records])
 
     return loss
 
@@ -54,7 +54,7 @@ def _against_plain(setting: Setting, *, config: FlowConfig, batch_size: int) -> 
     loss = _nats(images, labels, generator)
 
     def reference() -> None:
-        train_flow(plain, images, labels, training, levels=LEVELS, progress=Progress(0, 1), generator=generator)
+        train_flow(plain, images, labels, training, codec=CODEC, progress=Progress(0, 1), generator=generator)
 
     return Contest(
         Contender(batch_size, lambda: _dp_step(flow, loss, batch_size, setting.device)),

@@ -9,16 +9,17 @@ from torch import nn
 from cadp_fl.bench.contest import Benchmark, Contender, Contest, Setting
 from cadp_fl.bench.freia import FreiaFlow
 from cadp_fl.config import FlowConfig, FlowTrainingConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.device import PhysicalBatch, reduced_precision
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
-from cadp_fl.flow.training import Progress, dequantize, train_flow
+from cadp_fl.flow.training import Progress, train_flow
 
 __all__ = [
     "ENCODE_DECODE",
     "FLOW_TRAINING",
     "FLOW_TRAINING_SMALL",
-    "LEVELS",
+    "CODEC",
     "PAPER_FLOW",
     "SHAPE",
     "SMALL_FLOW",
@@ -27,6 +28,7 @@ __all__ = [
 
 SHAPE = (1, 28, 28)
 LEVELS = 256
+CODEC = Pixels(LEVELS)
 PAPER_FLOW = FlowConfig.model_validate(
     {"scales": [{"blocks": 4, "channels": 128}] * 2, "dense": {"blocks": 2, "width": 392}, "permutation": "hard"}
 )
@@ -55,7 +57,7 @@ def _training(setting: Setting, *, config: FlowConfig, classes: int, batch_size:
     )
 
     def ours() -> None:
-        train_flow(flow, images, labels, training, levels=LEVELS, progress=Progress(0, 1), generator=generator)
+        train_flow(flow, images, labels, training, codec=CODEC, progress=Progress(0, 1), generator=generator)
 
     def reference() -> None:
         for chosen in torch.randperm(len(labels), device=setting.device).split(batch_size):
@@ -78,7 +80,7 @@ def _training(setting: Setting, *, config: FlowConfig, classes: int, batch_size:
 def _encode_decode(setting: Setting) -> Contest:
     classes = 10
     images, labels = synthetic_records(16 if setting.quick else 512, classes, setting.device)
-    x, condition = dequantize(images, LEVELS), condition_of(labels, classes)
+    x, condition = CODEC.to_unit(images), condition_of(labels, classes)
     flow = ConditionalFlow(PAPER_FLOW, SHAPE, classes, seed=3).to(setting.device).eval()
     freia = FreiaFlow(PAPER_FLOW, SHAPE, classes, seed=3).to(setting.device).eval()
 

@@ -56,7 +56,7 @@ def _release(setting: Setting) -> Contest:
         folder = next(folders)
         folder.mkdir()
         for number in range(pictures):
-            released = _one_record(flow, records.images[number], int(records.labels[number]), setting.device)
+            released = _one_record(flow, records.records[number], int(records.labels[number]), setting.device)
             Image.fromarray(released).save(folder / f"{number:05d}.png")
 
     return Contest(Contender(bundled, ours), Contender(pictures, reference))

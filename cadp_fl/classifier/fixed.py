@@ -5,7 +5,7 @@ from torch import nn
 
 from cadp_fl.classifier.training import as_input
 from cadp_fl.device import PhysicalBatch
-from cadp_fl.features.linear import BlockGradients, LowPassDct
+from cadp_fl.features.linear import BlockGradients, LowPassDct, RowNumbers
 
 __all__ = ["features_of", "split_features"]
 
@@ -18,21 +18,21 @@ def split_features(model: nn.Module) -> tuple[nn.Module | None, nn.Module]:
 
     A class derived from one of ours may do anything in its forward, so it counts as learned.
     """
-    if isinstance(model, nn.Sequential) and len(model) and type(model[0]) in (LowPassDct, BlockGradients):
+    if isinstance(model, nn.Sequential) and len(model) and type(model[0]) in (LowPassDct, BlockGradients, RowNumbers):
         return model[0], model[1:]
     return None, model
 
 
 @torch.no_grad()
-def features_of(features: nn.Module | None, images: torch.Tensor) -> torch.Tensor:
-    """Return the features of images, float32 (records, dims); without any, the images as a classifier takes them.
+def features_of(features: nn.Module | None, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the features of records, float32 (records, dims); without any, what a classifier takes.
 
     Args:
-        images: uint8, (records, channels, height, width), on the device that computes.
+        inputs: of a codec, (records, ...), on the device that computes.
 
     Raises:
         MemoryLimitError: a single image does not fit.
     """
     if features is None:
-        return as_input(images)
-    return torch.cat(PhysicalBatch(_BATCH).each(len(images), lambda part: features(as_input(images[part]))))
+        return as_input(inputs)
+    return torch.cat(PhysicalBatch(_BATCH).each(len(inputs), lambda part: features(as_input(inputs[part]))))

@@ -11,8 +11,9 @@ from torch import nn
 
 from cadp_fl.classifier.quadratic import QuadraticDiscriminant
 from cadp_fl.config import ClassifierConfig
+from cadp_fl.data.codec import RowShape
 from cadp_fl.errors import ConfigError
-from cadp_fl.features.linear import BlockGradients, LowPassDct
+from cadp_fl.features.linear import BlockGradients, LowPassDct, RowNumbers
 
 __all__ = ["CLASSIFIERS", "QUADRATIC", "build_classifier", "check_classifier"]
 
@@ -21,9 +22,9 @@ _WIDE_ENOUGH = 14
 """Pixels a side, from which on wide convolutions leave something of an image."""
 
 
-def _cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
+def _cnn(shape: tuple[int, ...], classes: int, width: int) -> nn.Module:
     """Return two 3 x 3 convolutions with group norm, pooled to at most 7 x 7, and two linear layers."""
-    channels, height, _ = shape
+    channels, height = shape[:2]
     pooled = min(7, max(2, height // 4))
     groups = math.gcd(8, width)
     return nn.Sequential(
@@ -41,7 +42,7 @@ def _cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
     )
 
 
-def _tanh_cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Module:
+def _tanh_cnn(shape: tuple[int, ...], classes: int, width: int) -> nn.Module:
     """Return two convolutions and two linear layers with tanh, which bounds what a layer passes on.
 
     The convolutions are wide and strided, 8 x 8 and 4 x 4, or 3 x 3 on an image of less than 14 pixels a side. What
@@ -69,36 +70,48 @@ def _tanh_cnn(shape: tuple[int, int, int], classes: int, width: int) -> nn.Modul
     )
 
 
-def _linear(shape: tuple[int, int, int], classes: int, _width: int) -> nn.Module:
+def _linear(shape: tuple[int, ...], classes: int, _width: int) -> nn.Module:
     """Return one linear layer on the pixels: few parameters, so that noise on its gradient spoils little."""
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), classes))
 
 
-def _linear_dct(shape: tuple[int, int, int], classes: int, _width: int) -> nn.Module:
+def _linear_dct(shape: tuple[int, ...], classes: int, _width: int) -> nn.Module:
     """Return one linear layer on an image's lowest frequencies."""
     return _linear_on(LowPassDct(), shape, classes)
 
 
-def _linear_hog(shape: tuple[int, int, int], classes: int, _width: int) -> nn.Module:
+def _linear_hog(shape: tuple[int, ...], classes: int, _width: int) -> nn.Module:
     """Return one linear layer on histograms of an image's oriented gradients."""
     return _linear_on(BlockGradients(), shape, classes)
 
 
-def _linear_on(features: nn.Module, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _logistic(shape: tuple[int, ...], classes: int, _width: int) -> nn.Module:
+    """Return one linear layer on a row's numbers, scaled to a norm of at most 1, and on a constant."""
+    if not isinstance(shape, RowShape):
+        raise ConfigError(
+            f"The classifier logistic is for rows of a table. These records are images; choose one of: "
+            f"{', '.join(sorted({*CLASSIFIERS, QUADRATIC} - {'logistic'}))}."
+        )
+    return _linear_on(RowNumbers(shape), shape, classes)
+
+
+def _linear_on(features: nn.Module, shape: tuple[int, ...], classes: int) -> nn.Module:
     """Return one linear layer on fixed features. It begins at zero: under noise a random start is only more noise."""
     layer = nn.Linear(features(torch.zeros(1, *shape)).shape[1], classes, bias=False)
     nn.init.zeros_(layer.weight)
     return nn.Sequential(features, layer)
 
 
-CLASSIFIERS: dict[str, Callable[[tuple[int, int, int], int, int], nn.Module]] = {
+CLASSIFIERS: dict[str, Callable[[tuple[int, ...], int, int], nn.Module]] = {
     "cnn": _cnn,
     "linear": _linear,
     "linear-dct": _linear_dct,
     "linear-hog": _linear_hog,
+    "logistic": _logistic,
     "tanh-cnn": _tanh_cnn,
 }
 
+_OF_IMAGES = {"cnn", "linear-dct", "linear-hog", "tanh-cnn"}
 
 QUADRATIC = "quadratic"
 """The classifier that has a front end, as the flow that it is fitted to."""
@@ -115,15 +128,20 @@ def check_classifier(config: ClassifierConfig) -> None:
         raise ConfigError(f"Unknown classifier '{config.model}'. Choose one of: {', '.join(sorted(known))}.")
 
 
-def build_classifier(config: ClassifierConfig, shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Module:
-    """Return a new classifier: images in [-0.5, 0.5], (batch, channels, height, width), to logits (batch, classes).
+def build_classifier(config: ClassifierConfig, shape: tuple[int, ...], classes: int, *, seed: int) -> nn.Module:
+    """Return a new classifier: records in [-0.5, 0.5], (batch, *shape), to logits (batch, classes).
 
     The same arguments give the same initial weights.
 
     Raises:
-        ConfigError: the classifier is unknown.
+        ConfigError: the classifier is unknown, or of another kind of records.
     """
     check_classifier(config)
+    if isinstance(shape, RowShape) and config.model in _OF_IMAGES:
+        raise ConfigError(
+            f"The classifier {config.model} is for images. These records are rows; choose one of: "
+            f"{', '.join(sorted({*CLASSIFIERS, QUADRATIC} - _OF_IMAGES))}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if config.model == QUADRATIC:

@@ -18,18 +18,18 @@ __all__ = ["QuadraticDiscriminant"]
 
 
 class QuadraticDiscriminant(nn.Module):
-    """Images in [-0.5, 0.5], (batch, channels, height, width), to logits (batch, classes) of equally likely classes."""
+    """Records in [-0.5, 0.5], (batch, ...), to logits (batch, classes) of equally likely classes."""
 
-    def __init__(self, config: FrontEndConfig, shape: tuple[int, int, int], classes: int) -> None:
+    def __init__(self, config: FrontEndConfig, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         self.coordinates = Coordinates(config, shape)
         dims = self.coordinates.dims
         self.mean = nn.Parameter(torch.zeros(classes, dims))
         self.whitening = nn.Parameter(torch.eye(dims).repeat(classes, 1, 1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return log N(u; mu_y, Sigma_y) of every class, but for a constant."""
-        u, _ = self.coordinates(images + 0.5)
+        u, _ = self.coordinates(inputs + 0.5)
         return log_densities(u, self.mean, self.whitening)
 
     @torch.no_grad()

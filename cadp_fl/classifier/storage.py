@@ -8,6 +8,7 @@ from torch import nn
 
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.config import ClassifierConfig
+from cadp_fl.data.codec import input_shape
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import DataError
 from cadp_fl.storage import load_weights, read_description, save_weights
@@ -36,7 +37,7 @@ class ClassifierCard:
 
     def build(self) -> nn.Module:
         """Return a new classifier of this architecture."""
-        return build_classifier(self.config, self.dataset.shape, len(self.dataset.classes), seed=self.seed)
+        return build_classifier(self.config, input_shape(self.dataset), len(self.dataset.classes), seed=self.seed)
 
 
 def save_classifier(path: Path, model: nn.Module, card: ClassifierCard) -> None:

@@ -1,4 +1,4 @@
-"""Cross-entropy on labelled images: the central classifier, and the local rounds of a federated one."""
+"""Cross-entropy on labelled records: the central classifier, and the local rounds of a federated one."""
 
 import math
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from cadp_fl.schedule import cosine
 __all__ = ["as_input", "log_odds", "train_class_balanced", "train_epochs"]
 
 
-def as_input(images: torch.Tensor) -> torch.Tensor:
-    """Return pixels in [-0.5, 0.5], float32, of uint8 images (batch, channels, height, width).
+def as_input(inputs: torch.Tensor) -> torch.Tensor:
+    """Return numbers in [-0.5, 0.5], float32, of what a codec gives for classifiers: bytes of 0 to 255, or the same.
 
     Around zero, by a public constant: a gradient that is clipped for privacy would else go mostly to the mean grey.
     """
-    return images.float() / 255 - 0.5
+    return inputs.float() / 255 - 0.5 if inputs.dtype == torch.uint8 else inputs
 
 
 def train_class_balanced(
     model: nn.Module,
-    images: torch.Tensor,
+    inputs: torch.Tensor,
     labels: torch.Tensor,
     config: CentralTrainingConfig,
     *,
@@ -34,7 +34,7 @@ def train_class_balanced(
     """Train in place on batches in which every class is equally likely, and yield the mean loss at each checkpoint.
 
     Args:
-        images: uint8, (records, channels, height, width); batches are moved to the model's device.
+        inputs: of a codec, (records, ...); batches are moved to the model's device.
         labels: int64, (records,).
         checkpoints: number of pauses, the last one at the end of training.
         generator: draws the batches; on the CPU.
@@ -49,14 +49,14 @@ def train_class_balanced(
         model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     pauses = {round((index + 1) * steps / checkpoints) for index in range(checkpoints)}
-    physical = _physical_batch(model, images, config.batch_size)
+    physical = _physical_batch(model, inputs, config.batch_size)
     total, seen = 0.0, 0
     model.train()
     for step in range(steps):
         chosen = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * cosine(step / steps)
-        total += _step(model, optimizer, images[chosen.to(images.device)], labels[chosen.to(labels.device)], physical)
+        total += _step(model, optimizer, inputs[chosen.to(inputs.device)], labels[chosen.to(labels.device)], physical)
         seen += 1
         if step + 1 in pauses:
             yield total / seen
@@ -65,7 +65,7 @@ def train_class_balanced(
 
 def train_epochs(
     model: nn.Module,
-    images: torch.Tensor,
+    inputs: torch.Tensor,
     labels: torch.Tensor,
     *,
     epochs: int,
@@ -76,40 +76,40 @@ def train_epochs(
     """Train in place for some passes over the records, without privacy, and return the mean loss.
 
     Args:
-        images: uint8, (records, channels, height, width); batches are moved to the model's device.
+        inputs: of a codec, (records, ...); batches are moved to the model's device.
         labels: int64, (records,).
         generator: shuffles.
 
     Raises:
         TrainingError: the loss became infinite or NaN.
     """
-    physical = _physical_batch(model, images, batch_size)
+    physical = _physical_batch(model, inputs, batch_size)
     total, seen = 0.0, 0
     model.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(labels), generator=generator, device=generator.device).split(batch_size):
-            chosen = chosen.to(images.device)
-            total += _step(model, optimizer, images[chosen], labels[chosen], physical) * len(chosen)
+            chosen = chosen.to(inputs.device)
+            total += _step(model, optimizer, inputs[chosen], labels[chosen], physical) * len(chosen)
             seen += len(chosen)
     return total / seen
 
 
-def _physical_batch(model: nn.Module, images: torch.Tensor, records: int) -> PhysicalBatch:
-    one = torch.zeros(1, *images.shape[1:], device=next(model.parameters()).device)
+def _physical_batch(model: nn.Module, inputs: torch.Tensor, records: int) -> PhysicalBatch:
+    one = torch.zeros(1, *inputs.shape[1:], device=next(model.parameters()).device)
     return PhysicalBatch(swift_batch(records, model, lambda: model(one)))
 
 
 def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
+    inputs: torch.Tensor,
     labels: torch.Tensor,
     physical: PhysicalBatch,
 ) -> float:
     device = next(model.parameters()).device
 
     def add_gradients(part: slice) -> float:
-        logits = model(as_input(images[part].to(device)))
+        logits = model(as_input(inputs[part].to(device)))
         loss = nn.functional.cross_entropy(logits, labels[part].to(device), reduction="sum") / len(labels)
         loss.backward()
         return loss.item()
@@ -124,16 +124,16 @@ def _step(
 
 
 @torch.no_grad()
-def log_odds(model: nn.Module, images: torch.Tensor, *, batch_size: int = 1024) -> torch.Tensor:
-    """Return log p(y | x) / (1 - p(y | x)), float64 (records, classes), of uint8 images (records, c, h, w).
+def log_odds(model: nn.Module, inputs: torch.Tensor, *, batch_size: int = 1024) -> torch.Tensor:
+    """Return log p(y | x) / (1 - p(y | x)), float64 (records, classes), of what a codec gives, (records, ...).
 
     Taken from the logits, s_y - logsumexp of all others, so that a score near certainty keeps its digits.
     """
     model.eval()
     device = next(model.parameters()).device
-    physical = _physical_batch(model, images, batch_size)
+    physical = _physical_batch(model, inputs, batch_size)
     return torch.cat(
-        physical.each(len(images), lambda part: _log_odds(model(as_input(images[part].to(device))).double()))
+        physical.each(len(inputs), lambda part: _log_odds(model(as_input(inputs[part].to(device))).double()))
     )
 
 

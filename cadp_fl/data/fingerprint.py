@@ -57,7 +57,7 @@ class Fingerprint(BaseModel):
 def arrays_of(dataset: Dataset) -> dict[str, np.ndarray]:
     """Return all that a data set holds of its records, by name, in an order that hashes of ledgers rest on."""
     arrays = {
-        "images": dataset.images,
+        ("images" if dataset.schema.kind == "image" else "rows"): dataset.records,
         "labels": dataset.labels,
         "patients": dataset.patients,
         "attributes": dataset.attributes,

@@ -99,7 +99,7 @@ def _source(npz: Npz, name: str, config: DataConfig) -> Source:
         images = npz.array(*(f"{split}_images" for split in splits))
         return Dataset(
             schema=schema,
-            images=np.ascontiguousarray(np.moveaxis(images, 3, 1)) if channels else images[:, None],
+            records=np.ascontiguousarray(np.moveaxis(images, 3, 1)) if channels else images[:, None],
             labels=np.concatenate([labels.of[split] for split in splits]),
             patients=np.concatenate([patients[split] for split in splits]) if patients else None,
             attributes=np.concatenate([labels.attributes[split] for split in splits]) if labels.attributes else None,

@@ -4,8 +4,17 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from cadp_fl.data.columns import MAX_COLUMNS, Column
 from cadp_fl.errors import DataError
 
 __all__ = ["MAX_ATTRIBUTES", "MAX_CLASSES", "MAX_SIDE", "Dataset", "Schema", "Source"]
@@ -15,6 +24,7 @@ MAX_CLASSES = 10_000
 MAX_ATTRIBUTES = 1000
 
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_Columns = Annotated[int, Field(ge=1, le=MAX_COLUMNS)]
 _Attribute = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -23,9 +33,10 @@ class Schema(BaseModel):
 
     Attributes:
         name: name of the data set.
-        shape: (channels, height, width) of an image.
+        shape: of one record as it is stored: (channels, height, width) of an image, (columns,) of a row.
         classes: one name a class; a label is an index into them.
         levels: number of grey levels of a pixel; level v is stored as round(255 v / (levels - 1)).
+        columns: of a table; none of images.
         attributes: names of what a record has or lacks, public as its label is; none where records have a label alone.
 
     Raises:
@@ -34,10 +45,32 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = Field(min_length=1, max_length=80)
-    shape: tuple[Literal[1, 3], _Side, _Side]
+    shape: tuple[Literal[1, 3], _Side, _Side] | tuple[_Columns]
     classes: tuple[str, ...] = Field(min_length=2, max_length=MAX_CLASSES)
     levels: int = Field(256, ge=2, le=256)
     attributes: tuple[_Attribute, ...] = Field((), max_length=MAX_ATTRIBUTES)
+    columns: tuple[Column, ...] = Field((), max_length=MAX_COLUMNS)
+
+    @property
+    def kind(self) -> Literal["image", "row"]:
+        """What a record is."""
+        return "row" if self.columns else "image"
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width).
+
+        Raises:
+            DataError: records are no images.
+        """
+        if len(self.shape) != 3:
+            raise DataError(f"An image has channels, a height and a width. A record of '{self.name}' is a row.")
+        return self.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """How a record is stored: the bytes of an image, or a row's codes."""
+        return np.dtype(np.int32 if self.columns else np.uint8)
 
     @property
     def conditions(self) -> int:
@@ -58,12 +91,23 @@ class Schema(BaseModel):
             raise ValueError("every attribute has a name of its own")
         return names
 
+    @model_validator(mode="after")
+    def _has_the_shape_of_its_kind(self) -> "Schema":
+        if self.columns and self.shape != (len(self.columns),):
+            raise ValueError(f"a row has a value for each of its {len(self.columns)} columns")
+        if not self.columns and len(self.shape) != 3:
+            raise ValueError("an image has channels, a height and a width")
+        if len({column.name for column in self.columns}) < len(self.columns):
+            raise ValueError("every column has a name of its own")
+        return self
+
     @model_serializer(mode="wrap")
     def _as_before_attributes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave attributes out where there are none, so that such a schema is written as it always was."""
+        """Leave attributes and columns out where there are none, so that such a schema is written as it always was."""
         tree: dict[str, Any] = handler(self)
-        if not self.attributes:
-            tree.pop("attributes", None)
+        for name in ("attributes", "columns"):
+            if not getattr(self, name):
+                tree.pop(name, None)
         return tree
 
 
@@ -72,7 +116,8 @@ class Dataset:
     """Records of one schema.
 
     Attributes:
-        images: uint8, (records, channels, height, width).
+        records: as the schema stores them: images, uint8 (records, channels, height, width), or codes of rows, int32
+            (records, columns).
         labels: int64, (records,), each below the number of classes.
         patients: int64, (records,): which patient a record is of. None: every record is of another patient.
         attributes: uint8, (records, attributes): 1 where a record has one, else 0. None if the schema has none.
@@ -80,7 +125,7 @@ class Dataset:
     """
 
     schema: Schema
-    images: np.ndarray
+    records: np.ndarray
     labels: np.ndarray
     patients: np.ndarray | None = None
     attributes: np.ndarray | None = None
@@ -88,10 +133,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         expected = (len(self.labels), *self.schema.shape)
-        if self.images.dtype != np.uint8 or self.images.shape != expected:
+        if self.records.dtype != self.schema.dtype or self.records.shape != expected:
             raise DataError(
-                f"Images are uint8 of shape {expected}. Found {self.images.dtype} of shape {self.images.shape}."
+                f"{self.schema.kind.capitalize()}s are {self.schema.dtype} of shape {expected}. Found "
+                f"{self.records.dtype} of shape {self.records.shape}."
             )
+        self._check_codes()
         if self.labels.dtype != np.int64 or self.labels.ndim != 1:
             raise DataError(f"Labels are int64 of shape (records,). Found {self.labels.dtype} {self.labels.shape}.")
         if len(self.labels) and not (self.labels.min() >= 0 and self.labels.max() < len(self.schema.classes)):
@@ -104,6 +151,14 @@ class Dataset:
         if self.ids is not None and (repeated := len(self.ids) - len(np.unique(self.ids))):
             raise DataError(f"Every record has an id of its own. Found {repeated} again; give each record its own.")
         self._check_attributes()
+
+    def _check_codes(self) -> None:
+        for column, codes in zip(self.schema.columns, self.records.T, strict=False):
+            if codes.size and not (codes.min() >= 0 and codes.max() < column.codes):
+                raise DataError(
+                    f"A value of column '{column.name}' has a code from 0 to {column.codes - 1}. Found {codes.min()} "
+                    f"to {codes.max()}."
+                )
 
     def _check_attributes(self) -> None:
         names, values = self.schema.attributes, self.attributes
@@ -124,6 +179,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def images(self) -> np.ndarray:
+        """The records, by the name that they had when all were images."""
+        return self.records
+
     def select(self, indices: np.ndarray) -> "Dataset":
         """Return the records at `indices`, int64 (count,), in that order."""
         patients = None if self.patients is None else self.patients[indices]
@@ -131,7 +191,7 @@ class Dataset:
         ids = None if self.ids is None else self.ids[indices]
         return Dataset(
             schema=self.schema,
-            images=self.images[indices],
+            records=self.records[indices],
             labels=self.labels[indices],
             patients=patients,
             attributes=attributes,

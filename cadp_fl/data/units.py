@@ -88,14 +88,16 @@ class Units:
     def take(self, dataset: Dataset, places: np.ndarray) -> tuple[Dataset, np.ndarray]:
         """Return what is contributed at some places of `slots`, and which of it is blank, bool (places,).
 
-        A blank is a black image with the label, and the attributes, of its unit's first record.
+        A blank is a black image, or a row of first values, with the label, and the attributes, of its unit's first
+        record.
         """
         chosen = self.slots[places]
         blank = chosen < 0
         taken = dataset.select(np.where(blank, self.records[places // self.records_per_unit, 0], chosen))
         if blank.any():
-            images = np.where(blank[:, None, None, None], np.uint8(0), taken.images)
-            taken = Dataset(taken.schema, images, taken.labels, taken.patients, taken.attributes)
+            records = taken.records.copy()
+            records[blank] = 0
+            taken = Dataset(taken.schema, records, taken.labels, taken.patients, taken.attributes)
         return taken, blank
 
     def class_counts(self, dataset: Dataset) -> np.ndarray:

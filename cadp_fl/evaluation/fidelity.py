@@ -21,6 +21,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticD
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 
+from cadp_fl.classifier.training import as_input
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.schema import Dataset
 from cadp_fl.evaluation.bounds import linkage_bound
 from cadp_fl.features.linear import BlockGradients
@@ -110,14 +112,17 @@ def pooled(parts: Sequence[Dataset]) -> Dataset:
     attributes = [part.attributes for part in parts if part.attributes is not None]
     return Dataset(
         parts[0].schema,
-        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.records for part in parts]),
         np.concatenate([part.labels for part in parts]),
         attributes=np.concatenate(attributes) if attributes else None,
     )
 
 
 def _flat(records: Dataset) -> np.ndarray:
-    return records.images.reshape(len(records), -1).astype(np.float64) / 255
+    """Return numbers in [0, 1], float64 (records, numbers)."""
+    inputs = codec_of(records.schema).inputs(records.records).flatten(1)
+    numbers: np.ndarray = inputs.double().numpy()
+    return numbers / 255 if inputs.dtype == torch.uint8 else numbers + 0.5
 
 
 def _without_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -202,9 +207,9 @@ def _linkage(
 def _distributions(originals: Dataset, released: Dataset, generator: np.random.Generator) -> dict[str, float]:
     """Return Frechet distance, precision, recall, density and coverage of released records against originals.
 
-    In the features of the linear classifier on block gradients, brought to their first components.
+    In block gradients of images, or in the numbers of rows, brought to their first components.
     """
-    real, made = (_some(_edges(each), MOST_COMPARED, generator) for each in (originals, released))
+    real, made = (_some(_features(each), MOST_COMPARED, generator) for each in (originals, released))
     components = PCA(min(_COMPONENTS, len(real) - 1, real.shape[1]), svd_solver="full").fit(real)
     real, made = components.transform(real), components.transform(made)
     mean, cross = real.mean(axis=0) - made.mean(axis=0), np.cov(real.T) @ np.cov(made.T)
@@ -226,7 +231,10 @@ def _distributions(originals: Dataset, released: Dataset, generator: np.random.G
 
 
 @torch.no_grad()
-def _edges(records: Dataset) -> np.ndarray:
+def _features(records: Dataset) -> np.ndarray:
+    """Return what distributions are compared in, float64 (records, dims)."""
+    if records.schema.kind == "row":
+        return _flat(records)
     features = BlockGradients()
-    parts = torch.from_numpy(records.images).split(512)
-    return np.concatenate([features(part.float() / 255 - 0.5).numpy() for part in parts]).astype(np.float64)
+    parts = codec_of(records.schema).inputs(records.records).split(512)
+    return np.concatenate([features(as_input(part)).numpy() for part in parts]).astype(np.float64)

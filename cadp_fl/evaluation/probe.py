@@ -204,7 +204,7 @@ class Probe:
         return self._read(list(parts))
 
     def _read(self, parts: list[Dataset]) -> Released:
-        images = np.concatenate([part.images for part in parts])
+        images = np.concatenate([part.records for part in parts])
         values, kept = self._flow.read(images), self._settings.latent_dims
         numbered = [part.attributes for part in parts if part.attributes is not None]
         finite = values[:, :kept] != NOT_FINITE

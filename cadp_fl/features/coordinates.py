@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cadp_fl.config import FrontEndConfig
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import front_end_of
 
 __all__ = ["Coordinates"]
 
@@ -21,18 +21,18 @@ IMAGE_CONTRAST, IMAGE_CONTRAST_STD = 1.5, 0.2
 
 
 class Coordinates(nn.Module):
-    """Images (batch, channels, height, width) to u (batch, dims) and others (batch, other_dims), and back.
+    """Records x (batch, ...) to u (batch, dims) and others (batch, other_dims), and back.
 
-    The others are the rest of the coefficients, the logarithm of |v - c| where it is cut off, and that of the image's
-    own contrast; standard normal under the flow. The centre and the spread come with the moments, and are trained by no
-    gradient.
+    The others are the rest of the coefficients, the logarithm of |v - c| where it is cut off, and that of the record's
+    own contrast, if it has one; standard normal under the flow. The centre and the spread come with the moments, and
+    are trained by no gradient.
     """
 
-    def __init__(self, config: FrontEndConfig, shape: tuple[int, int, int]) -> None:
+    def __init__(self, config: FrontEndConfig, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.front = FrontEnd(config, shape)
+        self.front = front_end_of(config, shape)
         self.radius = config.radius
-        self.dims, self.other_dims = self.front.dims, self.front.rest_dims + 2
+        self.dims, self.other_dims = self.front.dims, self.front.rest_dims + 1 + self.front.has_contrast
         self.centre = nn.Parameter(torch.zeros(self.dims))
         self.spread = nn.Parameter(torch.ones(1))
         """Distance from the centre at which records are drawn, (1,)."""
@@ -43,11 +43,17 @@ class Coordinates(nn.Module):
         apart = v - self.centre
         contrast = apart.norm(dim=1).clamp_min(self.radius)
         apart_log = (contrast / self.spread).log() / SPREAD_STD
-        image_log = (image_contrast / IMAGE_CONTRAST).log() / IMAGE_CONTRAST_STD
-        return apart / contrast[:, None], torch.cat([rest, apart_log[:, None], image_log[:, None]], dim=1)
+        parts = [rest, apart_log[:, None]]
+        if self.front.has_contrast:
+            parts.append((image_contrast / IMAGE_CONTRAST).log()[:, None] / IMAGE_CONTRAST_STD)
+        return apart / contrast[:, None], torch.cat(parts, dim=1)
 
     def inverse(self, u: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Return images. What u says of a descriptor is left out."""
-        contrast = self.spread * (others[:, -2] * SPREAD_STD).exp()
-        image_contrast = IMAGE_CONTRAST * (others[:, -1] * IMAGE_CONTRAST_STD).exp()
-        return self.front.image(self.centre + contrast[:, None] * u, image_contrast, others[:, :-2])
+        """Return records. What u says of a descriptor is left out."""
+        rest, apart_log, image_log = others.split([self.front.rest_dims, 1, int(self.front.has_contrast)], dim=1)
+        contrast = self.spread * (apart_log[:, 0] * SPREAD_STD).exp()
+        if self.front.has_contrast:
+            image_contrast = IMAGE_CONTRAST * (image_log[:, 0] * IMAGE_CONTRAST_STD).exp()
+        else:
+            image_contrast = torch.ones_like(contrast)
+        return self.front.record(self.centre + contrast[:, None] * u, image_contrast, rest)

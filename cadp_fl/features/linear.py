@@ -13,10 +13,12 @@ import math
 import torch
 from torch import nn
 
+from cadp_fl.data.codec import RowShape
 from cadp_fl.features.dct import dct_matrix
+from cadp_fl.features.front_end import RowFrontEnd
 from cadp_fl.features.gradients import by_direction
 
-__all__ = ["BlockGradients", "LowPassDct"]
+__all__ = ["BlockGradients", "LowPassDct", "RowNumbers"]
 
 
 class LowPassDct(nn.Module):
@@ -92,6 +94,26 @@ _FLAT = 0.005
 def _cells_along(side: int, length: float) -> int:
     """Return the number of cells along a side, given in pixels."""
     return min(side, max(_FEWEST_CELLS, min(_MOST_CELLS, round(side / length))))
+
+
+class RowNumbers(nn.Module):
+    """phi = (a v, b), of norm at most 1: a row's numbers as `RowFrontEnd` scales them, and a constant.
+
+    Args:
+        shape: of a row's x.
+        constant_weight: b; a^2 = 1 - b^2.
+    """
+
+    def __init__(self, shape: RowShape, *, constant_weight: float = 0.3) -> None:
+        super().__init__()
+        self._front: RowFrontEnd = RowFrontEnd(shape)
+        self._constant = constant_weight
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return features (batch, numbers + 1) of rows in [-0.5, 0.5], (batch, numbers)."""
+        numbers = self._front.of_values(inputs + 0.5)
+        constant = torch.full_like(numbers[:, :1], self._constant)
+        return torch.cat([math.sqrt(1 - self._constant**2) * numbers, constant], dim=1)
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cadp_fl.config import FlowConfig
+from cadp_fl.data.codec import Codec, codec_of, input_shape
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
@@ -25,15 +26,15 @@ class FlowBayes(nn.Module):
 
     Args:
         flow: its condition is the class, one-hot.
-        levels: number of grey levels of an image.
+        codec: of the records.
         ridge: rho, of a warm-started flow: the covariances of its affine layer get that much of their mean variance
             more. 0 for the flow's own densities.
     """
 
-    def __init__(self, flow: ConditionalFlow, *, levels: int, ridge: float = 0.0) -> None:
+    def __init__(self, flow: ConditionalFlow, *, codec: Codec, ridge: float = 0.0) -> None:
         super().__init__()
         self.flow = flow
-        self._levels = levels
+        self._codec = codec
         self._ridge = ridge
 
     @classmethod
@@ -48,17 +49,16 @@ class FlowBayes(nn.Module):
                 "Bayes' rule needs a flow whose condition is the class alone. These records have "
                 f"{len(schema.attributes)} attributes; leave the attributes out."
             )
-        flow = ConditionalFlow(config, schema.shape, len(schema.classes), seed=seed)
-        return cls(flow, levels=schema.levels, ridge=ridge)
+        flow = ConditionalFlow(config, input_shape(schema), len(schema.classes), seed=seed)
+        return cls(flow, codec=codec_of(schema), ridge=ridge)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return log p(x | y), (batch, classes).
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return log p(x | y), (batch, classes), with x in the middle of each level.
 
         Args:
-            images: (batch, channels, height, width), pixels in [-0.5, 0.5] as classifiers take them; each is a level v
-                of v / (levels - 1), and its density is that in the middle of the level, as `dequantize` has it.
+            inputs: (batch, ...), in [-0.5, 0.5] as classifiers take them.
         """
-        x = (torch.round((images + 0.5) * (self._levels - 1)) + 0.5) / self._levels
+        x = self._codec.of_inputs(inputs)
         if self.flow.coordinates is not None and self.flow.affine is not None:
             return self._of_coordinates(self.flow.coordinates(x)[0], *self.flow.affine.smoothed(self._ridge))
         return torch.stack([self.flow.log_prob(x, condition) for condition in self._conditions(x)], dim=1)

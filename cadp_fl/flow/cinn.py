@@ -34,10 +34,11 @@ import torch
 from torch import nn
 
 from cadp_fl.config import FlowConfig, ScaleConfig
+from cadp_fl.data.codec import RowShape
 from cadp_fl.device import swift_batch
 from cadp_fl.errors import ConfigError
 from cadp_fl.features.coordinates import Coordinates
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import front_end_of
 from cadp_fl.flow.affine import ConditionalAffine
 from cadp_fl.flow.coupling import COUPLINGS, coupling_block
 from cadp_fl.flow.permutations import PERMUTATIONS, permutation
@@ -54,13 +55,13 @@ LogDet = torch.Tensor | float
 
 
 class ConditionalFlow(nn.Module):
-    """A conditional normalizing flow from images to a flat standard normal latent.
+    """A conditional normalizing flow from records to a flat standard normal latent.
 
     The same config, shape, length of the condition and seed build the same flow on every site.
 
     Args:
         config: architecture.
-        shape: (channels, height, width) of an image.
+        shape: of x of one record: (channels, height, width) of an image, or a `RowShape`.
         conditions: length of the condition.
         seed: of the initial weights and of the fixed permutations.
 
@@ -68,7 +69,7 @@ class ConditionalFlow(nn.Module):
         ConfigError: the architecture does not fit the shape.
     """
 
-    def __init__(self, config: FlowConfig, shape: tuple[int, int, int], conditions: int, *, seed: int) -> None:
+    def __init__(self, config: FlowConfig, shape: tuple[int, ...], conditions: int, *, seed: int) -> None:
         super().__init__()
         check_flow_names(config)
         _check_fits(config, shape)
@@ -79,14 +80,18 @@ class ConditionalFlow(nn.Module):
         self.clamp = config.clamp
         self.architecture = config.architecture()
         with _fixed_randomness(seed):
-            scales = []
+            scales: list[_Scale] = []
             for scale in () if config.is_warm else config.scales:
-                scales.append(_Scale(config, scale, shape, conditions))
+                channels, height, width = shape
+                scales.append(_Scale(config, scale, (channels, height, width), conditions))
                 shape = scales[-1].dims_on
             self.scales = nn.ModuleList(scales)
             self.coordinates = Coordinates(config.front_end, shape) if config.is_warm else None
             coarse = math.prod(shape) if self.coordinates is None else self.coordinates.dims
             self.affine = ConditionalAffine(conditions, coarse) if config.is_warm else None
+            self.thresholds = None
+            if config.is_warm and isinstance(self.shape, RowShape):
+                self.thresholds = nn.Parameter(torch.zeros(conditions, *self.shape))
             subnet = partial(DenseSubnet, hidden=config.dense.width, conditions=conditions)
             self.dense = _Blocks(config, config.dense.blocks, (coarse,), subnet)
         self._coarse_shape = shape
@@ -94,13 +99,13 @@ class ConditionalFlow(nn.Module):
         self.leading_dims = self.dims
         if self.coordinates is not None:
             self.dims = coarse + self.coordinates.other_dims
-            self.leading_dims = self.coordinates.front.image_dims
+            self.leading_dims = self.coordinates.front.record_dims
 
     def encode(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return z = f(x; y) and log |det df/dx|.
 
         Args:
-            x: (batch, channels, height, width), pixels in [0, 1].
+            x: (batch, *shape), in [0, 1].
             condition: (batch, conditions).
 
         Returns:
@@ -121,7 +126,10 @@ class ConditionalFlow(nn.Module):
         return torch.cat([state, *latents], dim=1), log_det + change
 
     def decode(self, z: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return x = f^-1(z; y), (batch, channels, height, width); not clamped to [0, 1].
+        """Return x = f^-1(z; y), (batch, *shape); not clamped to [0, 1].
+
+        Of rows, thresholds t_y are added, which let drawn categories be as frequent as the moments say.
+
 
         Args:
             z: (batch, dims).
@@ -129,7 +137,8 @@ class ConditionalFlow(nn.Module):
         """
         state, rest = z[:, : self.coarse_dims], z[:, self.coarse_dims :]
         if self.coordinates is not None:
-            return self.coordinates.inverse(self.colour(state, condition), rest)
+            x = self.coordinates.inverse(self.colour(state, condition), rest)
+            return x if self.thresholds is None else x + self.thresholds[condition.argmax(dim=1)]
         state = self.dense(state, condition, rev=True)[0]
         state = state.view(-1, *self._coarse_shape)
         for scale in reversed(self.scales):
@@ -160,12 +169,12 @@ class ConditionalFlow(nn.Module):
         return swift_batch(records, self, lambda: self.encode(x, condition))
 
     def log_prob(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Return log p(x | y) in nats, (batch,), for x (batch, channels, height, width)."""
+        """Return log p(x | y) in nats, (batch,), for x (batch, *shape)."""
         z, log_det = self.encode(x, condition)
         return -0.5 * (z.square().sum(dim=1) + self.dims * math.log(2 * math.pi)) + log_det
 
     def sample(self, condition: torch.Tensor, *, generator: torch.Generator) -> torch.Tensor:
-        """Return x ~ p(x | y), (batch, channels, height, width), for a condition (batch, conditions)."""
+        """Return x ~ p(x | y), (batch, *shape), for a condition (batch, conditions)."""
         z = torch.randn(len(condition), self.dims, generator=generator, device=condition.device, dtype=condition.dtype)
         return self.decode(z, condition)
 
@@ -259,14 +268,14 @@ def check_flow_names(config: FlowConfig) -> None:
             raise ConfigError(f"Unknown {field} '{name}'. Choose one of: {', '.join(sorted(known))}.")
 
 
-def _check_fits(config: FlowConfig, shape: tuple[int, int, int]) -> None:
-    """Check that a flow of an architecture can be built for images of a shape.
+def _check_fits(config: FlowConfig, shape: tuple[int, ...]) -> None:
+    """Check that a flow of an architecture can be built for records of a shape.
 
     Raises:
         ConfigError: the image cannot be halved as often as there are scales, or there is nothing to couple.
     """
     if config.is_warm:
-        if FrontEnd(config.front_end, shape).dims < 2:
+        if front_end_of(config.front_end, shape).dims < 2:
             raise ConfigError("A coupling block needs two dimensions. The front end has one; raise its size.")
         return
     if not config.scales and not config.dense.blocks:
@@ -275,7 +284,12 @@ def _check_fits(config: FlowConfig, shape: tuple[int, int, int]) -> None:
             "scales, or dense.blocks above zero."
         )
     if math.prod(shape) < 2:
-        raise ConfigError(f"A coupling block needs two dimensions. An image of shape {shape} has one; add pixels.")
+        raise ConfigError(f"A coupling block needs two dimensions. A record of shape {tuple(shape)} has one; add some.")
+    if config.scales and len(shape) != 3:
+        raise ConfigError(
+            "Each of flow.scales halves an image. These records are rows; remove flow.scales, and give "
+            "flow.dense.blocks above zero."
+        )
     scales, sides = len(config.scales), shape[1:]
     factor = 2**scales
     if any(side % factor for side in sides):

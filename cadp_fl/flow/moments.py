@@ -19,8 +19,11 @@ from typing import Self
 import numpy as np
 import torch
 
+from cadp_fl.data.codec import RowShape
 from cadp_fl.errors import ConfigError, DataError, ExchangeError, FlowOriginError
+from cadp_fl.features.front_end import FrontEnd
 from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.flow.thresholds import thresholds_of
 from cadp_fl.privacy.events import GaussianMoments
 from cadp_fl.privacy.moments import Moments
 from cadp_fl.storage import load_weights, read_description, save_weights
@@ -143,7 +146,7 @@ def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, noised: Noised
     fit_affine(new, noised)
     made = get_weights(new)
     for name, found in get_weights(flow).items():
-        if trained and not name.startswith(("coordinates.", "affine.")):
+        if trained and not name.startswith(("coordinates.", "affine.", "thresholds")):
             continue
         scale = max(1e-6, float(np.abs(made[name]).max(initial=0.0)))
         if not np.allclose(found, made[name], rtol=0, atol=_FIT_TOLERANCE * scale):
@@ -170,17 +173,28 @@ def fit_affine(flow: ConditionalFlow, noised: NoisedMoments) -> None:
     """
     assert flow.coordinates is not None, "a warm-started flow has them"
     assert flow.affine is not None, "a warm-started flow has one"
-    front = flow.coordinates.front
-    block = np.arange(front.dims) >= front.image_dims
-    fitted = fit_classes(noised, front.frequencies.numpy(), block)
+    front, radius = flow.coordinates.front, flow.coordinates.radius
+    fitted = fit_classes(noised, front.frequencies.numpy(), front.kinds.numpy())
     factors = np.linalg.cholesky(fitted.covariances)
-    # Of v, whose norm is 1.
-    spread = math.sqrt(max(1 - float(noised.centre @ noised.centre), flow.coordinates.radius**2))
+    spread = radius
+    if front.is_on_sphere:  # then |v - c|^2 is about 1 - |c|^2
+        spread = math.sqrt(max(1 - float(noised.centre @ noised.centre), radius**2))
     with torch.no_grad():
         flow.coordinates.centre.copy_(torch.from_numpy(noised.centre))
         flow.coordinates.spread.fill_(spread)
         flow.affine.mean.copy_(torch.from_numpy(fitted.means))
         flow.affine.whitening.copy_(torch.from_numpy(np.linalg.inv(factors)).tril())
+        if flow.thresholds is not None and isinstance(flow.shape, RowShape):
+            flow.thresholds.copy_(thresholds_of(flow.shape, *_of_rows(front, noised.centre, radius, fitted)))
+
+
+def _of_rows(front: FrontEnd, centre: np.ndarray, radius: float, fitted: Classes) -> tuple[np.ndarray, np.ndarray]:
+    """Return means and covariances of a row's numbers x by class, of those of u = (v(x) - c) / R: x is affine in u."""
+    eye = torch.from_numpy(np.concatenate([np.zeros((1, front.dims)), np.eye(front.dims)]))
+    start, *units = front.record(eye, torch.ones(len(eye)), eye[:, :0]).numpy()
+    scale = np.array([unit[place] - start[place] for place, unit in enumerate(units)])
+    factor = radius * scale
+    return start + scale * (centre + radius * fitted.means), factor[:, None] * fitted.covariances * factor
 
 
 def check_parts(parts: Collection[str]) -> None:
@@ -199,12 +213,12 @@ def check_parts(parts: Collection[str]) -> None:
         )
 
 
-def fit_classes(noised: NoisedMoments, frequencies: np.ndarray, block: np.ndarray) -> Classes:
+def fit_classes(noised: NoisedMoments, frequencies: np.ndarray, kinds: np.ndarray) -> Classes:
     """Return a normal distribution for every class, whatever was released: a broken site spoils a flow, and no run.
 
     Args:
         frequencies: of every dimension, float64 (dims,).
-        block: which of two kinds every dimension is of, bool (dims,): each has a scale of its own.
+        kinds: which kind every dimension is of, int64 (dims,): each has a scale of its own.
 
     Raises:
         ConfigError: counts, sums or all second moments were left out.
@@ -215,8 +229,8 @@ def fit_classes(noised: NoisedMoments, frequencies: np.ndarray, block: np.ndarra
     assert moments.sums is not None, "a part that was checked"
     counts = np.maximum(moments.counts, _LEAST_SHARE * records)
     counts *= records / counts.sum()
-    means = _means(moments.sums, moments.noise["sums"], counts, frequencies, block)
-    within = _within(moments, means, counts, frequencies, block)
+    means = _means(moments.sums, moments.noise["sums"], counts, frequencies, kinds)
+    within = _within(moments, means, counts, frequencies, kinds)
     level = max(float(np.trace(within[1])), _LEAST_VARIANCE) / len(frequencies)
     covariances = _by_class(moments, means, within[0], counts)
     return Classes(means, covariances + _LEAST_OF_THE_MEAN * level * np.eye(len(frequencies)))
@@ -232,14 +246,14 @@ def _possible(moments: Moments, records: int) -> Moments:
 
 
 def _means(
-    sums: np.ndarray, noise: float, counts: np.ndarray, frequencies: np.ndarray, block: np.ndarray
+    sums: np.ndarray, noise: float, counts: np.ndarray, frequencies: np.ndarray, kinds: np.ndarray
 ) -> np.ndarray:
     """Return class means, each drawn towards the mean of all: their differences fall with frequency."""
     overall, raw = sums.sum(axis=0) / counts.sum(), sums / counts[:, None]
     variance = np.repeat(((noise / counts) ** 2)[:, None], len(frequencies), axis=1)
     apart = np.zeros_like(raw)
-    for kind in np.unique(block):
-        own = block == kind
+    for kind in np.unique(kinds):
+        own = kinds == kind
         prior = np.repeat(((1 + frequencies[own]) ** (-2 * MEAN_POWER))[None], len(counts), axis=0)
         found = (raw - overall)[:, own]
         scale = _scale(found, prior, variance[:, own], start=float((found**2).mean() / prior.mean()))
@@ -249,7 +263,7 @@ def _means(
 
 
 def _within(
-    moments: Moments, means: np.ndarray, counts: np.ndarray, frequencies: np.ndarray, block: np.ndarray
+    moments: Moments, means: np.ndarray, counts: np.ndarray, frequencies: np.ndarray, kinds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the covariance within classes, drawn towards a diagonal that falls with frequency; and as observed."""
     records, dims = counts.sum(), len(frequencies)
@@ -257,8 +271,8 @@ def _within(
     observed = total / records - (means.T * (counts / records)) @ means
     noise = variance / records**2 * _noise_pattern(dims)
     diagonal = np.zeros(dims)
-    for kind in np.unique(block):
-        own = block == kind
+    for kind in np.unique(kinds):
+        own = kinds == kind
         diagonal[own] = _power_law(np.diag(observed)[own], frequencies[own], variance / records**2)
     prior, found = np.outer(diagonal, diagonal), observed - np.diag(diagonal)
     off = ~np.eye(dims, dtype=bool)

@@ -11,7 +11,7 @@ import FrEIA.modules as fm
 from torch import nn
 
 from cadp_fl.features.coordinates import Coordinates
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import ImageFrontEnd, RowFrontEnd
 from cadp_fl.flow.affine import ConditionalAffine
 from cadp_fl.flow.cinn import DOWNSAMPLINGS, FLOW_CONTAINERS
 from cadp_fl.flow.coupling import COUPLINGS
@@ -23,7 +23,8 @@ __all__ = ["PER_RECORD_LAYERS"]
 PER_RECORD_LAYERS: tuple[type[nn.Module], ...] = (
     *FLOW_CONTAINERS,
     Coordinates,
-    FrontEnd,
+    ImageFrontEnd,
+    RowFrontEnd,
     ConditionalAffine,
     *COUPLINGS.values(),
     *PERMUTATIONS.values(),

@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from cadp_fl.config import FlowConfig
+from cadp_fl.data.codec import input_shape
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, DataError
 from cadp_fl.flow.cinn import ConditionalFlow
@@ -56,7 +57,7 @@ class FlowCard:
 
     def build(self) -> ConditionalFlow:
         """Return a new flow of this architecture."""
-        return ConditionalFlow(self.config, self.dataset.shape, self.dataset.conditions, seed=self.seed)
+        return ConditionalFlow(self.config, input_shape(self.dataset), self.dataset.conditions, seed=self.seed)
 
 
 def flow_sha256(flow: ConditionalFlow) -> str:
@@ -163,11 +164,13 @@ def check_fits_records(dataset: Schema, card: FlowCard) -> None:
     """
     ours, stored = dataset.attributes, card.dataset.attributes
     for name, mine, theirs in (
+        ("kind", dataset.kind, card.dataset.kind),
         ("shape (channels, height, width)", dataset.shape, card.dataset.shape),
         ("number of attributes", len(ours), len(stored)),
         *((f"attribute {column}", *names) for column, names in enumerate(zip(ours, stored, strict=False))),
         ("number of classes", dataset.conditions, card.dataset.conditions),  # the same attributes: of whatever classes
         ("number of grey levels", dataset.levels, card.dataset.levels),
+        ("columns", dataset.columns, card.dataset.columns),
     ):
         if mine != theirs:
             raise ConfigError(

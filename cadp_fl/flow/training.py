@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from cadp_fl.config import FlowTrainingConfig
+from cadp_fl.data.codec import Codec
 from cadp_fl.device import PhysicalBatch, reduced_precision
 from cadp_fl.errors import TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.schedule import cosine
 
-__all__ = ["Progress", "bits_of", "bits_per_dim", "dequantize", "quantize", "train_flow", "training_alone"]
+__all__ = ["Progress", "bits_of", "bits_per_dim", "train_flow", "training_alone"]
 
 STEPS_BETWEEN_LOOKS = 16
 
@@ -27,41 +28,23 @@ class Progress:
     rounds: int
 
 
-def dequantize(images: torch.Tensor, levels: int, offset: torch.Tensor | float = 0.5) -> torch.Tensor:
-    """Return x = (v + u) / levels of grey levels v, so that x has a density on [0, 1].
-
-    Args:
-        images: uint8, (batch, channels, height, width); level v is stored as round(255 v / (levels - 1)).
-        levels: number of grey levels.
-        offset: u in [0, 1); uniform noise in training, 1/2 for the middle of each level.
-    """
-    values = torch.round(images.float() * ((levels - 1) / 255))
-    return (values + offset) / levels
-
-
-def quantize(x: torch.Tensor, levels: int) -> torch.Tensor:
-    """Return the uint8 image of x, the inverse of `dequantize`; values outside of [0, 1] are clamped, NaN is 0."""
-    values = torch.floor(torch.nan_to_num(x, nan=0.0) * levels).clamp(0, levels - 1)
-    return torch.round(values * (255 / (levels - 1))).to(torch.uint8)
-
-
 def bits_of(flow: ConditionalFlow, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
     """Return -log2 p(x | y) / dims, (batch,), of x in [0, 1]."""
     return -flow.log_prob(x, condition) / (flow.dims * math.log(2))
 
 
-def bits_per_dim(flow: ConditionalFlow, images: torch.Tensor, labels: torch.Tensor, levels: int) -> torch.Tensor:
-    """Return -log2 p(x | y) / dims + log2(levels) at the middle of each level, (batch,)."""
-    return bits_of(flow, dequantize(images, levels), condition_of(labels, flow.conditions)) + math.log2(levels)
+def bits_per_dim(flow: ConditionalFlow, records: torch.Tensor, labels: torch.Tensor, codec: Codec) -> torch.Tensor:
+    """Return -log2 p(x | y) / dims + log2(L) at the middle of each level, (batch,)."""
+    return bits_of(flow, codec.to_unit(records), condition_of(labels, flow.conditions)) + codec.bits
 
 
 def train_flow(
     flow: ConditionalFlow,
-    images: torch.Tensor,
+    records: torch.Tensor,
     labels: torch.Tensor,
     config: FlowTrainingConfig,
     *,
-    levels: int,
+    codec: Codec,
     progress: Progress,
     generator: torch.Generator,
     frozen: Collection[str] = (),
@@ -70,8 +53,9 @@ def train_flow(
     """Train in place for one round, and return the mean loss in bits per dimension.
 
     Args:
-        images: uint8, (records, channels, height, width), on the flow's device.
+        records: as they are stored, (records, ...), on the flow's device.
         labels: of the condition, (records,) or (records, conditions); see `condition_of`.
+        codec: of the records.
         generator: shuffles and dequantizes; on the flow's device. Not a source of privacy.
         frozen: names of parameters that stay as they are.
         on_epoch: is called after each pass with its number, from 1, and its mean loss in bits per dimension.
@@ -86,22 +70,22 @@ def train_flow(
     batches = math.ceil(len(labels) / config.batch_size)
     steps = config.local_epochs * batches
     physical = PhysicalBatch(flow.swift_batch(min(config.batch_size, len(labels))))
-    total, seen = torch.zeros((), dtype=torch.float64, device=images.device), 0
+    total, seen = torch.zeros((), dtype=torch.float64, device=records.device), 0
     before = torch.zeros_like(total)
 
-    def bits(nats: torch.Tensor, records: int) -> float:
-        return nats.item() / (records * flow.dims * math.log(2)) + math.log2(levels)
+    def bits(nats: torch.Tensor, count: int) -> float:
+        return nats.item() / (count * flow.dims * math.log(2)) + codec.bits
 
     flow.train()
     with reduced_precision(), training_alone(flow, parameters):
         for step in range(steps):
             if step % batches == 0:
-                order = torch.randperm(len(labels), generator=generator, device=images.device)
+                order = torch.randperm(len(labels), generator=generator, device=records.device)
             chosen = order[(step % batches) * config.batch_size :][: config.batch_size]
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * cosine((progress.index + step / steps) / progress.rounds)
-            offset = torch.rand(len(chosen), *flow.shape, generator=generator, device=images.device)
-            x = dequantize(images[chosen], levels, offset)
+            offset = torch.rand(len(chosen), *flow.shape, generator=generator, device=records.device)
+            x = codec.to_unit(records[chosen], offset)
             condition = condition_of(labels[chosen], flow.conditions)
             optimizer.zero_grad(set_to_none=True)
             total += _accumulate_gradients(flow, x, condition, physical, restart=optimizer.zero_grad)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from cadp_fl.config import ReleaseConfig
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
 from cadp_fl.device import PhysicalBatch
@@ -30,7 +31,6 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.directions import Directions, leading_directions
-from cadp_fl.flow.training import dequantize, quantize
 from cadp_fl.privacy.budget import Budget
 from cadp_fl.privacy.clipped_normal import ClippedNormal
 from cadp_fl.privacy.cohort import Cohort, Labelled
@@ -298,16 +298,16 @@ class _Batch:
         Args:
             blank: bool (records,): which have the zero latent, whatever their image.
         """
-        released = np.empty_like(records.images)
+        released = np.empty_like(records.records)
         said = self._respond(records)
-        levels, blanks = records.schema.levels, torch.from_numpy(blank)[:, None].to(self._device)
+        codec, blanks = codec_of(records.schema), torch.from_numpy(blank)[:, None].to(self._device)
         for start in range(0, len(records), self._size):
             part = slice(start, start + self._size)
-            images = torch.from_numpy(records.images[part]).to(self._device)
-            latents = self._encode(dequantize(images, levels), self._condition(records.condition[part]))
+            x = codec.to_unit(torch.from_numpy(records.records[part]).to(self._device))
+            latents = self._encode(x, self._condition(records.condition[part]))
             latents = torch.where(blanks[part], torch.zeros_like(latents), latents)
             x = self._decode(self._perturb(latents), self._condition(said.condition[part]))
-            released[part] = quantize(x, levels).cpu().numpy()
+            released[part] = codec.from_unit(x).cpu().numpy()
         return Dataset(records.schema, released, said.labels, attributes=said.attributes)
 
     def _respond(self, records: Dataset) -> Dataset:
@@ -316,7 +316,7 @@ class _Batch:
             return records
         classes = len(records.schema.classes)
         said = randomize_labels(records.labels, classes, self._settings.response, self._responses)
-        return Dataset(records.schema, records.images, said)
+        return Dataset(records.schema, records.records, said)
 
     def _condition(self, values: np.ndarray) -> torch.Tensor:
         return condition_of(torch.from_numpy(values).to(self._device), self._flow.conditions)

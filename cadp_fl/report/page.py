@@ -103,8 +103,8 @@ def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
         released = next(bundle.parts())  # in random order, so the first shard shows what all are like
         names = released.schema.classes
         labels = [label for label in range(len(names)) if (released.labels == label).any()][:MAX_ROWS]
-        grids = {"released": image_grid([released.images[released.labels == label] for label in labels], COLUMNS)}
-        if preview is not None and preview[0].shape[1:] == released.images.shape[1:]:
+        grids = {"released": image_grid([released.records[released.labels == label] for label in labels], COLUMNS)}
+        if preview is not None and preview[0].shape[1:] == released.records.shape[1:]:
             images, own = preview
             grids["originals"] = image_grid([images[own == label] for label in labels], COLUMNS)
         pictures.append({"site": site, "classes": [names[label] for label in labels], **grids})

@@ -8,6 +8,7 @@ import torch
 
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.config import ClassifierConfig, FlowConfig
+from cadp_fl.data.codec import Codec, codec_of, input_shape
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.flow.cinn import ConditionalFlow
@@ -45,6 +46,11 @@ class SiteContext:
     device: torch.device
     mode: Mode
 
+    @property
+    def codec(self) -> Codec:
+        """How records become what is computed with."""
+        return codec_of(self.data.train.schema)
+
     def flow(self, config: FlowConfig, seed: int, request: Request) -> ConditionalFlow:
         """Return the flow of a request, with the weights that came with it."""
         flow = self.new_flow(config, seed)
@@ -61,12 +67,12 @@ class SiteContext:
     def new_flow(self, config: FlowConfig, seed: int) -> ConditionalFlow:
         """Return a flow before anything was learned, on the CPU."""
         schema = self.data.train.schema
-        return ConditionalFlow(config, schema.shape, schema.conditions, seed=seed)
+        return ConditionalFlow(config, input_shape(schema), schema.conditions, seed=seed)
 
     def classifier(self, config: ClassifierConfig, seed: int) -> torch.nn.Module:
         """Return a new classifier, with the initial weights of a seed."""
         schema = self.data.train.schema
-        return build_classifier(config, schema.shape, len(schema.classes), seed=seed).to(self.device)
+        return build_classifier(config, input_shape(schema), len(schema.classes), seed=seed).to(self.device)
 
     def shuffler(self, seed: int, *purpose: str | int, device: torch.device | None = None) -> torch.Generator:
         """Return the generator that shuffles and dequantizes for a purpose. Not a source of privacy."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from cadp_fl.classifier.training import log_odds
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError
@@ -77,5 +78,5 @@ def noised_evaluation(
 def _log_odds(model: torch.nn.Module, test: Dataset) -> np.ndarray:
     if not len(test):
         return np.zeros((0, len(test.schema.classes)))
-    scores: np.ndarray = log_odds(model, torch.from_numpy(test.images)).cpu().numpy()
+    scores: np.ndarray = log_odds(model, codec_of(test.schema).inputs(test.records)).cpu().numpy()
     return scores

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from cadp_fl.config import FrontEndConfig
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
 from cadp_fl.errors import ConfigError, ExchangeError, FlowOriginError
 from cadp_fl.features.front_end import FrontEnd
-from cadp_fl.flow.training import dequantize
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.events import GaussianMoments, GaussianSum
 from cadp_fl.privacy.moments import clipped_sum, joint_moments
@@ -109,9 +109,10 @@ def _given(front_end: FrontEndConfig, centre: np.ndarray, moments: Mapping[str, 
 
 
 def features_of(front: FrontEnd, records: Dataset) -> np.ndarray:
-    """Return what a flow's affine layer sees of the middles of grey levels, float64 (records, dims)."""
+    """Return what a flow's affine layer sees of the middles of levels, float64 (records, dims)."""
+    codec = codec_of(records.schema)
     parts = [
-        front(dequantize(torch.from_numpy(records.images[start : start + BATCH]), records.schema.levels).double())[0]
+        front(codec.to_unit(torch.from_numpy(records.records[start : start + BATCH])).double())[0]
         for start in range(0, len(records), BATCH)
     ]
     features: np.ndarray = torch.cat(parts).numpy() if parts else np.zeros((0, front.dims))

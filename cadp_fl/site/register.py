@@ -138,7 +138,7 @@ def _identifies(records: Dataset, kind: str) -> bool:
 def _who(records: Dataset, kind: str) -> Iterator[bytes]:
     """Yield what identifies each unit."""
     if kind == "records":
-        return (image.tobytes() for image in records.images)
+        return (record.tobytes() for record in records.records)
     ids = records.patients if kind == "patients" else records.ids
     assert ids is not None, "somebody looked before"
     return (str(each).encode() for each in np.unique(ids).tolist())

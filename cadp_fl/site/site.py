@@ -15,11 +15,12 @@ import torch
 
 import cadp_fl
 from cadp_fl.config import PolicyConfig, parse
+from cadp_fl.data.codec import input_shape
 from cadp_fl.data.fingerprint import Fingerprint
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
 from cadp_fl.errors import DataError, ExchangeError, PrivacyError
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import front_end_of
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.privacy.accounting import check_workable
 from cadp_fl.privacy.claims import EXACT_TEST_RESULTS, LOCAL_TEST_RESULTS
@@ -281,7 +282,7 @@ class Site:
         schema, event = self.context.data.train.schema, asked.event
         if schema.attributes:
             raise ExchangeError("Moments are of classes, and these records have attributes; leave the attributes out.")
-        front = FrontEnd(asked.front_end, schema.shape)
+        front = front_end_of(asked.front_end, input_shape(schema))
         check_moments(front, len(schema.classes), event)
         centre = request.arrays.get("centre")
         if isinstance(event, GaussianMoments) and not _is_vector(centre, front.dims):

@@ -49,10 +49,10 @@ class Training:
         start = time.perf_counter()
         loss = train_flow(
             flow,
-            torch.from_numpy(train.images).to(self._context.device),
+            torch.from_numpy(train.records).to(self._context.device),
             torch.from_numpy(train.condition).to(self._context.device),
             asked.flow.training,
-            levels=train.schema.levels,
+            codec=self._context.codec,
             progress=Progress(asked.round - 1, asked.flow.training.rounds),
             generator=self._context.shuffler(
                 asked.seed, asked.method, "flow", asked.round, device=self._context.device
@@ -74,14 +74,14 @@ class Training:
         event_id = self._context.privacy_filter.spend(request, asked.method, asked.event)
         train_flow_privately(
             flow,
-            torch.from_numpy(train.images).to(self._context.device),
+            torch.from_numpy(train.records).to(self._context.device),
             torch.from_numpy(train.condition).to(self._context.device),
             asked.event,
             units=torch.from_numpy(self._context.units.records).to(self._context.device),
             copies=asked.copies,
             learning_rate=asked.learning_rate,
             progress=Progress(asked.round - 1, asked.rounds),
-            levels=train.schema.levels,
+            codec=self._context.codec,
             noise=self._context.noise.child("flow", event_id),
             frozen=frozen,
         )
@@ -102,7 +102,7 @@ class Training:
             event_id = self._context.privacy_filter.spend(request, asked.method, training.event)
             fixed, learned = split_features(model)
             contributed, places = self._context.units.placed(self._context.data.train)
-            inputs = features_of(fixed, torch.from_numpy(contributed.images).to(self._context.device))
+            inputs = features_of(fixed, self._context.codec.inputs(contributed.records).to(self._context.device))
             train_dp_sgd(
                 learned,
                 cross_entropy_of(inputs, torch.from_numpy(contributed.labels).to(self._context.device), class_weights),
@@ -127,7 +127,7 @@ class Training:
         train = self._context.data.train
         return train_epochs(
             model,
-            torch.from_numpy(train.images),
+            self._context.codec.inputs(train.records),
             torch.from_numpy(train.labels),
             epochs=training.epochs,
             batch_size=training.batch_size,

@@ -110,7 +110,7 @@ class Asked:
             fetch = FetchRequest(event_id=manifest.event_id, shard=shard.name)
             data = site.call(Request("fetch", fetch.model_dump(mode="json"))).arrays["shard"].tobytes()
             parts.append(parse_shard(manifest, shard, data))
-        images = np.concatenate([part.images for part in parts]).reshape(-1, dims)
+        images = np.concatenate([part.records for part in parts]).reshape(-1, dims)
         released = np.concatenate([part.labels for part in parts])
         numbers = [part.attributes for part in parts if part.attributes is not None]
         return Released(

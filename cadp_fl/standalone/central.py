@@ -12,6 +12,7 @@ from cadp_fl.classifier.models import check_classifier
 from cadp_fl.classifier.storage import ClassifierCard, save_classifier
 from cadp_fl.classifier.training import log_odds, train_class_balanced
 from cadp_fl.config import ClassifierConfig, StudyConfig, parse
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.device import resolve_device
@@ -125,7 +126,7 @@ def _train(model: nn.Module, released: ReleasedRecords, config: ClassifierConfig
     watch({"step": "phases", "phases": {METHOD: checkpoints}, "sites": 0})
     losses = train_class_balanced(
         model,
-        released.images,
+        released.inputs(),
         released.labels,
         config.central,
         checkpoints=checkpoints,
@@ -156,7 +157,7 @@ def _test_records(path: Path, schema: Schema) -> Dataset:
 
 
 def _metrics(model: nn.Module, tested: Dataset) -> Metrics:
-    scores = log_odds(model, torch.from_numpy(tested.images)).cpu().numpy()
+    scores = log_odds(model, codec_of(tested.schema).inputs(tested.records)).cpu().numpy()
     return metrics_of(evaluate(scores, tested.labels), tested.schema.classes)
 
 

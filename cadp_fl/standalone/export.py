@@ -55,7 +55,7 @@ def _parts(bundles: Sequence[Bundle]) -> Iterator[Dataset]:
 def _to_medmnist(bundles: Sequence[Bundle], output: Path) -> None:
     schema = bundles[0].manifest.dataset
     records = sum(bundle.manifest.records for bundle in bundles)
-    channels, height, width = schema.shape
+    channels, height, width = schema.image_shape
     shape = (records, height, width) if channels == 1 else (records, height, width, channels)
     labels: list[np.ndarray] = []
     attributes: list[np.ndarray] = []
@@ -63,7 +63,7 @@ def _to_medmnist(bundles: Sequence[Bundle], output: Path) -> None:
         with _member(archive, "train_images") as member:
             _write_header(member, shape, np.dtype(np.uint8))
             for part in _parts(bundles):
-                images = part.images[:, 0] if channels == 1 else np.moveaxis(part.images, 1, 3)
+                images = part.records[:, 0] if channels == 1 else np.moveaxis(part.records, 1, 3)
                 member.write(np.ascontiguousarray(images).tobytes())
                 labels.append(part.labels)
                 if part.attributes is not None:
@@ -105,7 +105,7 @@ def _to_png(bundles: Sequence[Bundle], output: Path) -> None:
             folder.mkdir()
         number = 0
         for part in _parts(bundles):
-            for image, label in zip(part.images, part.labels, strict=True):
+            for image, label in zip(part.records, part.labels, strict=True):
                 number += 1
                 pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, 2)
                 Image.fromarray(np.ascontiguousarray(pixels)).save(classes[label] / f"{number:0{digits}d}.png")

@@ -66,7 +66,7 @@ def predict(
     where = resolve_device(device)
     model, card = load_classifier(classifier)
     model.to(where)
-    pictures = read_pictures(paths, card.dataset.shape, resize=resize, report=report)
+    pictures = read_pictures(paths, card.dataset.image_shape, resize=resize, report=report)
     predictions: list[Prediction] = []
     for batch in _batches(pictures):
         images = torch.from_numpy(np.stack([picture.pixels for picture in batch]))

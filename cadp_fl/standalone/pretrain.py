@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from cadp_fl.config import StudyConfig
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.schema import Schema
 from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
@@ -53,10 +54,10 @@ def pretrain(study: StudyConfig, output: Path, *, watch: Watcher) -> dict[str, A
 
     train_flow(
         flow.to(device),
-        torch.from_numpy(train.images).to(device),
+        torch.from_numpy(train.records).to(device),
         torch.from_numpy(train.condition).to(device),
         config.model_copy(update={"local_epochs": epochs}),
-        levels=train.schema.levels,
+        codec=codec_of(train.schema),
         progress=Progress(0, 1),
         generator=torch.Generator(device=device).manual_seed(study.seed),
         frozen=frozen,

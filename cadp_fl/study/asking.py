@@ -13,9 +13,10 @@ import math
 from collections.abc import Sequence
 
 from cadp_fl.config import FlowConfig, StudyConfig
+from cadp_fl.data.codec import input_shape
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.units import Units
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import front_end_of
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.parts.dp_flow import moments_of
 
@@ -50,6 +51,6 @@ def noise_of_a_mean(study: StudyConfig, sites: Sequence[SiteData]) -> float:
     schema, (unit, m) = sites[0].train.schema, (study.budget.unit, study.budget.records_per_unit)
     records = sum(m * len(Units.of(site.train, unit, m)) for site in sites)
     _, event = moments_of(study)
-    dims = FrontEnd(study.flow.front_end, schema.shape).dims
+    dims = front_end_of(study.flow.front_end, input_shape(schema)).dims
     std = event.part_stds.get("sums", 0.0)
     return std * math.sqrt(len(sites) * dims) * len(schema.classes) / records

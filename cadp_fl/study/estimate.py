@@ -21,11 +21,12 @@ from cadp_fl.classifier.models import build_classifier
 from cadp_fl.classifier.quadratic import QuadraticDiscriminant
 from cadp_fl.classifier.training import log_odds, train_class_balanced, train_epochs
 from cadp_fl.config import ClassifierConfig, StudyConfig, load_study
+from cadp_fl.data.codec import codec_of, input_shape
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import front_end_of
 from cadp_fl.federated.evaluation import evaluation_plan
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.base import Method, PhaseCost, plan_of
@@ -219,7 +220,7 @@ class _Probe:
         return self._known[key] * cost.records
 
     def _tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        images, labels = torch.from_numpy(self._records.images), torch.from_numpy(self._records.labels)
+        images, labels = torch.from_numpy(self._records.records), torch.from_numpy(self._records.labels)
         return images.to(self._device), labels.to(self._device)
 
     def _condition(self) -> torch.Tensor:
@@ -231,7 +232,7 @@ class _Probe:
 
     def _classifier(self, config: ClassifierConfig) -> torch.nn.Module:
         schema = self._records.schema
-        return build_classifier(config, schema.shape, len(schema.classes), seed=0).to(self._device)
+        return build_classifier(config, input_shape(schema), len(schema.classes), seed=0).to(self._device)
 
     def _train_flow(self) -> None:
         training = self._study.flow.training.model_copy(update={"rounds": 1, "local_epochs": 1})
@@ -240,7 +241,7 @@ class _Probe:
             self._tensors()[0],
             self._condition(),
             training,
-            levels=self._records.schema.levels,
+            codec=codec_of(self._records.schema),
             progress=Progress(0, 1),
             generator=torch.Generator(device=self._device).manual_seed(0),
         )
@@ -252,7 +253,7 @@ class _Probe:
 
     def _tell_moments(self) -> None:
         flow_config, units = self._study.flow, Units.of(self._records, "record")
-        front = FrontEnd(flow_config.front_end, self._records.schema.shape)
+        front = front_end_of(flow_config.front_end, input_shape(self._records.schema))
         events = Budget.of(self._study.budget, self._study.labels).moments_events(
             flow_config.moments, flow_config.front_end.radius
         )
@@ -270,14 +271,14 @@ class _Probe:
             units=torch.arange(len(self._records), device=self._device)[:, None],
             copies=1,
             learning_rate=1e-3,
-            levels=self._records.schema.levels,
+            codec=codec_of(self._records.schema),
             progress=Progress(0, 1),
             noise=NoiseSource.from_entropy(),
             frozen=flow.frozen_names(["coordinates", "affine"] if flow.coordinates else []),
         )
 
     def _apply_bayes(self) -> None:
-        log_odds(FlowBayes(self._warm_flow(), levels=self._records.schema.levels), self._tensors()[0])
+        log_odds(FlowBayes(self._warm_flow(), codec=codec_of(self._records.schema)), self._tensors()[0])
 
     def _release(self) -> None:
         flow = self._warm_flow() if self._study.flow.is_warm else self._flow()

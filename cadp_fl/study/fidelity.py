@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cadp_fl.config import StudyConfig
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
@@ -16,7 +17,6 @@ from cadp_fl.evaluation.fidelity import Pairs, fidelity_of, pooled
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.storage import load_flow
-from cadp_fl.flow.training import dequantize
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.events import events_from_json
@@ -92,7 +92,7 @@ def _pairs(study: StudyConfig, data: SiteData, site: Path, release: Path, flow: 
     originals, blank = units.take(data.train, order)
     loaded = load_release(release)
     released = Dataset(
-        loaded.schema, loaded.images.numpy(), loaded.labels.numpy(), attributes=_array(loaded.attributes)
+        loaded.schema, loaded.records.numpy(), loaded.labels.numpy(), attributes=_array(loaded.attributes)
     )
     kept = np.flatnonzero(~blank)
     kept = kept[np.argsort(order[kept], kind="stable")]  # by original, so that every run of a split shows the same ones
@@ -108,11 +108,11 @@ def _array(values: torch.Tensor | None) -> np.ndarray | None:
 def _latents(study: StudyConfig, flow: ConditionalFlow, records: Dataset) -> np.ndarray:
     """Return the latents that a release privatizes, of records under their own labels, float64 (records, k)."""
     directions, kept = release_directions(study.release, flow), released_dims(study.release, flow)
-    parts = []
+    codec, parts = codec_of(records.schema), []
     for start in range(0, len(records), _BATCH):
         part = slice(start, start + _BATCH)
         condition = condition_of(torch.from_numpy(records.condition[part]), flow.conditions)
-        z, _ = flow.encode(dequantize(torch.from_numpy(records.images[part]), records.schema.levels), condition)
+        z, _ = flow.encode(codec.to_unit(torch.from_numpy(records.records[part])), condition)
         turned = z if directions is None else directions.turn(z)
         parts.append(turned[:, :kept].double().numpy())
     return np.concatenate(parts)
@@ -134,7 +134,7 @@ def _keep(path: Path, pairs: Pairs) -> None:
     with replaced_file(path, mode=0o600) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
-            originals=pairs.originals.images[chosen],
-            released=pairs.released.images[chosen],
+            originals=pairs.originals.records[chosen],
+            released=pairs.released.records[chosen],
             labels=labels[chosen],
         )

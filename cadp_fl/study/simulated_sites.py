@@ -120,4 +120,4 @@ def _write_preview(path: Path, data: SiteData) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path, mode=0o600) as temporary, temporary.open("wb") as file:  # originals, unlike all else here
-        np.savez_compressed(file, images=train.images[chosen], labels=train.labels[chosen])
+        np.savez_compressed(file, images=train.records[chosen], labels=train.labels[chosen])

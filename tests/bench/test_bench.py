@@ -9,10 +9,10 @@ from cadp_fl.bench.flows import PAPER_FLOW, SHAPE, SMALL_FLOW, synthetic_records
 from cadp_fl.bench.freia import FreiaFlow
 from cadp_fl.bench.run import BENCHMARKS, run_benchmarks, steps_of
 from cadp_fl.cli import main as cli
+from cadp_fl.data.codec import Pixels
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
-from cadp_fl.flow.training import dequantize
 
 CPU = torch.device("cpu")
 
@@ -30,7 +30,7 @@ def test_contenders_take_turns_and_neither_always_goes_first():
 @pytest.mark.parametrize("config", [PAPER_FLOW, SMALL_FLOW])
 def test_the_reference_is_a_flow_of_the_same_size_that_inverts(config):
     images, labels = synthetic_records(4, 10, CPU)
-    x, condition = dequantize(images, 256), condition_of(labels, 10)
+    x, condition = Pixels(256).to_unit(images), condition_of(labels, 10)
     ours, freia = ConditionalFlow(config, SHAPE, 10, seed=1), FreiaFlow(config, SHAPE, 10, seed=1)
     with torch.no_grad():
         z, log_det = freia.encode(x, condition)

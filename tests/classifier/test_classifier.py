@@ -19,7 +19,7 @@ def easy(count=300, seed=0):
     return (labels.view(-1, 1, 1, 1) * 80 + noise).to(torch.uint8), labels
 
 
-@pytest.mark.parametrize("name", list(CLASSIFIERS))
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "logistic"])
 @pytest.mark.parametrize("width", [1, 3, 12, 16])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (1, 5, 7)])
 def test_every_classifier_takes_every_width_and_shape_and_works_under_dp_sgd(name, width, shape):

@@ -127,7 +127,7 @@ def test_of_several_channels_the_longest_gradient_counts():
 
 
 def test_features_are_split_from_what_is_learned_and_shared_with_the_model():
-    for name in CLASSIFIERS:
+    for name in set(CLASSIFIERS) - {"logistic"}:
         model = build_classifier(ClassifierConfig(model=name, width=4), (1, 12, 12), 3, seed=0)
         with torch.no_grad():
             for parameter in model.parameters():

@@ -53,7 +53,7 @@ def test_a_descriptor_stands_beside_the_image_and_takes_nothing_from_it(shape):
     made, x = coordinates(shape, centre=0.3, descriptor="oriented-gradients"), images(shape)
     torch.testing.assert_close(made.inverse(*made(x)), x)
     u, others = made(x)
-    u[:, made.front.image_dims :] = 0
+    u[:, made.front.record_dims :] = 0
     torch.testing.assert_close(made.inverse(u, others), x)
 
 

@@ -7,7 +7,7 @@ from scipy.fft import dctn
 
 from cadp_fl.config import FrontEndConfig
 from cadp_fl.features.dct import LowFrequencies, dct_matrix
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import ImageFrontEnd
 from cadp_fl.features.gradients import OrientedGradients
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 16, 20)]
@@ -43,19 +43,19 @@ def test_splitting_frequencies_keeps_norms_and_joins_again(shape):
 @pytest.mark.parametrize("descriptor", ["oriented-gradients", "none"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_v_has_a_norm_of_at_most_one_and_the_image_comes_back(shape, descriptor):
-    front = FrontEnd(FrontEndConfig(descriptor=descriptor), shape)
+    front = ImageFrontEnd(FrontEndConfig(descriptor=descriptor), shape)
     x = torch.cat([images(shape), torch.zeros(1, *shape), torch.ones(1, *shape), 1e6 * images(shape, 1)])
     v, contrast, rest = front(x)
     assert v.shape == (len(x), front.dims)
     assert front.frequencies.shape == (front.dims,)
     assert v.norm(dim=1).max() <= 1 + 1e-12
     assert contrast.min() >= 1
-    torch.testing.assert_close(front.image(v, contrast, rest), x)
+    torch.testing.assert_close(front.record(v, contrast, rest), x)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_v_of_a_record_ignores_the_others(shape):
-    front, x = FrontEnd(FrontEndConfig(), shape), images(shape)
+    front, x = ImageFrontEnd(FrontEndConfig(), shape), images(shape)
     together = front(x)[0]
     others = torch.cat([x[:1], 1e3 * x[1:]])
     assert torch.equal(front(others)[0][0], together[0])

@@ -8,12 +8,12 @@ from scipy.stats import multivariate_normal
 
 from cadp_fl.classifier.training import as_input
 from cadp_fl.config import FlowConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
-from cadp_fl.flow.training import dequantize
 
 SCHEMA = Schema(name="x", shape=(1, 8, 8), classes=("a", "b", "c"), levels=17)
 COLD = FlowConfig(scales=[{"blocks": 2, "channels": 4}], dense={"blocks": 2, "width": 8})
@@ -42,7 +42,7 @@ def double(x):
 
 
 def middles(x, levels=17):
-    return dequantize(x, levels).double()
+    return Pixels(levels).to_unit(x).double()
 
 
 def warm(blocks=2):
@@ -64,7 +64,7 @@ def each_class(count):
 def test_of_a_cold_flow_it_is_the_log_probability_of_every_class(levels):
     flow, x = stirred(ConditionalFlow(COLD, SCHEMA.shape, 3, seed=0)).double(), images(levels=levels)
     expected = torch.stack([flow.log_prob(middles(x, levels), each) for each in each_class(len(x))], dim=1)
-    found = FlowBayes(flow, levels=levels)(double(x))
+    found = FlowBayes(flow, codec=Pixels(levels))(double(x))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
     assert torch.equal(found.argmax(dim=1), expected.argmax(dim=1))
 
@@ -73,7 +73,7 @@ def test_of_a_cold_flow_it_is_the_log_probability_of_every_class(levels):
 def test_of_an_affine_flow_it_is_the_normal_densities_in_closed_form(blocks):
     flow, x = warm(blocks).double(), images()
     u = flow.coordinates(middles(x))[0].detach()
-    found = FlowBayes(flow, levels=17)(double(x)).detach()
+    found = FlowBayes(flow, codec=Pixels(17))(double(x)).detach()
     for y in range(3):
         whitening = flow.affine.whitening[y].detach().tril()
         normal = multivariate_normal(flow.affine.mean[y].detach(), torch.linalg.inv(whitening.T @ whitening))
@@ -89,7 +89,7 @@ def test_a_ridge_widens_the_normal_densities_of_the_affine_layer_below_any_block
     inverses = [torch.linalg.inv(whitening.detach().tril()) for whitening in flow.affine.whitening]
     covariances = [inverse @ inverse.T for inverse in inverses]
     level = torch.stack(covariances).diagonal(dim1=1, dim2=2).mean() * torch.eye(flow.coarse_dims).double()
-    found = FlowBayes(flow, levels=17, ridge=ridge)(double(x)).detach()
+    found = FlowBayes(flow, codec=Pixels(17), ridge=ridge)(double(x)).detach()
     for y in range(3):
         normal = multivariate_normal(flow.affine.mean[y].detach(), covariances[y] + ridge * level)
         expected = torch.from_numpy(normal.logpdf(u)) + flow.coarse_dims * math.log(2 * math.pi) / 2
@@ -97,9 +97,11 @@ def test_a_ridge_widens_the_normal_densities_of_the_affine_layer_below_any_block
     above = warm().double()  # its blocks are the identity, but for permutations
     with torch.no_grad():
         above.load_state_dict(flow.state_dict(), strict=False)
-    torch.testing.assert_close(FlowBayes(above, levels=17, ridge=ridge)(double(x)).detach(), found, rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        FlowBayes(above, codec=Pixels(17), ridge=ridge)(double(x)).detach(), found, rtol=0, atol=1e-9
+    )
     cold = ConditionalFlow(COLD, SCHEMA.shape, 3, seed=0).double()
-    found, plain = (FlowBayes(cold, levels=17, ridge=each)(double(x)) for each in (ridge, 0.0))
+    found, plain = (FlowBayes(cold, codec=Pixels(17), ridge=each)(double(x)) for each in (ridge, 0.0))
     assert torch.equal(found, plain)
 
 
@@ -107,7 +109,7 @@ def test_of_a_warm_flow_it_leaves_out_what_no_class_has_a_part_in():
     """log p(x | y) of the whole record differs from it by one number for all classes of that record."""
     flow, x = stirred(warm()).double(), images()
     whole = torch.stack([flow.log_prob(middles(x), each) for each in each_class(len(x))], dim=1)
-    found = FlowBayes(flow, levels=17)(double(x))
+    found = FlowBayes(flow, codec=Pixels(17))(double(x))
     apart = whole - found
     torch.testing.assert_close(apart, apart[:, :1].expand(-1, 3), rtol=0, atol=1e-6)
     assert (found.std(dim=1) > 1e-3).all(), "it tells classes apart"
@@ -115,7 +117,7 @@ def test_of_a_warm_flow_it_leaves_out_what_no_class_has_a_part_in():
 
 def test_one_shift_of_all_classes_changes_no_decision_and_no_score():
     """Densities that differ from a record's by one number, as those of its others do, are the same classifier."""
-    rule, x = FlowBayes(stirred(warm()), levels=17), images()
+    rule, x = FlowBayes(stirred(warm()), codec=Pixels(17)), images()
     logits = rule(as_input(x))
     shifted = logits + torch.linspace(-500, 500, len(x))[:, None]
     assert torch.equal(shifted.argmax(dim=1), logits.argmax(dim=1))
@@ -123,7 +125,7 @@ def test_one_shift_of_all_classes_changes_no_decision_and_no_score():
 
 
 def test_the_score_of_a_record_ignores_the_others():
-    rule, x = FlowBayes(stirred(warm()), levels=17), images()
+    rule, x = FlowBayes(stirred(warm()), codec=Pixels(17)), images()
     alone = torch.cat([rule(as_input(x[row : row + 1])) for row in range(len(x))])
     torch.testing.assert_close(rule(as_input(x)), alone, rtol=1e-4, atol=1e-3)
 
@@ -138,7 +140,7 @@ def test_records_with_attributes_are_refused():
 def test_a_rule_of_a_config_is_that_of_the_flow_which_the_config_builds(config):
     rule = FlowBayes.of(config, SCHEMA, seed=3)
     flow = ConditionalFlow(config, SCHEMA.shape, 3, seed=3)
-    torch.testing.assert_close(rule(as_input(images())), FlowBayes(flow, levels=17)(as_input(images())))
+    torch.testing.assert_close(rule(as_input(images())), FlowBayes(flow, codec=Pixels(17))(as_input(images())))
 
 
 def test_weights_that_are_no_whitening_give_no_error():
@@ -146,4 +148,4 @@ def test_weights_that_are_no_whitening_give_no_error():
     flow = ConditionalFlow(affine, (1, 8, 8), 3, seed=0)
     with torch.no_grad():
         flow.affine.whitening.zero_()
-    assert FlowBayes(flow, levels=17, ridge=1.0)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    assert FlowBayes(flow, codec=Pixels(17), ridge=1.0)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cadp_fl.config import DenseConfig, FlowConfig, FlowTrainingConfig, ScaleConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError, DataError, MemoryLimitError, TrainingError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.permutations import MAX_SOFT_DIMS, HardPermutation, Rotation, permutation
 from cadp_fl.flow.storage import FlowCard, load_flow, save_flow
-from cadp_fl.flow.training import Progress, bits_per_dim, dequantize, quantize, train_flow
+from cadp_fl.flow.training import Progress, bits_per_dim, train_flow
 from cadp_fl.schedule import cosine
 from cadp_fl.weights import get_weights, set_weights, structure_sha256
 
@@ -86,8 +87,8 @@ def test_decode_inverts_encode_after_training(name):
     images = torch.randint(0, 256, (64, *SHAPE), generator=generator).to(torch.uint8)
     labels = torch.randint(0, 5, (64,), generator=generator)
     config = FlowTrainingConfig(local_epochs=5, batch_size=16)
-    train_flow(flow, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator)
-    x, condition = dequantize(images, 256), condition_of(labels, 5)
+    train_flow(flow, images, labels, config, codec=Pixels(256), progress=Progress(0, 1), generator=generator)
+    x, condition = Pixels(256).to_unit(images), condition_of(labels, 5)
     with torch.no_grad():
         assert (flow.decode(flow.encode(x, condition)[0], condition) - x).abs().max() < 1e-4
 
@@ -215,14 +216,14 @@ def test_an_architecture_that_does_not_fit_is_refused(config, shape, sentence):
 @settings(max_examples=60)
 def test_quantize_inverts_dequantize_at_every_level(levels, offset):
     stored = torch.round(torch.arange(levels) * (255 / (levels - 1))).to(torch.uint8).view(-1, 1, 1, 1)
-    x = dequantize(stored, levels, offset)
+    x = Pixels(levels).to_unit(stored, offset)
     assert 0 <= x.min() <= x.max() < 1.0001
-    assert torch.equal(quantize(x, levels), stored)
+    assert torch.equal(Pixels(levels).from_unit(x), stored)
 
 
 def test_quantize_takes_anything():
     x = torch.tensor([-3.0, 7.0, float("nan"), float("inf"), -float("inf")]).view(-1, 1, 1, 1)
-    assert quantize(x, 256).flatten().tolist() == [0, 255, 0, 255, 0]
+    assert Pixels(256).from_unit(x).flatten().tolist() == [0, 255, 0, 255, 0]
 
 
 def test_bits_per_dimension_of_uniform_data_under_a_uniform_density():
@@ -231,7 +232,7 @@ def test_bits_per_dimension_of_uniform_data_under_a_uniform_density():
     images = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
     z = (1 - 0.5 / 256 - 0.5) * 2.0
     nats = 0.5 * z**2 + 0.5 * np.log(2 * np.pi) - np.log(2.0)
-    measured = bits_per_dim(flow, images, torch.tensor([0]), 256)
+    measured = bits_per_dim(flow, images, torch.tensor([0]), Pixels(256))
     assert measured.item() == pytest.approx(nats / np.log(2) + 8, rel=1e-5)
 
 
@@ -240,10 +241,10 @@ def test_training_lowers_the_bits():
     labels = torch.arange(64) % 5
     images = (labels.view(-1, 1, 1, 1) * 40 + torch.randint(0, 30, (64, *SHAPE), generator=generator)).to(torch.uint8)
     flow = ConditionalFlow(CONFIGS["dense"], SHAPE, 5, seed=0)
-    before = bits_per_dim(flow, images, labels, 256).mean().item()
+    before = bits_per_dim(flow, images, labels, Pixels(256)).mean().item()
     config = FlowTrainingConfig(local_epochs=20, batch_size=16)
-    train_flow(flow, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator)
-    assert bits_per_dim(flow, images, labels, 256).mean().item() < before - 1
+    train_flow(flow, images, labels, config, codec=Pixels(256), progress=Progress(0, 1), generator=generator)
+    assert bits_per_dim(flow, images, labels, Pixels(256)).mean().item() < before - 1
 
 
 def test_the_coarsest_latents_come_first():
@@ -344,7 +345,7 @@ def test_frozen_parts_stay_as_they_are_and_the_others_move():
     images = torch.randint(0, 256, (16, *SHAPE), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
     frozen = flow.frozen_names(["scales.0", "dense"])
     train_flow(
-        flow, images, torch.zeros(16, dtype=torch.int64), FlowTrainingConfig(local_epochs=1), levels=256,
+        flow, images, torch.zeros(16, dtype=torch.int64), FlowTrainingConfig(local_epochs=1), codec=Pixels(256),
         progress=Progress(0, 1), generator=torch.Generator().manual_seed(0), frozen=frozen,
     )  # fmt: skip
     moved = {name for name, array in get_weights(flow).items() if not np.array_equal(array, before[name])}
@@ -374,7 +375,7 @@ def test_running_out_of_memory_halves_the_physical_batch_and_changes_nothing(mon
         flow.log_prob = log_prob
         generator = torch.Generator().manual_seed(2)
         config = FlowTrainingConfig(local_epochs=2, batch_size=24)
-        loss = train_flow(flow, images, labels, config, levels=256, progress=Progress(0, 1), generator=generator)
+        loss = train_flow(flow, images, labels, config, codec=Pixels(256), progress=Progress(0, 1), generator=generator)
         return loss, get_weights(flow)
 
     whole, whole_weights = train()
@@ -398,7 +399,8 @@ def test_each_pass_reports_its_own_loss_and_listening_changes_nothing():
         generator = torch.Generator().manual_seed(2)
         losses.append(
             train_flow(
-                flow, images, torch.arange(20) % 5, config, levels=256, progress=Progress(0, 1), generator=generator,
+                flow, images, torch.arange(20) % 5, config, codec=Pixels(256), progress=Progress(0, 1),
+                generator=generator,
                 on_epoch=on_epoch,
             )
         )  # fmt: skip
@@ -415,7 +417,7 @@ def test_training_stops_on_a_loss_that_is_not_finite_and_says_what_to_lower():
         next(each for each in flow.parameters() if each.requires_grad).fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"lower flow.training.learning_rate \(0.002\) or flow.clamp \(1.5\)"):
         train_flow(
-            flow, images, labels, FlowTrainingConfig(), levels=256, progress=Progress(0, 1),
+            flow, images, labels, FlowTrainingConfig(), codec=Pixels(256), progress=Progress(0, 1),
             generator=torch.Generator(),
         )  # fmt: skip
 

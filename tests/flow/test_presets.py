@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from cadp_fl.config import FlowConfig, FlowTrainingConfig, load_study
+from cadp_fl.data.codec import Pixels
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
-from cadp_fl.flow.training import Progress, dequantize, train_flow
+from cadp_fl.flow.training import Progress, train_flow
 from tests.conftest import ROOT
 
 SHAPES = {
@@ -42,9 +43,15 @@ def train_and_invert(name, config, steps):
     images, labels = records(name, 8)
     training = FlowTrainingConfig(local_epochs=steps, batch_size=8, learning_rate=config.training.learning_rate)
     train_flow(
-        flow, images, labels, training, levels=256, progress=Progress(0, 1), generator=torch.Generator().manual_seed(0)
+        flow,
+        images,
+        labels,
+        training,
+        codec=Pixels(256),
+        progress=Progress(0, 1),
+        generator=torch.Generator().manual_seed(0),
     )
-    x, condition = dequantize(images, 256), condition_of(labels, conditions)
+    x, condition = Pixels(256).to_unit(images), condition_of(labels, conditions)
     with torch.no_grad():
         z, log_det = flow.encode(x, condition)
         assert torch.isfinite(log_det).all()

@@ -7,6 +7,7 @@ import torch
 
 from cadp_fl.classifier.training import as_input
 from cadp_fl.config import DataConfig, FlowConfig, FlowTrainingConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.data.sources import load_source
 from cadp_fl.flow.bayes import FlowBayes
 from cadp_fl.flow.cinn import ConditionalFlow
@@ -41,8 +42,8 @@ def new_flow():
 @torch.no_grad()
 def figures(flow, images, labels):
     """Return bits per dimension, and the accuracy of Bayes' rule."""
-    predicted = FlowBayes(flow, levels=LEVELS)(as_input(images)).argmax(dim=1)
-    return bits_per_dim(flow, images, labels, LEVELS).mean().item(), (predicted == labels).float().mean().item()
+    predicted = FlowBayes(flow, codec=Pixels(LEVELS))(as_input(images)).argmax(dim=1)
+    return bits_per_dim(flow, images, labels, Pixels(LEVELS)).mean().item(), (predicted == labels).float().mean().item()
 
 
 def privately(flow, images, labels, event, *, learning_rate, frozen=()):
@@ -55,7 +56,7 @@ def privately(flow, images, labels, event, *, learning_rate, frozen=()):
         units=torch.arange(len(labels))[:, None],
         copies=2,
         learning_rate=learning_rate,
-        levels=LEVELS,
+        codec=Pixels(LEVELS),
         progress=Progress(0, 1),
         noise=NoiseSource.from_seed(0),
         frozen=frozen,

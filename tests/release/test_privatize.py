@@ -4,11 +4,11 @@ import torch
 from scipy.stats import kstest
 
 from cadp_fl.config import FlowConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
-from cadp_fl.flow.training import dequantize
 from cadp_fl.privacy.mechanisms import (
     RELEASED_RECORDS,
     GaussianMechanism,
@@ -116,7 +116,7 @@ def test_a_released_latent_is_the_shrunk_noised_clip_and_fresh_prior():
     list(privatize(network, data, how, noise=NoiseSource.from_seed(1), device=CPU)[0])
     latents = torch.cat(captured)
     encoded, _ = network.encode(
-        dequantize(torch.from_numpy(data.images), 256), condition_of(torch.zeros(count).long(), 3)
+        Pixels(256).to_unit(torch.from_numpy(data.images)), condition_of(torch.zeros(count).long(), 3)
     )
     centre = encoded[:, :4] / encoded[:, :4].norm(dim=1, keepdim=True)
     assert kstest(((latents[:, :4] / how.factor - centre) / 1.0).detach().flatten().numpy(), "norm").pvalue > 1e-4

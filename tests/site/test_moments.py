@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from cadp_fl.config import FlowConfig, FrontEndConfig
+from cadp_fl.data.codec import Pixels
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
 from cadp_fl.errors import BudgetError, CohortError, ConfigError, ExchangeError, LedgerError, PrivacyError
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import ImageFrontEnd
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.moments import NoisedMoments, fit_affine
 from cadp_fl.flow.storage import flow_sha256
-from cadp_fl.flow.training import dequantize
 from cadp_fl.privacy.durable import DurableLedger
 from cadp_fl.privacy.events import DeclaredPublic, GaussianMoments, GaussianSum, LatentGaussian, PoissonGaussian
 from cadp_fl.privacy.ledger import MemoryLedger
@@ -107,7 +107,7 @@ def exact(data, centre, units=None, radius=0.3):
         data, np.arange(len((units or Units.of(data, "record")).slots))
     )
     x = (np.round(contributed.images.astype(float)) + 0.5) / 256
-    v = FrontEnd(FRONT_END, SCHEMA.shape)(torch.from_numpy(x))[0].numpy()[~blank]
+    v = ImageFrontEnd(FRONT_END, SCHEMA.shape)(torch.from_numpy(x))[0].numpy()[~blank]
     labels = contributed.labels[~blank]
     apart = v - centre
     u = apart / np.maximum(np.linalg.norm(apart, axis=1, keepdims=True), radius)
@@ -201,7 +201,7 @@ def quiet(seed, event, data=None, units=None, centre=0.05):
     """Return what a site would release with a noise of next to nothing."""
     data = data or dataset()
     return noised_moments(
-        FrontEnd(FRONT_END, SCHEMA.shape),
+        ImageFrontEnd(FRONT_END, SCHEMA.shape),
         data,
         units or Units.of(data, "record"),
         event,
@@ -255,8 +255,8 @@ def test_a_site_of_blanks_and_one_record_releases_that_record():
 
 
 def test_features_are_those_of_the_middle_of_each_grey_level_in_batches_of_any_size(monkeypatch):
-    data, front = dataset(), FrontEnd(FRONT_END, SCHEMA.shape)
-    whole = front(dequantize(torch.from_numpy(data.images), 256).double())[0].numpy()
+    data, front = dataset(), ImageFrontEnd(FRONT_END, SCHEMA.shape)
+    whole = front(Pixels(256).to_unit(torch.from_numpy(data.images)).double())[0].numpy()
     for batch in (1, 7, 512):
         monkeypatch.setattr(of_moments, "BATCH", batch)
         np.testing.assert_allclose(features_of(front, data), whole, atol=1e-14)
@@ -348,7 +348,7 @@ def test_moments_of_records_with_attributes_are_refused():
 
 def test_more_numbers_than_fit_are_refused_before_any_is_held(monkeypatch):
     large = Schema(name="x", shape=(3, 64, 64), classes=tuple("abcdefghij"))
-    front = FrontEnd(FrontEndConfig(size=64, descriptor="none"), large.shape)
+    front = ImageFrontEnd(FrontEndConfig(size=64, descriptor="none"), large.shape)
     with pytest.raises(ConfigError, match=r"at most 33554432 numbers.* lower flow\.front_end\.size"):
         check_moments(front, 10, MOMENTS)
     monkeypatch.setattr(of_moments, "MAX_NUMBERS", 4 * TRIANGLE - 1)

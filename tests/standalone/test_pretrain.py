@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cadp_fl.config import load_study
+from cadp_fl.data.codec import Pixels
 from cadp_fl.data.sources import load_source
 from cadp_fl.errors import ConfigError, InputError
 from cadp_fl.flow.storage import FlowCard, flow_sha256, load_flow, read_card, save_flow
@@ -46,7 +47,7 @@ def test_a_pretrained_flow_is_stored_as_public_and_explains_its_records(study, t
     train = load_source(study.data).train
     images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
     with torch.no_grad():
-        before, after = (bits_per_dim(each, images, labels, 17).mean() for each in (card.build(), flow))
+        before, after = (bits_per_dim(each, images, labels, Pixels(17)).mean() for each in (card.build(), flow))
     assert after < before
 
 

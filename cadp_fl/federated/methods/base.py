@@ -11,6 +11,7 @@ from torch import nn
 
 from cadp_fl.classifier.models import build_classifier
 from cadp_fl.config import ClassifierConfig, FlowConfig, StudyConfig
+from cadp_fl.data.codec import input_shape
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ExchangeError
 from cadp_fl.evaluation.noised import NoisedEvaluation, noised_metrics_of, pool_noised
@@ -103,7 +104,7 @@ class StudyRun:
 
     def classifier(self, config: ClassifierConfig) -> nn.Module:
         """Return a new classifier with the study's initial weights, on the server's device."""
-        model = build_classifier(config, self.schema.shape, len(self.schema.classes), seed=self.study.seed)
+        model = build_classifier(config, input_shape(self.schema), len(self.schema.classes), seed=self.study.seed)
         return model.to(self.device)
 
 

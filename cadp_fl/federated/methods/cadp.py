@@ -13,6 +13,7 @@ from pydantic import Field
 
 from cadp_fl.classifier.models import QUADRATIC
 from cadp_fl.config import Settings, StudyConfig, parse
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.schema import Schema
 from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained
 from cadp_fl.federated.methods.parts.central import (
@@ -58,10 +59,10 @@ class Cadp(ReleasingMethod):
     def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
         """Return the central classifier, trained on privatized records, and on more that the flow draws."""
         if self.classifier.model != QUADRATIC:
-            return train_centrally(run, self.classifier, released.images, released.labels)
+            return train_centrally(run, self.classifier, released.records, released.labels)
         generator = torch.Generator().manual_seed(run.study.seed)
         coordinates = coordinates_of(
-            flow, released.images.split(512), released.labels, run.schema.levels, generator=generator
+            flow, released.records.split(512), released.labels, codec_of(run.schema), generator=generator
         )
         drawn, labels = draw_coordinates(flow, self.settings.drawn, generator=generator)
         both, of_both = torch.cat([coordinates, drawn]), torch.cat([released.labels, labels])

@@ -37,4 +37,4 @@ class CadpGivenFlow(ReleasingMethod):
 
     def classify(self, run: StudyRun, flow: ConditionalFlow, released: ReleasedRecords) -> Trained:
         """Return the study's classifier, trained on privatized records alone."""
-        return train_centrally(run, self.classifier, released.images, released.labels)
+        return train_centrally(run, self.classifier, released.records, released.labels)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from cadp_fl.config import Settings, StudyConfig, parse
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.schema import Schema
 from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained, bytes_of, evaluate_at_sites
 from cadp_fl.federated.methods.parts.flow_method import FlowMethod
@@ -41,7 +42,7 @@ class FlowBayesRule(FlowMethod):
         """Make the flow, and let the sites evaluate its Bayes rule."""
         flow, card = self._flow.make(run)
         ridge = run.study.flow.moments.ridge
-        rule = FlowBayes(flow, levels=run.schema.levels, ridge=ridge)
+        rule = FlowBayes(flow, codec=codec_of(run.schema), ridge=ridge)
         pooled, per_site = evaluate_at_sites(
             run, rule, card.config, seed=card.seed, ridge=ridge, phase=f"{self.name}/evaluate"
         )

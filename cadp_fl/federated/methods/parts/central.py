@@ -12,12 +12,12 @@ from cadp_fl.classifier.models import QUADRATIC, build_classifier
 from cadp_fl.classifier.quadratic import QuadraticDiscriminant
 from cadp_fl.classifier.training import train_class_balanced
 from cadp_fl.config import ClassifierConfig, StudyConfig
+from cadp_fl.data.codec import Codec, codec_of, input_shape
 from cadp_fl.data.schema import Schema
 from cadp_fl.errors import ConfigError
 from cadp_fl.federated.methods.base import PhaseCost, StudyRun, Trained, bytes_of, evaluate_at_sites
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
-from cadp_fl.flow.training import dequantize, quantize
 from cadp_fl.weights import get_weights, set_weights
 
 __all__ = [
@@ -66,7 +66,7 @@ def central_cost(
         records: number that it is trained on.
         fits: whether it is fitted in closed form to coordinates of the flow.
     """
-    model = bytes_of(build_classifier(config, schema.shape, len(schema.classes), seed=study.seed))
+    model = bytes_of(build_classifier(config, input_shape(schema), len(schema.classes), seed=study.seed))
     if fits:
         return PhaseCost(
             phase=f"{method}/central", rounds=1, down=model, up=0, work="fit", records=records, classifier=config
@@ -88,7 +88,7 @@ def central_cost(
 def draw_records(
     flow: ConditionalFlow, schema: Schema, count: int, *, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return records x ~ p(x | y) of equally many of each class: uint8 (records, channels, height, width) and int64.
+    """Return records x ~ p(x | y) of equally many of each class, as they are stored, (records, ...), and int64 labels.
 
     Args:
         flow: its condition is the class.
@@ -97,11 +97,12 @@ def draw_records(
         generator: on the CPU, as the flow.
     """
     labels = _balanced(len(schema.classes), count)
-    images = [
-        quantize(flow.sample(condition_of(part, len(schema.classes)), generator=generator), schema.levels)
+    codec = codec_of(schema)
+    drawn = [
+        codec.from_unit(flow.sample(condition_of(part, len(schema.classes)), generator=generator))
         for part in labels.split(_BATCH)
     ]
-    return torch.cat(images), labels
+    return torch.cat(drawn), labels
 
 
 @torch.no_grad()
@@ -123,9 +124,9 @@ def draw_coordinates(
 @torch.no_grad()
 def coordinates_of(
     flow: ConditionalFlow,
-    images: Iterable[torch.Tensor],
+    records: Iterable[torch.Tensor],
     labels: torch.Tensor,
-    levels: int,
+    codec: Codec,
     *,
     generator: torch.Generator,
 ) -> torch.Tensor:
@@ -135,16 +136,16 @@ def coordinates_of(
     go with it.
 
     Args:
-        images: uint8 (batch, channels, height, width) each, of all records together.
+        records: as they are stored, (batch, ...) each, of all together.
         labels: int64 (records,), that the records left with.
     """
     assert flow.coordinates is not None, "a warm-started flow has them"
     assert flow.affine is not None, "a warm-started flow has one"
-    kept, parts, start = flow.coordinates.front.image_dims, [], 0
-    for batch in images:
+    kept, parts, start = flow.coordinates.front.record_dims, [], 0
+    for batch in records:
         condition = condition_of(labels[start : start + len(batch)], flow.conditions)
         start += len(batch)
-        white, _ = flow.affine(flow.coordinates(dequantize(batch, levels))[0], condition)
+        white, _ = flow.affine(flow.coordinates(codec.to_unit(batch))[0], condition)
         white[:, kept:] = torch.randn(len(batch), white.shape[1] - kept, generator=generator)  # below the image's
         parts.append(flow.affine.inverse(white, condition))
     return _in_unit_ball(torch.cat(parts))
@@ -164,19 +165,19 @@ def fit_to_coordinates(
     return Trained(model, config, pooled, per_site)
 
 
-def train_centrally(run: StudyRun, config: ClassifierConfig, images: torch.Tensor, labels: torch.Tensor) -> Trained:
+def train_centrally(run: StudyRun, config: ClassifierConfig, records: torch.Tensor, labels: torch.Tensor) -> Trained:
     """Train a classifier and evaluate it at the sites: at every checkpoint, or once with noise.
 
     Args:
         config: of the classifier.
-        images: uint8, (records, channels, height, width); nothing that only records inside of a site hold.
+        records: as they are stored, (records, ...); nothing that only records inside of a site hold.
         labels: int64, (records,).
     """
     phase = f"{run.method}/central"
     model = run.classifier(config)
     losses = train_class_balanced(
         model,
-        images,
+        codec_of(run.schema).inputs(records.numpy()),
         labels,
         config.central,
         checkpoints=CHECKPOINTS,

@@ -15,6 +15,7 @@ from pydantic import Field
 from cadp_fl.classifier.models import build_classifier, check_classifier
 from cadp_fl.config import ClassifierConfig, Settings, StudyConfig
 from cadp_fl.config.settings import Passes
+from cadp_fl.data.codec import input_shape
 from cadp_fl.data.schema import Schema
 from cadp_fl.federated.methods.base import (
     PhaseCost,
@@ -69,7 +70,7 @@ class FederatedClassifier(ABC):
 
     def costs(self, schema: Schema, sizes: Sequence[int]) -> list[PhaseCost]:
         """Return what each phase will take."""
-        model = build_classifier(self.classifier, schema.shape, len(schema.classes), seed=self._study.seed)
+        model = build_classifier(self.classifier, input_shape(schema), len(schema.classes), seed=self._study.seed)
         weights, records = bytes_of(model), self.records_in_a_round(max(sizes))
         return [
             PhaseCost(

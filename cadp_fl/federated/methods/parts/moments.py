@@ -5,8 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from cadp_fl.config import FrontEndConfig
+from cadp_fl.data.codec import input_shape
 from cadp_fl.errors import ExchangeError
-from cadp_fl.features.front_end import FrontEnd
+from cadp_fl.features.front_end import front_end_of
 from cadp_fl.federated.methods.base import StudyRun
 from cadp_fl.flow.moments import NoisedMoments
 from cadp_fl.privacy.events import GaussianMoments, GaussianSum
@@ -31,7 +32,7 @@ def ask_for_moments(
     Raises:
         FederationError: too few sites are left: fewer than the quorum, or than share one noise.
     """
-    dims, classes = FrontEnd(front_end, run.schema.shape).dims, len(run.schema.classes)
+    dims, classes = front_end_of(front_end, input_shape(run.schema)).dims, len(run.schema.classes)
     sums: dict[str, np.ndarray] = {}
     moments: dict[str, Moments] = {}
 
