@@ -62,9 +62,9 @@ PUBLIC = {
 
 CALLS = {
     "cadp_fl.data.arrays.dataset_of": "images, labels, patients, *, classes, name, levels, attributes",
-    "cadp_fl.data.schema.Dataset": "schema, images, labels, patients, attributes, ids",
-    "cadp_fl.data.schema.Source": "train, test",
-    "cadp_fl.data.sources.Reader": "read, path, takes_classes, takes_label",
+    "cadp_fl.data.schema.Dataset": "schema, records, labels, patients, attributes, ids, sites",
+    "cadp_fl.data.schema.Source": "train, test, site_names, notes",
+    "cadp_fl.data.sources.Reader": "read, path, takes_classes, takes_label, takes",
     "cadp_fl.federated.flower_client.agent_site": "context",
     "cadp_fl.federated.flower_client.register": "app, site_for, *, explain",
     "cadp_fl.federated.flower_server.Workflow": "study, folder, *, watch, resume, federation",

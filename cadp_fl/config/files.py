@@ -13,7 +13,7 @@ from cadp_fl.config.policy import PolicyConfig
 from cadp_fl.config.reader import read_file, read_value
 from cadp_fl.config.scalars import check_printable, plain_value
 from cadp_fl.config.settings import Settings, parse
-from cadp_fl.config.study import StudyConfig
+from cadp_fl.config.study import DataConfig, StudyConfig
 from cadp_fl.config.writer import dump_tree
 from cadp_fl.config.written import WrittenList, WrittenMap
 from cadp_fl.errors import ConfigError
@@ -45,9 +45,7 @@ def load_study(path: Path, overrides: Iterable[str] = ()) -> StudyConfig:
     _expand(tree)
     study = parse(StudyConfig, tree)
     folder = path.resolve().parent
-    if study.data.path is not None:
-        absolute = _absolute(study.data.path, folder, "data.path")
-        study = study.model_copy(update={"data": study.data.model_copy(update={"path": absolute})})
+    study = study.model_copy(update={"data": _absolute_data(study.data, folder)})
     if study.flow.pretrained is not None:
         absolute = _absolute(study.flow.pretrained.path, folder, "flow.pretrained.path")
         pretrained = study.flow.pretrained.model_copy(update={"path": absolute})
@@ -75,9 +73,7 @@ def load_site(path: Path) -> SiteConfig:
         ConfigError: the file is missing or breaks a rule of YAML, a key is unknown, or a value is out of range.
     """
     site, folder = parse(SiteConfig, read_file(path, "site config")), path.resolve().parent
-    data = site.data
-    if data is not None and data.path is not None:
-        data = data.model_copy(update={"path": _absolute(data.path, folder, "data.path")})
+    data = None if site.data is None else _absolute_data(site.data, folder)
     paths = {
         key: _absolute(value, folder, key)
         for key, value in (("rehearsal", site.rehearsal), ("mark", site.mark))
@@ -182,6 +178,13 @@ def _value_of_variable(match: re.Match[str], key: str) -> str:
         )
     check_printable(value, f"variable {name} of the environment")
     return value
+
+
+def _absolute_data(data: DataConfig, folder: Path) -> DataConfig:
+    """Return where records are, with relative paths resolved."""
+    paths = {key: getattr(data, key) for key in ("path", "metadata", "columns", "cache")}
+    given = {key: _absolute(path, folder, f"data.{key}") for key, path in paths.items() if isinstance(path, Path)}
+    return data.model_copy(update=given)
 
 
 def _absolute(path: Path, folder: Path, key: str) -> Path:

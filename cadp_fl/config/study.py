@@ -46,10 +46,22 @@ __all__ = [
     "PartitionConfig",
     "PretrainedConfig",
     "ReleaseConfig",
+    "RolesConfig",
     "ScaleConfig",
     "SitesConfig",
     "StudyConfig",
 ]
+
+
+class RolesConfig(Settings):
+    """Which column of a metadata file, or of a table, says what of a record. A role's own name is its default."""
+
+    file: Name = Field("file_name", description="path of the record's file, relative to the metadata file")
+    label: Name = Field("label", description="name of its class")
+    patient: Name = Field("patient", description="whose record it is, where the column is there")
+    id: Name = Field("id", description="which record it is, the same in every export, where the column is there")
+    split: Name = Field("split", description="train, validation or test, where the column is there")
+    site: Name = Field("site", description="which hospital it is of, where the column is there")
 
 
 class DataConfig(Settings):
@@ -77,6 +89,39 @@ class DataConfig(Settings):
     test_fraction: Fraction = Field(
         0.2, description="share of a site's records held out for evaluation, where the source has no test split"
     )
+    metadata: Path | None = Field(
+        None,
+        description="CSV, JSON lines or Parquet that says of every file what `roles` names; metadata.csv, .jsonl or "
+        ".parquet in the folder by default, and the folders' names are the classes where there is none",
+    )
+    roles: RolesConfig = RolesConfig()
+    size: int | None = Field(None, ge=8, le=256, description="pixels of each side of an image; 28 by default")
+    channels: Literal[1, 3] | None = Field(None, description="1 for grey, 3 for RGB; grey by default")
+    fit: Literal["letterbox", "crop"] = Field(
+        "letterbox", description="how an image that is not square becomes so: black bars, or its middle"
+    )
+    window: Literal["voi", "full"] | tuple[float, float] = Field(
+        "voi",
+        description="which stored values are black and white: voi, what the file names, or else its full range; full; "
+        "or two values",
+    )
+    frame: Literal["first", "middle", "last"] | int = Field(
+        "middle", description="which frame of a file, or slice of a volume, is the record's image; a number from 0"
+    )
+    axis: Literal["axial", "coronal", "sagittal"] = Field(
+        "axial", description="across which a volume is cut into slices, seen as usual: RAS"
+    )
+    columns: Path | None = Field(
+        None, description="schema file of a table: names, types, bounds, categories and roles of its columns"
+    )
+    on_bad_record: Literal["refuse", "skip"] = Field(
+        "refuse", description="what to do about a record that cannot be read; skipped ones are counted and named"
+    )
+    cache: Path | Literal["off"] | None = Field(
+        None,
+        description="folder of decoded images, which are a second copy of private data; a real site's own by "
+        "default, none in a simulation",
+    )
 
     @field_validator("classes", "attributes")
     @classmethod
@@ -96,7 +141,11 @@ class DataConfig(Settings):
 class PartitionConfig(Settings):
     """How a simulation deals records to its sites."""
 
-    kind: str = Field("iid", description="name of a partition: iid, dirichlet, label or quantity")
+    kind: str = Field(
+        "iid",
+        description="name of a partition: iid, dirichlet, label, quantity, or column, where the source says of which "
+        "site each record is",
+    )
     alpha: Positive = Field(
         1.0, description="dirichlet and quantity: concentration of the shares; smaller is more skewed"
     )

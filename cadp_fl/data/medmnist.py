@@ -13,7 +13,6 @@ References:
     arXiv 2110.14795.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from cadp_fl.config import DataConfig, parse
+from cadp_fl.data.identities import codes_of
 from cadp_fl.data.remedies import labels_as_integers, labels_from_zero, pixels_as_bytes, shape_of_images
 from cadp_fl.data.schema import MAX_ATTRIBUTES, MAX_CLASSES, MAX_SIDE, Dataset, Schema, Source
 from cadp_fl.errors import DataError
@@ -267,10 +267,7 @@ def _classes(labels: Mapping[str, np.ndarray], classes: tuple[str, ...] | None) 
 
 
 def _codes(npz: Npz, records: Mapping[str, int], kind: str, of: str) -> dict[str, np.ndarray] | None:
-    """Return the patient, or the id, of every record, by split, as int64 codes; None where the file names none.
-
-    A code is a hash of the name, so that it is the same in every later export of the same hospital.
-    """
+    """Return the patient, or the id, of every record, by split, as int64 codes; None where the file names none."""
     names = {split: f"{split}_{kind}" for split in records if f"{split}_{kind}" in npz.names}
     if not names:
         return None
@@ -287,18 +284,9 @@ def _codes(npz: Npz, records: Mapping[str, int], kind: str, of: str) -> dict[str
             "convert them."
         )
     columns = [_column(npz, name, records[split]) for split, name in names.items()]
-    known, of_record = np.unique(np.concatenate(columns), return_inverse=True)
-    codes = np.array([_code(name) for name in known.tolist()], dtype=np.int64)
-    if len(np.unique(codes)) < len(codes):
-        raise DataError(f"Every {of} has a code of its own. Two have the same; rename one of them.")
+    codes = codes_of(np.concatenate(columns), of)
     ends = np.cumsum([len(column) for column in columns])
-    return dict(zip(names, np.split(codes[of_record.reshape(-1)], ends[:-1]), strict=True))
-
-
-def _code(name: int | str | bytes) -> int:
-    """Return 63 bits of the SHA-256 of a name."""
-    written = name if isinstance(name, bytes) else str(name).encode()
-    return int.from_bytes(hashlib.sha256(written).digest()[:8], "big") >> 1
+    return dict(zip(names, np.split(codes, ends[:-1]), strict=True))
 
 
 def _column(npz: Npz, name: str, records: int) -> np.ndarray:

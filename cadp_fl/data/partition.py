@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cadp_fl.config import PartitionConfig
+from cadp_fl.config import PartitionConfig, StudyConfig
 from cadp_fl.data.schema import Dataset, Source
 from cadp_fl.errors import ConfigError, DataError
 
-__all__ = ["PARTITIONS", "Patients", "SiteData", "check_partition", "deal"]
+__all__ = ["PARTITIONS", "Patients", "SiteData", "check_partition", "deal", "deal_to_sites"]
 
 MAX_TRIES = 1000
 
@@ -119,6 +119,9 @@ Partition = Callable[[Patients, int, PartitionConfig, np.random.Generator], np.n
 PARTITIONS: dict[str, Partition] = {"iid": _iid, "dirichlet": _dirichlet, "label": _label, "quantity": _quantity}
 """How patients are dealt: a function returns each one's site, int64 (patients,)."""
 
+COLUMN = "column"
+"""The partition that deals nothing: the source says of which site each record is."""
+
 
 def check_partition(config: PartitionConfig) -> None:
     """Check that a config names a partition.
@@ -126,8 +129,39 @@ def check_partition(config: PartitionConfig) -> None:
     Raises:
         ConfigError: the partition is unknown.
     """
-    if config.kind not in PARTITIONS:
-        raise ConfigError(f"Unknown partition '{config.kind}'. Choose one of: {', '.join(sorted(PARTITIONS))}.")
+    if config.kind not in (*PARTITIONS, COLUMN):
+        known = ", ".join(sorted((*PARTITIONS, COLUMN)))
+        raise ConfigError(f"Unknown partition '{config.kind}'. Choose one of: {known}.")
+
+
+def deal_to_sites(study: StudyConfig, source: Source) -> list[SiteData]:
+    """Return the records of every site of a study, in the order of its names; see `deal`.
+
+    Raises:
+        ConfigError: the partition is unknown, or does not fit the sites.
+        DataError: no deal gives every site what it needs.
+    """
+    config, seed = study.sites, study.seed
+    if config.partition.kind != COLUMN:
+        return deal(source, config.count, config.partition, study.data.test_fraction, seed=seed)
+    if not source.site_names:
+        raise ConfigError(
+            "A 'column' partition needs a source that says of which site each record is. This one does not; name the "
+            "column with data.roles.site (in the schema file of a table, role: site), or choose another partition."
+        )
+    if config.count != len(source.site_names):
+        raise ConfigError(
+            f"A 'column' partition has a site for each name in the column: {', '.join(source.site_names)}. The study "
+            f"has {config.count}; set sites.count to {len(source.site_names)}."
+        )
+    if config.names is not None and set(config.names) != set(source.site_names):
+        raise ConfigError(
+            f"A 'column' partition's sites are those of the column: {', '.join(source.site_names)}. sites.names has "
+            f"{', '.join(config.names)}; give the same, or leave sites.names out."
+        )
+    dealt = deal(source, config.count, config.partition, study.data.test_fraction, seed=seed)
+    names = config.names or source.site_names
+    return [dealt[source.site_names.index(name)] for name in names]
 
 
 def deal(source: Source, sites: int, config: PartitionConfig, test_fraction: float, *, seed: int) -> list[SiteData]:
@@ -150,14 +184,16 @@ def deal(source: Source, sites: int, config: PartitionConfig, test_fraction: flo
     _check_possible(source, patients, sites, config.min_records, test_fraction)
     generator = np.random.default_rng(seed)
     for _ in range(MAX_TRIES):
-        site_of = PARTITIONS[config.kind](patients, sites, config, generator)
+        site_of = _site_of(source, patients, sites, config, generator)
         if source.test is None:
             held_out = _held_out(patients, site_of, test_fraction, generator)
             train_site = np.where(held_out, -1, site_of)[patients.of_record]
             test_site = np.where(held_out, site_of, -1)[patients.of_record]
         else:
             train_site = site_of[patients.of_record]
-            test_site = _deal_test(source.train, source.test, train_site, sites, generator)
+            test_site = source.test.sites if config.kind == COLUMN else None
+            if test_site is None:
+                test_site = _deal_test(source.train, source.test, train_site, sites, generator)
         trained = _counts(source.train, train_site, sites)
         tested = np.bincount(test_site[test_site >= 0], minlength=sites)
         if trained.sum(axis=1).min() >= config.min_records and trained.sum(axis=0).min() > 0 and tested.min() > 0:
@@ -168,6 +204,27 @@ def deal(source: Source, sites: int, config: PartitionConfig, test_fraction: flo
         f"{len(source.train)} records in a '{config.kind}' partition gave that to {sites} sites in none of {MAX_TRIES} "
         "tries; use fewer sites, a larger alpha or a smaller min_records."
     )
+
+
+def _site_of(
+    source: Source, patients: Patients, sites: int, config: PartitionConfig, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the site of every patient, int64 (patients,).
+
+    Raises:
+        DataError: a patient has records of two sites.
+    """
+    if config.kind != COLUMN:
+        return PARTITIONS[config.kind](patients, sites, config, generator)
+    assert source.train.sites is not None, "the source names sites"
+    lowest, highest = np.full(len(patients), sites), np.zeros(len(patients), dtype=np.int64)
+    np.minimum.at(lowest, patients.of_record, source.train.sites)
+    np.maximum.at(highest, patients.of_record, source.train.sites)
+    if divided := int((lowest != highest).sum()):
+        raise DataError(
+            f"A patient is at one site. {divided} have records of two or more; give each one's records to one of them."
+        )
+    return highest
 
 
 def _check_possible(source: Source, patients: Patients, sites: int, min_records: int, test_fraction: float) -> None:

@@ -122,6 +122,7 @@ class Dataset:
         patients: int64, (records,): which patient a record is of. None: every record is of another patient.
         attributes: uint8, (records, attributes): 1 where a record has one, else 0. None if the schema has none.
         ids: int64, (records,): which record it is, the same in every export; no two are alike. None: it is not known.
+        sites: int64, (records,): of which site each record is, an index into the source's names. None: it is not known.
     """
 
     schema: Schema
@@ -130,6 +131,7 @@ class Dataset:
     patients: np.ndarray | None = None
     attributes: np.ndarray | None = None
     ids: np.ndarray | None = None
+    sites: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         expected = (len(self.labels), *self.schema.shape)
@@ -145,7 +147,7 @@ class Dataset:
             raise DataError(
                 f"A label is 0 to {len(self.schema.classes) - 1}. Found {self.labels.min()} to {self.labels.max()}."
             )
-        for what, codes in (("Patients", self.patients), ("Ids", self.ids)):
+        for what, codes in (("Patients", self.patients), ("Ids", self.ids), ("Sites", self.sites)):
             if codes is not None and (codes.dtype != np.int64 or codes.shape != self.labels.shape):
                 raise DataError(f"{what} are int64 of shape {self.labels.shape}. Found {codes.dtype} {codes.shape}.")
         if self.ids is not None and (repeated := len(self.ids) - len(np.unique(self.ids))):
@@ -186,16 +188,12 @@ class Dataset:
 
     def select(self, indices: np.ndarray) -> "Dataset":
         """Return the records at `indices`, int64 (count,), in that order."""
-        patients = None if self.patients is None else self.patients[indices]
-        attributes = None if self.attributes is None else self.attributes[indices]
-        ids = None if self.ids is None else self.ids[indices]
+        beside = {name: getattr(self, name) for name in ("patients", "attributes", "ids", "sites")}
         return Dataset(
             schema=self.schema,
             records=self.records[indices],
             labels=self.labels[indices],
-            patients=patients,
-            attributes=attributes,
-            ids=ids,
+            **{name: None if values is None else values[indices] for name, values in beside.items()},
         )
 
     @property
@@ -216,12 +214,22 @@ class Source:
         train: records to train on.
         test: records that the source holds out itself, of the same schema; None where it leaves that to the reader.
             A patient, and a record, is in one of the two.
+        site_names: of the sites that records are of; none where that is not known.
+        notes: what a person should know of how it was read, such as what was left out; a sentence each.
     """
 
     train: Dataset
     test: Dataset | None = None
+    site_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for records in (self.train, self.test):
+            sites = None if records is None else records.sites
+            if records is not None and (sites is None) != (not self.site_names):
+                raise DataError("Records say of which site they are where the source names sites. Found one alone.")
+            if sites is not None and sites.size and not (sites.min() >= 0 and sites.max() < len(self.site_names)):
+                raise DataError(f"A site is 0 to {len(self.site_names) - 1}. Found {sites.min()} to {sites.max()}.")
         if self.test is None:
             return
         if self.test.schema != self.train.schema:

@@ -29,12 +29,14 @@ class Reader:
         path: whether `data.path` is a file that has to be there, a folder with a default, or not taken.
         takes_classes: whether `data.classes` names the classes, or the source does itself.
         takes_label: whether a record may have several labels, of which `data.label` names the class to be learned.
+        takes: which other keys of `data` it reads, such as `size`; one that it does not read is refused.
     """
 
     read: Callable[[DataConfig], Source]
     path: Literal["none", "file", "folder"] = "none"
     takes_classes: bool = False
     takes_label: bool = False
+    takes: tuple[str, ...] = ()
 
 
 def read_digits(_config: DataConfig) -> Source:
@@ -56,6 +58,22 @@ SOURCES: dict[str, Reader] = {
 }
 
 
+_KEYS_OF_SOME = {
+    "metadata",
+    "roles",
+    "size",
+    "channels",
+    "fit",
+    "window",
+    "frame",
+    "axis",
+    "columns",
+    "on_bad_record",
+    "cache",
+}
+"""Keys of `data` that a source reads only if it says so."""
+
+
 def check_source(config: DataConfig) -> None:
     """Check that a config names a source and gives what it needs, without reading records.
 
@@ -75,6 +93,13 @@ def check_source(config: DataConfig) -> None:
             f"Data source '{config.source}' gives every record one label. Found '{config.label}' to choose among "
             "several; remove data.label and data.attributes."
         )
+    for key in sorted(_KEYS_OF_SOME & config.model_fields_set - set(reader.takes)):
+        if getattr(config, key) != type(config).model_fields[key].get_default():
+            readers = ", ".join(name for name, each in sorted(SOURCES.items()) if key in each.takes) or "none"
+            raise ConfigError(
+                f"data.{key} is for the sources that read it: {readers}. Found it with '{config.source}'; remove "
+                f"data.{key}, or choose another source."
+            )
     if path is None:
         if reader.path == "file":
             raise ConfigError(f"Data source '{config.source}' reads a file. Found none; pass --set data.path=FILE.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cadp_fl.config import PolicyConfig, SiteConfig, SplitRule, load_node, load_study
 from cadp_fl.data.holdout import rehearsal_rule, sides, split_rule
-from cadp_fl.data.partition import SiteData, deal
+from cadp_fl.data.partition import SiteData, deal_to_sites
 from cadp_fl.data.schema import Dataset, Source
 from cadp_fl.data.sources import SOURCES, load_source
 from cadp_fl.data.units import Units
@@ -172,9 +172,7 @@ def _rehearsed(config: SiteConfig) -> Source:
             f"A rehearsal gives a site the records of the study's site of that name: "
             f"{', '.join(study.sites.site_names[:20])}. Found '{config.site}'; name one of them."
         )
-    sites = deal(
-        load_source(study.data), study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed
-    )
+    sites = deal_to_sites(study, load_source(study.data))
     dealt = sites[study.sites.site_names.index(config.site)]
     return Source(dealt.train, dealt.test)
 

@@ -18,7 +18,7 @@ from cadp_fl.config import BudgetConfig, PolicyConfig, ReleaseConfig, load_site,
 from cadp_fl.config.names import NAME
 from cadp_fl.data.holdout import sides
 from cadp_fl.data.medmnist import read_medmnist_as
-from cadp_fl.data.partition import SiteData, deal
+from cadp_fl.data.partition import SiteData, deal_to_sites
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.sources import load_source
 from cadp_fl.data.units import Units
@@ -173,7 +173,7 @@ def _of_study(path: Path, card: FlowCard, options: ReleaseOptions) -> ReleaseInp
     device = resolve_device(options.device or study.device)
     source = load_source(study.data)
     check_fits_records(source.schema, card)
-    sites = deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    sites = deal_to_sites(study, source)
     data = sites[names.index(options.site)]
     declared = study.flow.pretrained is None or study.flow.pretrained.trained_on == "public"
     origin = source.schema.name

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from cadp_fl.classifier.models import check_classifier
 from cadp_fl.config import PolicyConfig, StudyConfig, dump_study, load_study
 from cadp_fl.data.fingerprint import Fingerprint
-from cadp_fl.data.partition import SiteData, check_partition, deal
+from cadp_fl.data.partition import SiteData, check_partition, deal_to_sites
 from cadp_fl.data.schema import Source
 from cadp_fl.data.sources import load_source
 from cadp_fl.data.units import Units
@@ -211,7 +211,7 @@ def _settled(study: StudyConfig, sites: list[SiteData]) -> StudyConfig:
 
 
 def _dealt(study: StudyConfig, source: Source) -> list[SiteData]:
-    return deal(source, study.sites.count, study.sites.partition, study.data.test_fraction, seed=study.seed)
+    return deal_to_sites(study, source)
 
 
 def check_text(study: StudyConfig) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cadp_fl.config import StudyConfig, load_study
-from cadp_fl.data.partition import SiteData, deal
+from cadp_fl.data.partition import SiteData, deal_to_sites
 from cadp_fl.data.sources import load_source
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import ConfigError
@@ -102,13 +102,7 @@ def simulated_site(study: StudyConfig, index: int, output: Path, state: MutableM
 def dealt(study_json: str) -> list[SiteData]:
     """Return the records of every site; read once in a process."""
     study = StudyConfig.model_validate_json(study_json)
-    return deal(
-        load_source(study.data),
-        study.sites.count,
-        study.sites.partition,
-        study.data.test_fraction,
-        seed=study.seed,
-    )
+    return deal_to_sites(study, load_source(study.data))
 
 
 def _write_preview(path: Path, data: SiteData) -> None:
