@@ -49,7 +49,7 @@ def study(**sites):
             "data": {"source": "digits"},
             "sites": {"count": 2, "partition": {"kind": "column", "min_records": 5}, **sites},
             "methods": {"fedavg": {}},
-            "release": {"mechanism": "privunit"},
+            "release": {"mechanism": "privunit", "labels": "covered"},
             "budget": {"epsilon": 1.0, "delta": 1e-5},
         }
     )
