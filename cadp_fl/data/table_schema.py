@@ -1,0 +1,175 @@
+"""The public schema file of a table: what its columns are, and what each says of a record.
+
+    name: heart
+    label: {column: target, classes: {healthy: [0], ill: [1, 2, 3, 4]}}
+    columns:
+      - {name: age, type: integer, lower: 20, upper: 90}
+      - {name: cp, type: category, categories: [1, 2, 3, 4]}
+    roles: {patient: patient_id, site: hospital, ignore: [remark]}
+
+Whoever writes it takes names, bounds and categories from what everybody may know, and never from the records. A value
+is compared as it is written, without spaces around it; a whole number is the same with and without `.0`.
+"""
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from cadp_fl.config import Settings, parse
+from cadp_fl.config.reader import read_file
+from cadp_fl.config.settings import Name
+from cadp_fl.data.columns import MAX_COLUMNS, Column
+from cadp_fl.data.schema import Schema
+
+__all__ = ["LabelRule", "TableColumn", "TableRoles", "TableSchema", "as_compared", "load_table_schema"]
+
+_WHOLE = re.compile(r"([-+]?[0-9]+)\.0+")
+
+
+def as_compared(text: str) -> str:
+    """Return a value as it is compared: without spaces around it, and without `.0` if it is a whole number."""
+    text = text.strip()
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
+
+
+class TableColumn(Column, Settings):
+    """One column, and how it is written in files.
+
+    Attributes:
+        missing_values: what is written in this column, beside `missing` of the file, where a value is missing.
+    """
+
+    missing_values: tuple[str, ...] = Field((), max_length=100)
+
+    @property
+    def public(self) -> Column:
+        """The column of a schema."""
+        return Column(**{name: getattr(self, name) for name in Column.model_fields})
+
+    @model_validator(mode="after")
+    def _categories_differ(self) -> Self:
+        if len({as_compared(each) for each in self.categories}) < len(self.categories):
+            raise ValueError(f"column '{self.name}' has categories that differ in more than spaces or a '.0'")
+        return self
+
+
+class LabelRule(Settings):
+    """Which column says what class a record is of, and how."""
+
+    column: Name = Field(description="name of the column")
+    classes: dict[Name, tuple[str, ...]] | tuple[Name, ...] | None = Field(
+        None, description="the values of each class by its name; a list where the values are the names"
+    )
+    above: float | None = Field(None, description="of a number: the second class is above it, the first is not")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, in the order of their labels."""
+        if self.classes is None:
+            return (f"up to {self.above:g}", f"above {self.above:g}")
+        return tuple(self.classes)
+
+    @property
+    def values(self) -> dict[str, int]:
+        """The label of every value, as it is compared; none where a number is compared."""
+        if self.above is not None:
+            return {}
+        classes = self.classes if isinstance(self.classes, dict) else {name: (name,) for name in self.names}
+        return {as_compared(value): label for label, values in enumerate(classes.values()) for value in values}
+
+    @model_validator(mode="after")
+    def _says_how(self) -> Self:
+        if self.above is None and self.classes is None:
+            raise ValueError("a label has classes, or is above a number. Found neither; give label.classes")
+        if len(self.names) < 2 or len(set(self.names)) < len(self.names):
+            raise ValueError(f"a label has two or more classes that differ. Found {list(self.names)}")
+        if self.above is not None:
+            if len(self.names) != 2 or isinstance(self.classes, dict):
+                raise ValueError("a label above a number has two classes. Give label.classes a list of two names")
+            return self
+        count = sum(map(len, self.classes.values())) if isinstance(self.classes, dict) else len(self.names)
+        if len(self.values) < count:
+            raise ValueError("a value is of one class. Found one twice in label.classes; remove one of the two")
+        if isinstance(self.classes, dict) and not all(self.classes.values()):
+            raise ValueError("a class has values. Found one without in label.classes; name its values, or remove it")
+        return self
+
+
+class TableRoles(Settings):
+    """Columns that are no features."""
+
+    patient: Name | None = Field(None, description="whose record it is")
+    id: Name | None = Field(None, description="which record it is, the same in every export")
+    site: Name | None = Field(None, description="which hospital it is of")
+    split: Name | None = Field(None, description="train, validation or test")
+    ignore: Literal["rest"] | tuple[Name, ...] = Field(
+        (), description="columns that are not read; rest for all that the schema does not name"
+    )
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The columns that are read, by role."""
+        roles = ("patient", "id", "site", "split")
+        return {role: column for role in roles if (column := getattr(self, role)) is not None}
+
+
+class TableSchema(Settings):
+    """What is public of a table."""
+
+    name: str = Field(min_length=1, max_length=80, description="of the data set")
+    label: LabelRule
+    columns: tuple[TableColumn, ...] = Field(min_length=1, max_length=MAX_COLUMNS, description="features, in order")
+    roles: TableRoles = TableRoles()
+    files: str | None = Field(
+        None,
+        pattern=r"^[^/\\]+$",
+        description="names of the files of a folder, such as *.csv; {site} stands for the name of a file's site",
+    )
+    separator: str = Field(",", min_length=1, max_length=1, description="between values of a CSV; \\t for a tab")
+    decimal: Literal[".", ","] = Field(".", description="between the whole part of a number and its fraction")
+    missing: tuple[str, ...] = Field(("",), max_length=100, description="what is written where a value is missing")
+
+    @field_validator("separator", mode="before")
+    @classmethod
+    def _tab(cls, text: object) -> object:
+        return "\t" if text == "\\t" else text
+
+    @field_validator("separator")
+    @classmethod
+    def _is_no_quote(cls, text: str) -> str:
+        if text in '"\r\n':
+            raise ValueError("a separator is a letter between values, and no quote or end of a line")
+        return text
+
+    @model_validator(mode="after")
+    def _a_column_has_one_role(self) -> Self:
+        ignored = () if self.roles.ignore == "rest" else self.roles.ignore
+        names = [column.name for column in self.columns] + [self.label.column, *self.roles.named.values(), *ignored]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"a column is a feature, the label, has one of the roles or is ignored. Found '{twice}' twice; name it "
+                "once"
+            )
+        if self.files is not None and self.files.count("{site}") > 1:
+            raise ValueError("files has {site} once. Found it again; remove one")
+        if self.files is not None and "{site}" in self.files and self.roles.site is not None:
+            raise ValueError("a site is named by a column or by files. Found roles.site and {site}; remove one")
+        return self
+
+    @property
+    def public(self) -> Schema:
+        """The schema of the records."""
+        columns = tuple(column.public for column in self.columns)
+        return Schema(name=self.name, shape=(len(columns),), classes=self.label.names, columns=columns)
+
+
+def load_table_schema(path: Path) -> TableSchema:
+    """Return what a schema file says.
+
+    Raises:
+        ConfigError: the file is missing or breaks a rule of YAML, a key is unknown, or columns do not fit together.
+    """
+    return parse(TableSchema, read_file(path, "schema file of a table"))
