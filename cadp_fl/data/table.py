@@ -322,16 +322,17 @@ def check_columns(file: str, columns: Sequence[str], schema: TableSchema) -> Non
     """
     wanted = [column.name for column in schema.columns] + [schema.label.column, *schema.roles.named.values()]
     if lacking := [name for name in wanted if name not in columns]:
-        near = get_close_matches(lacking[0], columns, n=1)
-        if near:
-            way_out = f"is '{printable(near[0]):.80}' meant?"
-        elif len(columns) == 1:
-            way_out = "the file has one column; correct the separator in the schema file"
+        if len(columns) == 1:
+            way_out = "the file has one column, so correct the separator in the schema file"
+        elif near := get_close_matches(lacking[0], columns, n=1):
+            way_out = (
+                f"the nearest is '{printable(near[0]):.80}', so correct the name in the schema file, or the header"
+            )
         else:
             way_out = "correct the name in the schema file, or the header"
         raise DataError(
             f"A table has every column that its schema file names. '{file}' has no '{printable(lacking[0]):.80}'"
-            f"{f', nor {len(lacking) - 1} others' if len(lacking) > 1 else ''}; {way_out}."
+            f"{f' (and lacks {len(lacking) - 1} more)' if len(lacking) > 1 else ''}; {way_out}."
         )
     ignore = schema.roles.ignore
     unnamed = [] if ignore == "rest" else [name for name in columns if name not in {*wanted, *ignore}]

@@ -217,7 +217,7 @@ def _rows(file: IO[str], name: str, separator: str) -> Iterator[list[str]]:
                 f"{number + 1} of '{name}' breaks that ({error}); export it again."
             ) from error
         if row is None:
-            if not number:
+            if not columns:
                 raise DataError(f"A CSV begins with the names of its columns. '{name}' has blank lines; get it again.")
             return
         number += 1
