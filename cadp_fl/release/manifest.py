@@ -201,7 +201,8 @@ class Manifest(ReleaseHead):
             raise ValueError(
                 f"the mechanism '{GridGaussianMechanism.name}' states its grid, and '{GaussianMechanism.name}' has none"
             )
-        unpacked = self.records * (math.prod(self.dataset.shape) + 8 + len(self.dataset.attributes))
+        record_bytes = math.prod(self.dataset.shape) * self.dataset.dtype.itemsize
+        unpacked = self.records * (record_bytes + 8 + len(self.dataset.attributes))
         if unpacked > MAX_RELEASE_BYTES:
             raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")
         return self

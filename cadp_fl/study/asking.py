@@ -6,7 +6,7 @@ The noise on the mean of a class, of K classes as large, has the length
 
 in units of the ball that records lie in, with d numbers of n records: m of each unit, whether it has as many or
 not. Where it is 1 or more, no class's mean is known better than by chance, and fewer numbers say more. All of it is
-public.
+public. Of rows, see `_MOST_NOISE`.
 """
 
 import math
@@ -22,6 +22,10 @@ from cadp_fl.federated.methods.parts.dp_flow import moments_of
 
 __all__ = ["noise_of_a_mean", "with_numbers_asked"]
 
+_MOST_NOISE = {"image": 1.0, "row": 0.1}
+"""Length of the noise on a class's mean from which on few numbers are asked for. Of rows, few are all but the second
+moments of each class: their noise outweighs them long before that of the means does."""
+
 
 def with_numbers_asked(study: StudyConfig, sites: Sequence[SiteData]) -> StudyConfig:
     """Return a study whose warm start asks for few numbers, where it leaves the choice open and all would be too many.
@@ -31,7 +35,8 @@ def with_numbers_asked(study: StudyConfig, sites: Sequence[SiteData]) -> StudyCo
     """
     flow = study.flow
     is_open = flow.is_warm and flow.moments.ask == "auto" and not sites[0].train.schema.attributes
-    if not is_open or not _asks_for_moments(study) or noise_of_a_mean(study, sites) < 1:
+    most = _MOST_NOISE[sites[0].train.schema.kind]
+    if not is_open or not _asks_for_moments(study) or noise_of_a_mean(study, sites) < most:
         return study
     said = flow.model_dump(exclude_defaults=True)
     few = FlowConfig.model_validate({**said, "moments": {**said.get("moments", {}), "ask": "few"}})
