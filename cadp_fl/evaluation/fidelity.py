@@ -10,7 +10,6 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,12 @@ from sklearn.neighbors import NearestNeighbors
 
 from cadp_fl.data.schema import Dataset
 from cadp_fl.evaluation.bounds import linkage_bound
+from cadp_fl.evaluation.pairs import Pairs, pooled
 from cadp_fl.features.linear import BlockGradients
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import Event
 
-__all__ = ["Pairs", "correlation_within_classes", "fidelity_of", "pooled"]
+__all__ = ["correlation_within_classes", "fidelity_of", "message_of"]
 
 CANDIDATES = 10
 """Records among which a release is to be linked to its own."""
@@ -35,26 +37,6 @@ MOST_COMPARED = 1000
 
 _COMPONENTS = 32
 _NEIGHBOURS = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Originals of one site and their released records, in one order, whose labels may differ.
-
-    Attributes:
-        originals: records with their true labels.
-        released: their released records.
-        original_latents: of the originals, float64 (records, k), those that the release privatized.
-        released_latents: of the released ones.
-    """
-
-    originals: Dataset
-    released: Dataset
-    original_latents: np.ndarray
-    released_latents: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.originals)
 
 
 def correlation_within_classes(
@@ -105,19 +87,20 @@ def fidelity_of(
     return figures
 
 
-def pooled(parts: Sequence[Dataset]) -> Dataset:
-    """Return the records of several data sets of one schema together."""
-    attributes = [part.attributes for part in parts if part.attributes is not None]
-    return Dataset(
-        parts[0].schema,
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        attributes=np.concatenate(attributes) if attributes else None,
-    )
+def message_of(events: Sequence[Event], delta: float) -> tuple[float, float]:
+    """Return (epsilon, delta) of what one unit sends by itself in a release, its label with it.
+
+    Args:
+        events: of a plan, of which those of the release and its labels count.
+        delta: of the plan.
+    """
+    sent = [event for event in events if event.stage in ("release", "labels")]
+    local = [event.local_epsilon for event in sent if event.local_epsilon is not None]
+    return (sum(local), 0.0) if local else (epsilon_of(sent, delta), delta)
 
 
 def _flat(records: Dataset) -> np.ndarray:
-    return records.images.reshape(len(records), -1).astype(np.float64) / 255
+    return records.images.reshape(len(records), math.prod(records.schema.shape)).astype(np.float64) / 255
 
 
 def _without_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

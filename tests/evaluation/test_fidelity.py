@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.evaluation.fidelity import Pairs, correlation_within_classes, fidelity_of, linkage_bound, pooled
+from cadp_fl.evaluation.bounds import linkage_bound
+from cadp_fl.evaluation.fidelity import correlation_within_classes, fidelity_of
+from cadp_fl.evaluation.pairs import Pairs, pooled
 
 SCHEMA = Schema(name="x", shape=(1, 8, 8), classes=("a", "b"))
 
