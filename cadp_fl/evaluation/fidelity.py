@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -152,7 +153,7 @@ def _nearest(
     count = min(len(originals), len(held_out), MOST_COMPARED)
     drawn = _some(released, MOST_COMPARED, generator)
     near = [
-        NearestNeighbors(n_neighbors=1).fit(_some(each, count, generator)).kneighbors(drawn)[0][:, 0]
+        NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_some(each, count, generator)).kneighbors(drawn)[0][:, 0]
         for each in (originals, held_out)
     ]
     scale = math.sqrt(originals.shape[1])
@@ -194,10 +195,10 @@ def _distributions(originals: Dataset, released: Dataset, generator: np.random.G
     root = np.real(sqrtm(cross))
     k = min(_NEIGHBOURS, len(real) - 1)
     radii = {
-        name: NearestNeighbors(n_neighbors=k + 1).fit(values).kneighbors(values)[0][:, k]
+        name: NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(values).kneighbors(values)[0][:, k]
         for name, values in (("real", real), ("made", made))
     }
-    apart = np.linalg.norm(real[:, None] - made[None], axis=2)
+    apart = cdist(real, made)
     inside = apart < radii["real"][:, None]
     return {
         "frechet": float(mean @ mean + np.trace(np.cov(real.T)) + np.trace(np.cov(made.T)) - 2 * np.trace(root)),
