@@ -178,7 +178,7 @@ def _path(outbox: Path, event_id: str) -> Path:
 
 def _number(value: float) -> str:
     """Return a figure with two decimals, and no zero before the point: -.05."""
-    text = f"{value:.2f}"
+    text = f"{round(value, 2) + 0.0:.2f}"
     return text.replace("0.", ".", 1) if abs(value) < 0.995 else text
 
 

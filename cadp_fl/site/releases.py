@@ -39,7 +39,7 @@ __all__ = ["Releases"]
 LEAST_MEASURED, MOST_MEASURED = 20, 3000
 """Records of a release that are compared with their originals: fewer say nothing, and more take longer."""
 
-MOST_MEASURED_VALUES = 1 << 24
+MOST_MEASURED_VALUES = 1 << 23
 """Pixels that are compared, whatever the size of a record."""
 
 
