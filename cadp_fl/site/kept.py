@@ -45,7 +45,7 @@ class _Discriminant(_Model):
 class _Linkage(_Model):
     """How often the most alike of some candidates is a release's own record."""
 
-    candidates: float = Field(ge=1)
+    candidates: float = Field(ge=1, le=1000)
     linked: _Share
     by_chance: _Share
     at_most: _Share = Field(description="under the epsilon of one message by itself")
@@ -54,18 +54,18 @@ class _Linkage(_Model):
 class _Nearest(_Model):
     """Median distance to the nearest of as many records, root mean squares over pixels in [0, 1]."""
 
-    to_training: float
-    to_held_out: float
+    to_training: _Share
+    to_held_out: _Share
     nearer_to_training: _Share
 
 
 class _Distributions(_Model):
     """Released records as a whole against originals, in block gradients."""
 
-    frechet: float
+    frechet: float = Field(ge=-1, le=1e12)
     precision: _Share
     recall: _Share
-    density: float
+    density: float = Field(ge=0, le=1e6)
     coverage: _Share
 
 
@@ -91,7 +91,7 @@ class Kept(_Model):
         reason: why not.
     """
 
-    records: int = Field(0, ge=0)
+    records: int = Field(0, ge=0, le=10**6)
     figures: Figures | None = None
     reason: str = ""
 
