@@ -540,7 +540,7 @@ class EvaluationConfig(Settings):
     fidelity: bool = Field(
         True,
         description="whether a simulation measures what releases keep of their records: on originals, so for its own "
-        "eyes",
+        "eyes. A real site measures it for its steward (policy: review), whatever a study says",
     )
     every: Count = Field(2, description="rounds between two evaluations of a federated baseline, if they are exact")
     metrics: Literal["exact", "noised"] = Field(

@@ -24,7 +24,7 @@ from cadp_fl.data.columns import MAX_COLUMNS, Column
 from cadp_fl.data.schema import MAX_CLASSES, Schema
 from cadp_fl.errors import ConfigError
 
-__all__ = ["LabelColumn", "TableSchema", "as_text", "load_table_schema"]
+__all__ = ["LabelColumn", "TableRoles", "TableSchema", "as_text", "load_table_schema"]
 
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Bound = Annotated[float, Field(ge=-1e15, le=1e15)]
