@@ -1,10 +1,9 @@
 """The commands of a real site."""
 
 import json
-import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,10 +12,11 @@ from rich.text import Text
 
 from cadp_fl.cli.console import console_to, teller
 from cadp_fl.cli.options import AsJson, Silent
+from cadp_fl.cli.review import review_app
 from cadp_fl.errors import EditedPolicyError, InputError, LedgerError
 from cadp_fl.privacy.claims import format_against, format_epsilon
 
-__all__ = ["approve", "connect", "deny", "export", "init", "show", "site_app", "verify", "waiting"]
+__all__ = ["connect", "export", "init", "show", "site_app", "verify"]
 
 site_app = typer.Typer(
     name="site", help="Run a real site: one hospital, its records and its budget.", no_args_is_help=True
@@ -27,17 +27,7 @@ ledger_app = typer.Typer(
     no_args_is_help=True,
 )
 site_app.add_typer(ledger_app)
-review_app = typer.Typer(
-    name="review",
-    help="Releases that wait for the steward: no record leaves before one is approved.",
-    no_args_is_help=True,
-)
 site_app.add_typer(review_app)
-
-Outbox = Annotated[
-    Path, typer.Argument(help="The site's folder, or the folder of its releases alone.", metavar="SITE|OUTBOX")
-]
-Event = Annotated[str, typer.Argument(help="The release's event id.", metavar="EVENT")]
 
 Ledger = Annotated[Path, typer.Argument(help="The ledger's database.", metavar="LEDGER")]
 SiteOrLedger = Annotated[
@@ -267,8 +257,6 @@ _SIDES = {"train": "training", "test": "test"}
 
 def _plans_table(console: Console, tree: dict[str, Any]) -> None:
     """Print plans and totals. Names of plans came from servers: control characters and markup have no effect."""
-    from cadp_fl.privacy.claims import format_epsilon
-
     entries = "1 entry" if tree["entries"] == 1 else f"{tree['entries']} entries"
     title = f"Ledger of population '{tree['population']}', unit {tree['unit']}, {entries}"
     if not tree["plans"]:
@@ -318,69 +306,6 @@ def _plans_table(console: Console, tree: dict[str, Any]) -> None:
         console.print(Text(note), soft_wrap=True)
     for what in tree["unprotected"]:
         console.print(Text(f"NO bound in all, since this is not protected: {ascii(what)[1:-1]}."), soft_wrap=True)
-
-
-@review_app.command("list", epilog="Example: cadp-fl site review list north")
-def waiting(outbox: Outbox, as_json: AsJson = False) -> None:
-    """List the releases that were made, what each claims, and what was decided."""
-    from cadp_fl.site.review import Review
-
-    staged = Review(_outbox_at(outbox)[0]).staged()
-    if as_json:
-        tree = [
-            {"decision": each.decision, "left": each.left, "manifest": each.manifest.model_dump(mode="json")}
-            for each in staged
-        ]
-        typer.echo(json.dumps(tree, indent=2))
-        return
-    for each in staged:
-        manifest, claim = each.manifest, each.manifest.claim
-        epsilon = claim.epsilon_if_flow_were_fixed if claim.guarantee == "given-flow" else claim.epsilon
-        state = each.decision or ("left, without a review" if each.left else "waits")
-        typer.echo(
-            f"{manifest.event_id}: {state}. {manifest.records} records by the {manifest.mechanism} mechanism; "
-            f"guarantee {claim.guarantee}{format_against(claim.against)}, epsilon {format_epsilon(epsilon)} "
-            f"at delta {claim.delta:g}, '{claim.relation}'."
-            + (" Noise was SEEDED: it protects nothing." if manifest.noise == "seeded" else "")
-        )
-    if not staged:
-        typer.echo("No release was made.")
-
-
-@review_app.command(epilog="Example: cadp-fl site review approve north cadp-release-7")
-def approve(outbox: Outbox, event: Event, quiet: Silent = False) -> None:
-    """Let the records of a release be fetched. This cannot be taken back."""
-    _decide(outbox, event, "approved", quiet=quiet)
-
-
-@review_app.command(epilog="Example: cadp-fl site review deny north cadp-release-7")
-def deny(outbox: Outbox, event: Event, quiet: Silent = False) -> None:
-    """Keep the records of a release for good. What it cost stays spent.
-
-    The server sees that they do not come. A release that is made in its place
-    is a new event, and is paid for again.
-    """
-    _decide(outbox, event, "denied", quiet=quiet)
-
-
-def _outbox_at(path: Path) -> tuple[Path, Path | None]:
-    """Return the folder of a site's releases, and its audit log if the path is that of the site's folder."""
-    from cadp_fl.site.folder import SiteFolder
-
-    folder = SiteFolder(path)
-    return (folder.outbox, folder.audit) if folder.config.is_file() else (path, None)
-
-
-def _decide(path: Path, event: str, decision: Literal["approved", "denied"], *, quiet: bool) -> None:
-    from cadp_fl.site.audit_log import AuditLog
-    from cadp_fl.site.review import Review
-
-    outbox, audit = _outbox_at(path)
-    manifest = Review(outbox).decide(event, decision)
-    if audit is not None:
-        AuditLog(audit).write("decision", event=manifest.event_id, outcome=decision, uid=os.getuid())
-    if not quiet:
-        typer.echo(f"{manifest.event_id}: {decision}, {manifest.records} records.")
 
 
 @site_app.command(epilog="Example: cadp-fl site connect /srv/cadp-fl")

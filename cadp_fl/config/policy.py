@@ -114,7 +114,11 @@ class PolicyConfig(PrivacyUnit):
         None, description="counts of training units by class that the steward declares public, for min_class_units"
     )
     seeded_noise: bool = Field(False, description="whether noise may come from a seed, which protects nothing")
-    review: bool = Field(True, description="whether a release waits for the steward's approval")
+    review: bool = Field(
+        True,
+        description="whether a release waits for the steward's approval, and what it keeps of its records is measured "
+        "for the steward alone",
+    )
     evaluation: EvaluationPolicy | None = Field(None, description="nothing is given out about test records without it")
     most_plans: Count = Field(
         1000,

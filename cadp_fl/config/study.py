@@ -53,6 +53,10 @@ __all__ = [
 ]
 
 
+_Place = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
+_Stored = Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
 class RolesConfig(Settings):
     """Which column of a metadata file, or of a table, says what of a record. A role's own name is its default."""
 
@@ -100,12 +104,12 @@ class DataConfig(Settings):
     fit: Literal["letterbox", "crop"] = Field(
         "letterbox", description="how an image that is not square becomes so: black bars, or its middle"
     )
-    window: Literal["voi", "full"] | tuple[float, float] = Field(
+    window: Literal["voi", "full"] | tuple[_Stored, _Stored] = Field(
         "voi",
         description="which stored values are black and white: voi, what the file names, or else its full range; full; "
         "or two values",
     )
-    frame: Literal["first", "middle", "last"] | int = Field(
+    frame: Literal["first", "middle", "last"] | _Place = Field(
         "middle", description="which frame of a file, or slice of a volume, is the record's image; a number from 0"
     )
     axis: Literal["axial", "coronal", "sagittal"] = Field(
@@ -536,7 +540,7 @@ class EvaluationConfig(Settings):
     fidelity: bool = Field(
         True,
         description="whether a simulation measures what releases keep of their records: on originals, so for its own "
-        "eyes",
+        "eyes. A real site measures it for its steward (policy: review), whatever a study says",
     )
     every: Count = Field(2, description="rounds between two evaluations of a federated baseline, if they are exact")
     metrics: Literal["exact", "noised"] = Field(

@@ -24,7 +24,7 @@ MAX_STEPS = 1 << 16
 """Values of a column of numbers. Integers between bounds that are farther apart share steps."""
 
 _Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\p{C}]+$")]
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Finite = Annotated[float, Field(ge=-1e15, le=1e15, allow_inf_nan=False)]
 
 Block = tuple[Literal["number", "number-or-missing", "category"], int]
 """What a column is in the vector that a flow is given, and how many numbers of it."""

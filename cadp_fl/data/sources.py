@@ -9,13 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from cadp_fl.config import DataConfig
-from cadp_fl.data.bundled import read_breast_cancer, read_diabetes
+from cadp_fl.data.bundled import read_breast_cancer, read_diabetes, read_digits
 from cadp_fl.data.medmnist import read_medmnist
 from cadp_fl.data.mnist import read_fashion_mnist, read_mnist
-from cadp_fl.data.schema import Dataset, Schema, Source
+from cadp_fl.data.schema import Source
 from cadp_fl.data.table import read_table
 from cadp_fl.errors import ConfigError, DataError
 
@@ -28,41 +26,27 @@ class Reader:
 
     Attributes:
         read: returns all that the source holds.
-        path: whether `data.path` is a file, or a file or folder, that has to be there, a folder with a default, or not
-            taken.
+        path: whether `data.path` is a file that has to be there, a folder with a default, any of both, or not taken.
         takes_classes: whether `data.classes` names the classes, or the source does itself.
         takes_label: whether a record may have several labels, of which `data.label` names the class to be learned.
         takes: which other keys of `data` it reads, such as `size`; one that it does not read is refused.
     """
 
     read: Callable[[DataConfig], Source]
-    path: Literal["none", "file", "folder", "file or folder"] = "none"
+    path: Literal["none", "file", "folder", "any"] = "none"
     takes_classes: bool = False
     takes_label: bool = False
     takes: tuple[str, ...] = ()
 
 
-def read_digits(_config: DataConfig) -> Source:
-    """Return scikit-learn's bundled handwritten digits: 1,797 grey images of 8 x 8 pixels with 17 levels."""
-    from sklearn.datasets import load_digits  # imported here: half a second that other commands need not wait
-
-    bunch = load_digits()
-    levels = 17
-    images = np.round(bunch.images * (255 / (levels - 1))).astype(np.uint8)[:, None]
-    schema = Schema(name="digits", shape=(1, 8, 8), classes=tuple(str(digit) for digit in range(10)), levels=levels)
-    return Source(Dataset(schema, images, bunch.target.astype(np.int64)))
-
-
-_TABLE_KEYS = ("columns", "on_bad_record")
-
 SOURCES: dict[str, Reader] = {
-    "breast-cancer": Reader(read_breast_cancer, takes=_TABLE_KEYS),
-    "diabetes": Reader(read_diabetes, takes=_TABLE_KEYS),
+    "breast-cancer": Reader(read_breast_cancer),
+    "diabetes": Reader(read_diabetes),
     "digits": Reader(read_digits),
     "fashion-mnist": Reader(read_fashion_mnist, path="folder"),
     "medmnist": Reader(read_medmnist, path="file", takes_classes=True, takes_label=True),
     "mnist": Reader(read_mnist, path="folder"),
-    "table": Reader(read_table, path="file or folder", takes=_TABLE_KEYS),
+    "table": Reader(read_table, path="any", takes=("columns", "on_bad_record")),
 }
 
 
@@ -109,16 +93,12 @@ def check_source(config: DataConfig) -> None:
                 f"data.{key}, or choose another source."
             )
     if path is None:
-        if reader.path in ("file", "file or folder"):
+        if reader.path in ("file", "any"):
             raise ConfigError(f"Data source '{config.source}' reads a file. Found none; pass --set data.path=FILE.")
     elif reader.path == "none":
         raise ConfigError(f"Data source '{config.source}' takes no path. Found '{path}'; remove data.path.")
-    elif reader.path == "file" and not os.path.isfile(path):
+    elif (reader.path == "any" and not os.path.exists(path)) or (reader.path == "file" and not os.path.isfile(path)):
         raise DataError(f"Data source '{config.source}' reads the file data.path. There is none at '{path}'; check it.")
-    elif reader.path == "file or folder" and not os.path.exists(path):
-        raise DataError(
-            f"Data source '{config.source}' reads the file or folder data.path. There is none at '{path}'; check it."
-        )
     elif reader.path == "folder" and os.path.lexists(path) and not os.path.isdir(path):
         raise DataError(f"Data source '{config.source}' reads the folder data.path. '{path}' is none; check it.")
 

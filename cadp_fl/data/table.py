@@ -6,7 +6,7 @@ to the nearest bound or missing, as its column says, and counted by column. No e
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +23,7 @@ from cadp_fl.data.table_files import Piece, open_table
 from cadp_fl.data.table_schema import LabelRule, TableColumn, TableSchema, as_compared, load_table_schema
 from cadp_fl.errors import ConfigError, DataError
 
-__all__ = ["check_columns", "read_pieces", "read_table", "schema_of"]
+__all__ = ["check_columns", "read_table"]
 
 _SPLITS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1}
 NAMED = 3
@@ -37,18 +37,20 @@ def read_table(config: DataConfig) -> Source:
         ConfigError: there is no schema file, or it breaks a rule.
         DataError: a file cannot be read, or its rows break the schema.
     """
-    schema = schema_of(config)
+    schema = _schema_of(config)
     assert config.path is not None, "check_source asks for it"
     files, left_out = _files(config.path, schema)
     tables = [(open_table(path, schema.separator), site) for path, site in files]
     for table, _ in tables:
         check_columns(table.name, table.columns, schema)
-    wanted = [column.name for column in schema.columns] + [schema.label.column, *schema.roles.named.values()]
-    pieces = ((table.name, site, piece) for table, site in tables for piece in table.pieces(wanted))
-    return read_pieces(pieces, schema, skip=config.on_bad_record == "skip", notes=left_out)
+    rows = _Rows(schema, skip=config.on_bad_record == "skip")
+    for table, site in tables:
+        for piece in table.pieces(schema.read):
+            rows.add(table.name, site, piece)
+    return rows.source(left_out)
 
 
-def schema_of(config: DataConfig) -> TableSchema:
+def _schema_of(config: DataConfig) -> TableSchema:
     """Return what the schema file of a config says.
 
     Raises:
@@ -60,24 +62,6 @@ def schema_of(config: DataConfig) -> TableSchema:
             "(cadp-fl data schema drafts one from a public sample)."
         )
     return load_table_schema(config.columns)
-
-
-def read_pieces(
-    pieces: Iterator[tuple[str, str | None, Piece]], schema: TableSchema, *, skip: bool, notes: Sequence[str] = ()
-) -> Source:
-    """Return the rows of pieces: of each, its file's name, the name of its site if its file has one, and its rows.
-
-    Args:
-        skip: whether a row that breaks the schema is left out and counted, or refused.
-        notes: what there is to say of the files.
-
-    Raises:
-        DataError: rows break the schema, or none is left.
-    """
-    rows = _Rows(schema, skip=skip)
-    for file, site, piece in pieces:
-        rows.add(file, site, piece)
-    return rows.source(notes)
 
 
 @dataclass
@@ -100,7 +84,7 @@ class _Values:
 
     def __init__(self, column: TableColumn, schema: TableSchema) -> None:
         self._column, self._public, self._decimal = column, column.public, schema.decimal
-        self._missing = {as_compared(each) for each in (*schema.missing, *column.missing_values)}
+        self._missing = {as_compared(each) for each in (*schema.missing_values, *column.missing_values)}
         self._names = {as_compared(name): name for name in column.categories}
 
     def read(self, texts: Sequence[str | None]) -> _Found:
@@ -146,7 +130,7 @@ class _Rows:
     def __init__(self, schema: TableSchema, *, skip: bool) -> None:
         self._schema, self._skip = schema, skip
         self._values = [_Values(column, schema) for column in schema.columns]
-        self._missing = {as_compared(each) for each in schema.missing}
+        self._missing = {as_compared(each) for each in schema.missing_values}
         self._codes: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._names: dict[str, list[str]] = {role: [] for role in ("patient", "id", "site", "split")}
@@ -168,7 +152,7 @@ class _Rows:
         labels = self._labels_of(piece.columns[schema.label.column])
         self._bad.note(f"label '{printable(schema.label.column)}'", labels < 0, file, piece.start)
         refused |= labels < 0
-        names = {role: self._texts(piece.columns[column]) for role, column in schema.roles.named.items()}
+        names = {role: self._texts(piece.columns[column]) for role, column in schema.roles.given.items()}
         if site is not None:
             names["site"] = [site] * piece.rows
         for role, each in names.items():
@@ -320,8 +304,7 @@ def check_columns(file: str, columns: Sequence[str], schema: TableSchema) -> Non
     Raises:
         DataError: it lacks one, or has one that the schema does not name.
     """
-    wanted = [column.name for column in schema.columns] + [schema.label.column, *schema.roles.named.values()]
-    if lacking := [name for name in wanted if name not in columns]:
+    if lacking := [name for name in schema.read if name not in columns]:
         if len(columns) == 1:
             way_out = "the file has one column, so correct the separator in the schema file"
         elif near := get_close_matches(lacking[0], columns, n=1):
@@ -334,12 +317,12 @@ def check_columns(file: str, columns: Sequence[str], schema: TableSchema) -> Non
             f"A table has every column that its schema file names. '{file}' has no '{printable(lacking[0]):.80}'"
             f"{f' (and lacks {len(lacking) - 1} more)' if len(lacking) > 1 else ''}; {way_out}."
         )
-    ignore = schema.roles.ignore
-    unnamed = [] if ignore == "rest" else [name for name in columns if name not in {*wanted, *ignore}]
+    ignore = schema.ignore
+    unnamed = [] if ignore == "rest" else [name for name in columns if name not in {*schema.read, *ignore}]
     if unnamed:
         listed = ", ".join(f"'{printable(name):.80}'" for name in unnamed[:NAMED])
         raise DataError(
             f"A schema file says what every column is. '{file}' has {listed}"
             f"{f' and {len(unnamed) - NAMED} others' if len(unnamed) > NAMED else ''}; describe them under columns, or "
-            "list them under roles.ignore (ignore: rest for all)."
+            "list them under ignore (ignore: rest for all)."
         )

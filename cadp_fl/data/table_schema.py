@@ -5,7 +5,8 @@
     columns:
       - {name: age, type: integer, lower: 20, upper: 90}
       - {name: cp, type: category, categories: [1, 2, 3, 4]}
-    roles: {patient: patient_id, site: hospital, ignore: [remark]}
+    roles: {patient: patient_id, site: hospital}
+    ignore: [remark]
 
 Whoever writes it takes names, bounds and categories from what everybody may know, and never from the records. A value
 is compared as it is written, without spaces around it; a whole number is the same with and without `.0`.
@@ -39,7 +40,7 @@ class TableColumn(Column, Settings):
     """One column, and how it is written in files.
 
     Attributes:
-        missing_values: what is written in this column, beside `missing` of the file, where a value is missing.
+        missing_values: texts that mean missing in this column, beside those of the file.
     """
 
     missing_values: tuple[str, ...] = Field((), max_length=100)
@@ -105,15 +106,11 @@ class TableRoles(Settings):
     id: Name | None = Field(None, description="which record it is, the same in every export")
     site: Name | None = Field(None, description="which hospital it is of")
     split: Name | None = Field(None, description="train, validation or test")
-    ignore: Literal["rest"] | tuple[Name, ...] = Field(
-        (), description="columns that are not read; rest for all that the schema does not name"
-    )
 
     @property
-    def named(self) -> dict[str, str]:
-        """The columns that are read, by role."""
-        roles = ("patient", "id", "site", "split")
-        return {role: column for role in roles if (column := getattr(self, role)) is not None}
+    def given(self) -> dict[str, str]:
+        """The columns by role."""
+        return {role: column for role, column in dict(self).items() if column is not None}
 
 
 class TableSchema(Settings):
@@ -123,6 +120,9 @@ class TableSchema(Settings):
     label: LabelRule
     columns: tuple[TableColumn, ...] = Field(min_length=1, max_length=MAX_COLUMNS, description="features, in order")
     roles: TableRoles = TableRoles()
+    ignore: Literal["rest"] | tuple[Name, ...] = Field(
+        (), description="columns that are not read; rest: all that are not named"
+    )
     files: str | None = Field(
         None,
         pattern=r"^[^/\\]+$",
@@ -130,7 +130,9 @@ class TableSchema(Settings):
     )
     separator: str = Field(",", min_length=1, max_length=1, description="between values of a CSV; \\t for a tab")
     decimal: Literal[".", ","] = Field(".", description="between the whole part of a number and its fraction")
-    missing: tuple[str, ...] = Field(("",), max_length=100, description="what is written where a value is missing")
+    missing_values: tuple[str, ...] = Field(
+        ("", "NA", "NaN", "nan", "null", "?"), max_length=100, description="texts that mean missing"
+    )
 
     @field_validator("separator", mode="before")
     @classmethod
@@ -146,8 +148,8 @@ class TableSchema(Settings):
 
     @model_validator(mode="after")
     def _a_column_has_one_role(self) -> Self:
-        ignored = () if self.roles.ignore == "rest" else self.roles.ignore
-        names = [column.name for column in self.columns] + [self.label.column, *self.roles.named.values(), *ignored]
+        ignored = () if self.ignore == "rest" else self.ignore
+        names = [*self.read, *ignored]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(
                 f"a column is a feature, the label, has one of the roles or is ignored. Found '{twice}' twice; name it "
@@ -158,6 +160,11 @@ class TableSchema(Settings):
         if self.files is not None and "{site}" in self.files and self.roles.site is not None:
             raise ValueError("a site is named by a column or by files. Found roles.site and {site}; remove one")
         return self
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (*(column.name for column in self.columns), self.label.column, *self.roles.given.values())
 
     @property
     def public(self) -> Schema:
@@ -172,4 +179,4 @@ def load_table_schema(path: Path) -> TableSchema:
     Raises:
         ConfigError: the file is missing or breaks a rule of YAML, a key is unknown, or columns do not fit together.
     """
-    return parse(TableSchema, read_file(path, "schema file of a table"))
+    return parse(TableSchema, read_file(path, "schema file"))

@@ -49,8 +49,8 @@ def attendance(result: Mapping[str, Any], admitted: list[str]) -> Iterator[Findi
             )
         else:
             yield ok(
-                f"{name}: data set '{node['dataset']}', {node['train']} training and {node['test']} test units "
-                f"({node['unit']}), cadp-fl {node['library']}."
+                f"{name}: data set '{node['dataset']}', {node['classes']} classes, {node['train']} training and "
+                f"{node['test']} test units ({node['unit']}), cadp-fl {node['library']}."
             )
     if sets := sorted({node["dataset"] for node in nodes if "error" not in node})[1:]:
         yield warning(f"Sites have different data sets ('{sets[0]}' among them).", "Give them one name and schema.")

@@ -10,24 +10,27 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg import sqrtm
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.neighbors import NearestNeighbors
 
 from cadp_fl.classifier.training import as_input
-from cadp_fl.data.codec import codec_of
+from cadp_fl.data.codec import codec_of, input_shape
 from cadp_fl.data.schema import Dataset
 from cadp_fl.evaluation.bounds import linkage_bound
+from cadp_fl.evaluation.pairs import Pairs, pooled
 from cadp_fl.features.linear import BlockGradients
+from cadp_fl.privacy.accounting import epsilon_of
+from cadp_fl.privacy.events import Event
 
-__all__ = ["Pairs", "correlation_within_classes", "fidelity_of", "pooled"]
+__all__ = ["correlation_within_classes", "fidelity_of", "message_of"]
 
 CANDIDATES = 10
 """Records among which a release is to be linked to its own."""
@@ -37,26 +40,6 @@ MOST_COMPARED = 1000
 
 _COMPONENTS = 32
 _NEIGHBOURS = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Originals of one site and their released records, in one order, whose labels may differ.
-
-    Attributes:
-        originals: records with their true labels.
-        released: their released records.
-        original_latents: of the originals, float64 (records, k), those that the release privatized.
-        released_latents: of the released ones.
-    """
-
-    originals: Dataset
-    released: Dataset
-    original_latents: np.ndarray
-    released_latents: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.originals)
 
 
 def correlation_within_classes(
@@ -107,20 +90,23 @@ def fidelity_of(
     return figures
 
 
-def pooled(parts: Sequence[Dataset]) -> Dataset:
-    """Return the records of several data sets of one schema together."""
-    attributes = [part.attributes for part in parts if part.attributes is not None]
-    return Dataset(
-        parts[0].schema,
-        np.concatenate([part.records for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        attributes=np.concatenate(attributes) if attributes else None,
-    )
+def message_of(events: Sequence[Event], delta: float) -> tuple[float, float]:
+    """Return (epsilon, delta) of what one unit sends by itself in a release, its label with it.
+
+    Args:
+        events: of a plan, of which those of the release and its labels count.
+        delta: of the plan.
+    """
+    sent = [event for event in events if event.stage in ("release", "labels")]
+    local = [event.local_epsilon for event in sent if event.local_epsilon is not None]
+    return (sum(local), 0.0) if local else (epsilon_of(sent, delta), delta)
 
 
 def _flat(records: Dataset) -> np.ndarray:
     """Return numbers in [0, 1], float64 (records, numbers)."""
-    inputs = codec_of(records.schema).inputs(records.records).flatten(1)
+    inputs = (
+        codec_of(records.schema).inputs(records.records).reshape(len(records), math.prod(input_shape(records.schema)))
+    )
     numbers: np.ndarray = inputs.double().numpy()
     return numbers / 255 if inputs.dtype == torch.uint8 else numbers + 0.5
 
@@ -174,7 +160,7 @@ def _nearest(
     count = min(len(originals), len(held_out), MOST_COMPARED)
     drawn = _some(released, MOST_COMPARED, generator)
     near = [
-        NearestNeighbors(n_neighbors=1).fit(_some(each, count, generator)).kneighbors(drawn)[0][:, 0]
+        NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_some(each, count, generator)).kneighbors(drawn)[0][:, 0]
         for each in (originals, held_out)
     ]
     scale = math.sqrt(originals.shape[1])
@@ -216,10 +202,10 @@ def _distributions(originals: Dataset, released: Dataset, generator: np.random.G
     root = np.real(sqrtm(cross))
     k = min(_NEIGHBOURS, len(real) - 1)
     radii = {
-        name: NearestNeighbors(n_neighbors=k + 1).fit(values).kneighbors(values)[0][:, k]
+        name: NearestNeighbors(n_neighbors=k + 1, algorithm="brute").fit(values).kneighbors(values)[0][:, k]
         for name, values in (("real", real), ("made", made))
     }
-    apart = np.linalg.norm(real[:, None] - made[None], axis=2)
+    apart = cdist(real, made)
     inside = apart < radii["real"][:, None]
     return {
         "frechet": float(mean @ mean + np.trace(np.cov(real.T)) + np.trace(np.cov(made.T)) - 2 * np.trace(root)),

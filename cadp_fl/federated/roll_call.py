@@ -48,6 +48,7 @@ def _described(reply: Reply) -> dict[str, Any]:
         "site": description.site,
         "library": description.library,
         "dataset": description.dataset.name,
+        "classes": len(description.dataset.classes),
         "unit": description.unit,
         "train": description.train,
         "test": description.test,

@@ -29,6 +29,7 @@ from cadp_fl.federated.federation import Federation, Traffic, Transport
 from cadp_fl.federated.journal import JOURNAL, Journal
 from cadp_fl.federated.methods import build_methods, check_shapes
 from cadp_fl.federated.methods.base import Method, StudyRun, plan_of
+from cadp_fl.federated.open_choices import check_choices
 from cadp_fl.federated.recorder import Recorder, Watcher
 from cadp_fl.federated.roster import gather
 from cadp_fl.outputs import replaced_file
@@ -64,7 +65,7 @@ def conduct(
         federation: name of the federation, where the sites are real ones; empty in a simulation.
 
     Raises:
-        ConfigError: a study over real sites does not name them.
+        ConfigError: a study over real sites does not name them, or not what their sizes settle.
         InputError: the folder holds a run already, or none that can be resumed; it stays as it is.
         CadpError: the study cannot go on. If its sites had been found to fit it by then, the summary says `incomplete`
             and why.
@@ -179,6 +180,7 @@ class _Conductor:
 
         Raises:
             FederationError: too few sites are left, or they do not fit together.
+            ConfigError: the study leaves open what real sites' sizes settle.
         """
         results = self._results
         schema, sites, refusals = self._gather()
@@ -193,6 +195,8 @@ class _Conductor:
         for key, plan in self._plans.items():
             ended, spent = self._checkpoint.figures(plan.method) is not None, self._spent_before[key]
             self._accounts(plan).update({site: Account(plan, spent.get(site) if ended else None) for site in sites})
+        if self._federation.is_deployed and not self._reserved:
+            check_choices(self._study, schema, sites)
         ended_methods = {method.name: self._checkpoint.figures(method.name) for method in self._methods}
         results.figures = {name: figures for name, figures in ended_methods.items() if figures is not None}
         try:

@@ -49,6 +49,9 @@ _LEAST_SHARE = 0.02
 _LEAST_OF_THE_MEAN = 0.05
 """Variance that is added in every direction, in units of the mean one, so that none is all but zero by chance."""
 
+_LOGS_OF_SCALE, _SCALES = (-8.0, 60.0), 512
+"""Values of a scale that a mean is taken over: logarithms, in units of the noise."""
+
 _LEAST_VARIANCE = 0.05
 """Of a record around its class, all directions together, where |u| <= 1."""
 
@@ -255,9 +258,7 @@ def _means(
     for kind in np.unique(kinds):
         own = kinds == kind
         prior = np.repeat(((1 + frequencies[own]) ** (-2 * MEAN_POWER))[None], len(counts), axis=0)
-        found = (raw - overall)[:, own]
-        scale = _scale(found, prior, variance[:, own], start=float((found**2).mean() / prior.mean()))
-        apart[:, own] = _shrunk(found, scale * prior, variance[:, own])
+        apart[:, own] = _averaged((raw - overall)[:, own], prior, variance[:, own])
     result: np.ndarray = overall + apart
     return result
 
@@ -328,6 +329,27 @@ def _scale(found: np.ndarray, prior: np.ndarray, noise: np.ndarray, *, start: fl
         weights = prior / (scale * prior + noise) ** 2
         scale = max(1e-4, float((weights * (found**2 - noise)).sum() / (weights * prior).sum()))
     return scale
+
+
+def _averaged(found: np.ndarray, prior: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Return the mean of what was found with noise, where N(0, t prior) is expected and t is not known.
+
+    The mean is over the posterior of t, with noise / (t prior + noise) uniform before: where noise is most of what was
+    found, one likeliest t would often be 0, and nothing would be left of it.
+
+    References:
+        Strawderman: Proper Bayes minimax estimators of the multivariate normal mean, 1971 (that prior).
+    """
+    logs_of_scale = np.linspace(*_LOGS_OF_SCALE, _SCALES)
+    scales = noise.mean() / prior.mean() * np.exp(logs_of_scale)
+    signals = scales[:, None] * prior.reshape(1, -1)
+    totals = signals + noise.reshape(1, -1)
+    logs = -0.5 * (found.reshape(1, -1) ** 2 / totals + np.log(totals)).sum(axis=1)
+    logs += logs_of_scale - 2 * np.logaddexp(0, logs_of_scale)  # uniform noise / (t prior + noise), by log t
+    weights = np.exp(logs - logs.max())
+    factors = (weights / weights.sum()) @ (signals / totals)
+    averaged: np.ndarray = factors.reshape(found.shape) * found
+    return averaged
 
 
 def _shrunk(found: np.ndarray, prior: np.ndarray, noise: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from types import TracebackType
 import numpy as np
 
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.errors import ExchangeError, InputError
+from cadp_fl.errors import DataError, ExchangeError, InputError
 from cadp_fl.npz import NpzError, open_npz
 from cadp_fl.release.manifest import (
     MAX_MANIFEST_BYTES,
@@ -217,7 +217,10 @@ def _records(shard: Shard, data: bytes, schema: Schema) -> Dataset:
         raise ExchangeError(f"A released label is one of {len(schema.classes)} classes. Shard {shard.name} has others.")
     if schema.attributes and int(arrays["attributes"].max()) > 1:
         raise ExchangeError(f"A released attribute is 0 or 1. Shard {shard.name} has others.")
-    return Dataset(schema, arrays["images"], arrays["labels"], attributes=arrays.get("attributes"))
+    try:
+        return Dataset(schema, arrays[_NAMES[schema.kind]], arrays["labels"], attributes=arrays.get("attributes"))
+    except DataError as error:
+        raise ExchangeError(f"A shard's records follow the manifest's schema. Shard {shard.name}: {error}") from error
 
 
 def _write(path: Path, data: bytes) -> None:

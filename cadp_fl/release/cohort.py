@@ -7,7 +7,7 @@ from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
 from cadp_fl.privacy.mechanisms import is_labelled
 
-__all__ = ["why_not_shuffled", "with_cohort"]
+__all__ = ["is_cohort_open", "why_not_shuffled", "with_cohort"]
 
 
 def with_cohort(study: StudyConfig, records: Sequence[Dataset]) -> StudyConfig:
@@ -49,6 +49,15 @@ def why_not_shuffled(study: StudyConfig, *, attributes: int = 0) -> str:
     if study.release.shuffled_units is None or (study.labels == "covered" and study.release.label_classes is None):
         return "the number of units and classes was not known when the plan was made (release.shuffled_units)"
     return "" if study.release.shuffled_units else "the study counts on no others (release.shuffled_units: 0)"
+
+
+def is_cohort_open(study: StudyConfig, *, attributes: int = 0) -> bool:
+    """Return whether a study does not say whom its units hide among, and nothing else speaks against a shuffle."""
+    if not _may_shuffle(study) or study.release.shuffled_units == 0:
+        return False
+    known = study.release.model_copy(update={"shuffled_units": 2, "label_classes": 2})
+    named = study.model_copy(update={"release": known})
+    return bool(why_not_shuffled(study, attributes=attributes)) and not why_not_shuffled(named, attributes=attributes)
 
 
 def _may_shuffle(study: StudyConfig) -> bool:

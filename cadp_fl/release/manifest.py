@@ -1,5 +1,6 @@
 """The manifest of a release: what it is, how it was made, what it cost, and which bytes it vouches for."""
 
+import hashlib
 import json
 import math
 from typing import Annotated, Literal
@@ -22,6 +23,7 @@ __all__ = [
     "ReleaseParameters",
     "Shard",
     "manifest_from_json",
+    "manifest_sha256",
     "manifest_to_json",
 ]
 
@@ -201,7 +203,8 @@ class Manifest(ReleaseHead):
             raise ValueError(
                 f"the mechanism '{GridGaussianMechanism.name}' states its grid, and '{GaussianMechanism.name}' has none"
             )
-        unpacked = self.records * (math.prod(self.dataset.shape) + 8 + len(self.dataset.attributes))
+        record_bytes = math.prod(self.dataset.shape) * self.dataset.dtype.itemsize
+        unpacked = self.records * (record_bytes + 8 + len(self.dataset.attributes))
         if unpacked > MAX_RELEASE_BYTES:
             raise ValueError(f"a release unpacks to at most {MAX_RELEASE_BYTES} bytes, this one to {unpacked}")
         return self
@@ -236,3 +239,8 @@ def manifest_from_json(text: str | bytes) -> Manifest:
 def manifest_to_json(manifest: Manifest) -> str:
     """Return the compact JSON of a manifest, for the wire."""
     return json.dumps(manifest.model_dump(mode="json"), separators=(",", ":"))
+
+
+def manifest_sha256(manifest: Manifest) -> str:
+    """Return the hash of a manifest on the wire: what is kept of a bundle beside it names it by this."""
+    return hashlib.sha256(manifest_to_json(manifest).encode()).hexdigest()

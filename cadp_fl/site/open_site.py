@@ -139,6 +139,7 @@ def open_site(
         simulation=False,
         policy=policy,
         answers=ReplyStore(folder.answers),
+        measures=policy.review,
     )
 
 

@@ -1,12 +1,17 @@
 """What a site releases: privatized records, made once, kept ready, and fetched shard by shard."""
 
+import contextlib
+import math
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 
 from cadp_fl.config import PolicyConfig, parse
 from cadp_fl.errors import ExchangeError, FlowOriginError, PrivacyError
+from cadp_fl.evaluation.fidelity import fidelity_of, message_of
+from cadp_fl.evaluation.pairs import pairs_of
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.directions import Directions
 from cadp_fl.flow.moments import NoisedMoments, check_is_made_of
@@ -19,16 +24,23 @@ from cadp_fl.privacy.mechanisms import mechanism_of
 from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts
 from cadp_fl.release.bundle import open_bundle, write_bundle
-from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead, manifest_to_json
+from cadp_fl.release.manifest import Manifest, ReleaseClaim, ReleaseHead, manifest_to_json
 from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize, release_order
 from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.context import SiteContext
+from cadp_fl.site.kept import Figures, Kept
 from cadp_fl.site.moments import GivenMoments
 from cadp_fl.site.protocol import Reply, Request
 from cadp_fl.site.requests import DIRECTIONS, MOMENTS, FetchRequest, ReleaseRequest
 from cadp_fl.site.review import Review
 
 __all__ = ["Releases"]
+
+LEAST_MEASURED, MOST_MEASURED = 20, 3000
+"""Records of a release that are compared with their originals: fewer say nothing, and more take longer."""
+
+MOST_MEASURED_VALUES = 1 << 23
+"""Pixels that are compared, whatever the size of a record."""
 
 
 class Releases:
@@ -41,6 +53,7 @@ class Releases:
         policy: what it allows.
         outbox: folder of releases that are ready to be fetched.
         orders: folder for which record each released one is of, of a simulation; None where nobody may know.
+        measures: whether what each keeps of its records is measured when it is made, for the steward alone.
     """
 
     def __init__(
@@ -51,9 +64,10 @@ class Releases:
         policy: PolicyConfig,
         outbox: Path,
         orders: Path | None = None,
+        measures: bool = False,
     ) -> None:
         self._context, self._counts, self._given, self._policy, self.outbox = context, counts, given, policy, outbox
-        self._orders = orders
+        self._orders, self._measures = orders, measures
 
     def release(self, request: Request) -> Reply:
         """Privatize what each unit contributes, keep the release ready to be fetched, and answer with its manifest."""
@@ -123,9 +137,50 @@ class Releases:
         if not self._context.mode.is_durable:  # a release of an interrupted run may lie there, whose ledger is gone
             shutil.rmtree(folder, ignore_errors=True)
         manifest = write_bundle(head, parts, folder)
+        if self._measures:
+            self._measure(manifest, plan, settings, flow, order)
         if self._orders is not None:
             _keep_order(self._orders / f"{event_id}.npy", order)
         return Reply({"manifest": manifest_to_json(manifest)})
+
+    def _measure(
+        self, manifest: Manifest, plan: Plan, settings: ReleaseSettings, flow: ConditionalFlow, order: np.ndarray
+    ) -> None:
+        """Keep for the steward what a release keeps of its records, or why that was not measured.
+
+        Nothing of it leaves; see `cadp_fl.site.kept`. A release that was paid for is answered whatever happens here.
+        How long it takes follows from public sizes, as far as arithmetic does.
+        """
+        with contextlib.suppress(OSError):  # a steward reads then that there are none
+            Kept.forget(self.outbox, manifest.event_id)
+            try:
+                with warnings.catch_warnings(action="ignore"):  # a log would have them
+                    kept = self._kept(manifest, plan, settings, flow, order)
+            except Exception as error:
+                kept = Kept(reason=f"it failed ({type(error).__name__}: {error!s:.200})")
+            kept.store(self.outbox, manifest)
+
+    def _kept(
+        self, manifest: Manifest, plan: Plan, settings: ReleaseSettings, flow: ConditionalFlow, order: np.ndarray
+    ) -> Kept:
+        data, most = self._context.data, MOST_MEASURED_VALUES // math.prod(manifest.dataset.shape)
+        pairs = pairs_of(
+            open_bundle(self.outbox / manifest.event_id),
+            data.train,
+            self._context.units,
+            order,
+            flow,
+            directions=settings.directions,
+            latent_dims=settings.latent_dims,
+            device=self._context.device,
+            most=min(MOST_MEASURED, most),
+        )
+        if len(pairs) < LEAST_MEASURED:
+            return Kept(reason=f"fewer than {LEAST_MEASURED} records can be compared with their originals")
+        tested = np.random.default_rng(0).permutation(len(data.test))[: min(MOST_MEASURED, most)]
+        message = message_of(settings.cost, plan.delta)
+        figures = fidelity_of([pairs], data.test.select(np.sort(tested)), message=message)
+        return Kept(records=len(pairs), figures=Figures.model_validate(figures))
 
     def _check_is_made(self, plan: Plan, flow: ConditionalFlow, asked: ReleaseRequest, request: Request) -> None:
         """Check that the plan's noised values were given out, and that the flow is made of them as far as that shows.

@@ -4,7 +4,6 @@ A decision is on a whole bundle as it was made: no record is ever taken out of o
 new event, which is paid for again. What a server sees of a decision depends on the records, and no epsilon covers it.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from cadp_fl.errors import InputError, ReviewError
 from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import write_durably
 from cadp_fl.release.bundle import open_bundle
-from cadp_fl.release.manifest import Manifest, manifest_to_json
+from cadp_fl.release.manifest import Manifest, manifest_sha256
 
 __all__ = ["Decision", "Review", "Staged"]
 
@@ -59,6 +58,19 @@ class Review:
         manifests = [open_bundle(folder).manifest for folder in folders if not folder.name.startswith(".")]
         return [Staged(each, self.decision(each), self._left(each.event_id).exists()) for each in manifests]
 
+    def one(self, event_id: str) -> Staged:
+        """Return a release that was made.
+
+        Raises:
+            InputError: there is no outbox, or no such release.
+            ExchangeError: a bundle is damaged.
+        """
+        named = {each.manifest.event_id: each for each in self.staged()}
+        if event_id not in named:
+            known = ", ".join(named) or "none"
+            raise InputError(f"A review is of a release that was made: {known}. Found '{event_id}'.")
+        return named[event_id]
+
     def note_fetched(self, event_id: str) -> None:
         """Note that records of a release leave, before the first does."""
         if not self._left(event_id).exists():
@@ -71,11 +83,7 @@ class Review:
             InputError: there is no such release, or another decision was made on it.
             ExchangeError: the bundle is damaged.
         """
-        named = {each.manifest.event_id: each for each in self.staged()}
-        if event_id not in named:
-            known = ", ".join(named) or "none"
-            raise InputError(f"A decision is on a release that was made: {known}. Found '{event_id}'.")
-        staged = named[event_id]
+        staged = self.one(event_id)
         if decision == "denied" and staged.left:
             raise InputError(
                 f"A release is denied before it leaves. Records of '{event_id}' were fetched already, and cannot be "
@@ -88,7 +96,7 @@ class Review:
             )
         for _ in open_bundle(self._outbox / event_id).parts():
             pass
-        text = json.dumps({"decision": decision, "manifest_sha256": _sha256(staged.manifest)})
+        text = json.dumps({"decision": decision, "manifest_sha256": manifest_sha256(staged.manifest)})
         write_durably(self.path(event_id), text.encode())
         return staged.manifest
 
@@ -99,7 +107,7 @@ class Review:
             decision, sha256 = stored["decision"], stored["manifest_sha256"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return decision if sha256 == _sha256(manifest) and decision in ("approved", "denied") else None
+        return decision if sha256 == manifest_sha256(manifest) and decision in ("approved", "denied") else None
 
     def check(self, manifest: Manifest) -> None:
         """Check that a release may be fetched.
@@ -120,7 +128,3 @@ class Review:
     def path(self, event_id: str) -> Path:
         """Return where the steward's decision about a release is kept."""
         return self._outbox / f"{event_id}.review.json"
-
-
-def _sha256(manifest: Manifest) -> str:
-    return hashlib.sha256(manifest_to_json(manifest).encode()).hexdigest()

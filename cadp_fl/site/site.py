@@ -87,9 +87,11 @@ class Site:
         policy: what the site allows; a simulation's site allows all without one.
         answers: keeps what was answered, where the ledger is durable.
         orders: folder for which record each released one is of, in a simulation that compares them.
+        measures: whether what a release keeps of its records is measured when it is made, and kept in the outbox for
+            the steward's review.
 
     Raises:
-        PrivacyError: a real site has no policy.
+        PrivacyError: a real site has no policy, or an order would be kept.
         LedgerError: the ledger is another population's.
         DataError: the unit is a patient, and the records do not say whose they are; or one is trained and tested on.
     """
@@ -107,6 +109,7 @@ class Site:
         policy: PolicyConfig | None = None,
         answers: ReplyStore | None = None,
         orders: Path | None = None,
+        measures: bool = False,
     ) -> None:
         if policy is None and not simulation:
             raise PrivacyError("A real site has a policy. Found none; write policy.yaml.")
@@ -143,7 +146,7 @@ class Site:
         self.counts = ClassCounts(context, policy, outbox)
         self._training = training = Training(context)
         self._given = GivenMoments(outbox)
-        self.releases = releasing = Releases(context, self.counts, self._given, policy, outbox, orders)
+        self.releases = releasing = Releases(context, self.counts, self._given, policy, outbox, orders, measures)
         self._answers: Mapping[str, Callable[[Request], Reply]] = {
             "describe": self._describe,
             "reserve": self._reserve,

@@ -9,19 +9,15 @@ import numpy as np
 import torch
 
 from cadp_fl.config import StudyConfig
-from cadp_fl.data.codec import codec_of
 from cadp_fl.data.partition import SiteData
-from cadp_fl.data.schema import Dataset
 from cadp_fl.data.units import Units
-from cadp_fl.evaluation.fidelity import Pairs, fidelity_of, pooled
+from cadp_fl.evaluation.fidelity import fidelity_of, message_of
+from cadp_fl.evaluation.pairs import Pairs, pairs_of, pooled
 from cadp_fl.flow.cinn import ConditionalFlow
-from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.storage import load_flow
 from cadp_fl.outputs import replaced_file
-from cadp_fl.privacy.accounting import epsilon_of
 from cadp_fl.privacy.events import events_from_json
 from cadp_fl.release.bundle import open_bundle
-from cadp_fl.release.dataset import load_release
 from cadp_fl.release.privatize import release_directions, released_dims
 from cadp_fl.report.page import write_report
 from cadp_fl.study.simulated_sites import ORDERS
@@ -30,8 +26,6 @@ __all__ = ["add_fidelity"]
 
 _SHOWN = 4
 """Pairs of each class that a report shows."""
-
-_BATCH = 512
 
 
 def add_fidelity(study: StudyConfig, sites: Sequence[SiteData], folder: Path) -> None:
@@ -83,48 +77,27 @@ def _pairs(study: StudyConfig, data: SiteData, site: Path, release: Path, flow: 
     """Return a site's originals and their released records; None where their order is not known."""
     if not release.is_dir():
         return None
-    manifest = open_bundle(release).manifest
-    path = site / ORDERS / f"{manifest.event_id}.npy"
+    bundle = open_bundle(release)
+    path = site / ORDERS / f"{bundle.manifest.event_id}.npy"
     if not path.is_file():
         return None
     order = np.load(path, allow_pickle=False)
-    units = Units.of(data.train, study.budget.unit, study.budget.records_per_unit)
-    originals, blank = units.take(data.train, order)
-    loaded = load_release(release)
-    released = Dataset(
-        loaded.schema, loaded.records.numpy(), loaded.labels.numpy(), attributes=_array(loaded.attributes)
+    return pairs_of(
+        bundle,
+        data.train,
+        Units.of(data.train, study.budget.unit, study.budget.records_per_unit),
+        order,
+        flow,
+        directions=release_directions(study.release, flow),
+        latent_dims=released_dims(study.release, flow),
+        device=torch.device("cpu"),
     )
-    kept = np.flatnonzero(~blank)
-    kept = kept[np.argsort(order[kept], kind="stable")]  # by original, so that every run of a split shows the same ones
-    originals, released = originals.select(kept), released.select(kept)
-    return Pairs(originals, released, _latents(study, flow, originals), _latents(study, flow, released))
-
-
-def _array(values: torch.Tensor | None) -> np.ndarray | None:
-    return None if values is None else values.numpy()
-
-
-@torch.no_grad()
-def _latents(study: StudyConfig, flow: ConditionalFlow, records: Dataset) -> np.ndarray:
-    """Return the latents that a release privatizes, of records under their own labels, float64 (records, k)."""
-    directions, kept = release_directions(study.release, flow), released_dims(study.release, flow)
-    codec, parts = codec_of(records.schema), []
-    for start in range(0, len(records), _BATCH):
-        part = slice(start, start + _BATCH)
-        condition = condition_of(torch.from_numpy(records.condition[part]), flow.conditions)
-        z, _ = flow.encode(codec.to_unit(torch.from_numpy(records.records[part])), condition)
-        turned = z if directions is None else directions.turn(z)
-        parts.append(turned[:, :kept].double().numpy())
-    return np.concatenate(parts)
 
 
 def _message(method: Mapping[str, Any]) -> tuple[float, float]:
-    """Return (epsilon, delta) of what one unit sends by itself in a release, its label with it."""
+    """Return (epsilon, delta) of what one unit sends by itself, of any site of a method."""
     site = next(iter(method["sites"].values()))
-    events = [event for event in events_from_json(site["events"]) if event.stage in ("release", "labels")]
-    delta = float(site["delta"])
-    local = [event.local_epsilon for event in events if event.local_epsilon is not None]
-    return (sum(local), 0.0) if local else (epsilon_of(events, delta), delta)
+    return message_of(events_from_json(site["events"]), float(site["delta"]))
 
 
 def _keep(path: Path, pairs: Pairs) -> None:

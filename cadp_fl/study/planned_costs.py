@@ -15,7 +15,7 @@ from cadp_fl.privacy.costs import Costs, Epsilons, costs_of, epsilons_of
 from cadp_fl.privacy.events import Event, LatentPrivUnit, PoissonGaussian, RandomizedResponse, ReleaseEvent
 from cadp_fl.privacy.losses import Relation
 from cadp_fl.privacy.plan import Allowance, Plan
-from cadp_fl.release.cohort import why_not_shuffled
+from cadp_fl.release.cohort import is_cohort_open, why_not_shuffled
 from cadp_fl.study.plugins import load_plugins
 
 __all__ = ["EvaluationAccount", "MethodAccount", "OneMore", "StudyAccount", "account_study"]
@@ -205,12 +205,11 @@ def _not_shuffled(study: StudyConfig, plan: Plan) -> str:
     alone = any(isinstance(event, LatentPrivUnit) and not event.hidden_among for event in plan.events)
     if not alone:
         return ""
-    known = study.release.model_copy(update={"shuffled_units": 2, "label_classes": 2})
-    is_open = study.release.shuffled_units is None
-    if is_open and not why_not_shuffled(study.model_copy(update={"release": known})):
+    if is_cohort_open(study):
         return (
             "no record is read here, so the number of units is not known. A simulation counts them, and claims the "
-            "shuffle; name release.shuffled_units and release.label_classes to see what it costs"
+            "shuffle; name release.shuffled_units and release.label_classes to see what it costs. Over real sites they "
+            "have to be named: cadp-fl doctor COORDINATOR --round says how many units and classes each has"
         )
     return why_not_shuffled(study)
 

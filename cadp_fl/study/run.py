@@ -31,6 +31,7 @@ from cadp_fl.study.asking import with_numbers_asked
 from cadp_fl.study.engine import check_engine
 from cadp_fl.study.fidelity import add_fidelity
 from cadp_fl.study.plugins import load_plugins
+from cadp_fl.study.rows import with_defaults_of_rows
 from cadp_fl.study.simulate import simulate
 from cadp_fl.study.simulated_sites import ORDERS, OUTBOX
 
@@ -207,6 +208,7 @@ def settled(study: StudyConfig) -> StudyConfig:
 
 
 def _settled(study: StudyConfig, sites: list[SiteData]) -> StudyConfig:
+    study = with_defaults_of_rows(study, sites[0].train.schema)
     return with_numbers_asked(with_cohort(study, [site.train for site in sites]), sites)
 
 

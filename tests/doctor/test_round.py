@@ -87,6 +87,7 @@ def _node(name, **other):
         "site": name,
         "library": "0.1.0",
         "dataset": "digits",
+        "classes": 10,
         "unit": "record",
         "train": 9,
         "test": 1,
@@ -98,7 +99,7 @@ def _node(name, **other):
 @pytest.mark.parametrize(
     ("nodes", "state", "said"),
     [
-        ([_node("north")], "ok", "9 training"),
+        ([_node("north")], "ok", "10 classes, 9 training"),
         ([_node("north", library="0.2.0")], "fault", "0.2.0"),
         ([_node("north", library="0.1.7")], "ok", "0.1.7"),
         ([_node("north", site="east")], "fault", "calls itself 'east'"),

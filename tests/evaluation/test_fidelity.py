@@ -1,11 +1,25 @@
 """What a release keeps: everything of a copy, nothing of noise, and what a class has in common counts for nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from cadp_fl.config import FlowConfig
 from cadp_fl.data.schema import Dataset, Schema
-from cadp_fl.evaluation.fidelity import Pairs, correlation_within_classes, fidelity_of, linkage_bound, pooled
+from cadp_fl.data.units import Units
+from cadp_fl.evaluation.bounds import linkage_bound
+from cadp_fl.evaluation.fidelity import correlation_within_classes, fidelity_of
+from cadp_fl.evaluation.pairs import Pairs, pairs_of, pooled
+from cadp_fl.flow.cinn import ConditionalFlow
+from cadp_fl.privacy.mechanisms import NoMechanism
+from cadp_fl.privacy.noise import NoiseSource
+from cadp_fl.release.bundle import open_bundle, write_bundle
+from cadp_fl.release.manifest import ReleaseClaim, ReleaseHead
+from cadp_fl.release.privatize import ReleaseSettings, privatize
 
+CPU = torch.device("cpu")
 SCHEMA = Schema(name="x", shape=(1, 8, 8), classes=("a", "b"))
 
 
@@ -76,6 +90,42 @@ def test_linkage_is_bounded_as_epsilon_says():
     assert linkage_bound(np.log(9), 0.0, 10) == pytest.approx(0.5)
     assert linkage_bound(0.0, 1e-2, 10) == pytest.approx(0.1 + 0.009)
     assert linkage_bound(1000.0, 0.0, 10) == 1.0
+
+
+def test_a_patients_blank_is_nobodys_original(tmp_path):
+    """Patients have 1, 2 and 3 records, and 2 places each: a blank, and a record that has no place."""
+    originals = records(6)
+    of_patients = replace(originals, patients=np.array([0, 1, 1, 2, 2, 2]))
+    units = Units.of(of_patients, "patient", 2)
+    flow = ConditionalFlow(FlowConfig(scales=[], dense={"blocks": 1, "width": 4}), SCHEMA.shape, 2, seed=0).eval()
+    settings = ReleaseSettings(NoMechanism(), 8, "typical-set")
+    order = np.random.default_rng(0).permutation(6)
+    parts, _ = privatize(
+        flow, of_patients, settings, noise=NoiseSource.from_seed(0), device=CPU, units=units, order=order
+    )
+    head = ReleaseHead(
+        site="x",
+        dataset=SCHEMA,
+        mechanism="none",
+        parameters=settings.parameters(flow.dims),
+        noise="seeded",
+        claim=ReleaseClaim(guarantee="none", relation="r", epsilon=None, epsilon_if_flow_were_fixed=None, delta=1e-5),
+        flow_sha256="0" * 64,
+        event_id="x-release-1",
+    )
+    write_bundle(head, parts, tmp_path / "bundle")
+    found = pairs_of(
+        open_bundle(tmp_path / "bundle"), of_patients, units, order, flow, directions=None, latent_dims=8, device=CPU
+    )
+    assert np.array_equal(found.originals.images, originals.images[[0, 1, 2, 3, 4]])
+    assert np.array_equal(found.released.labels, originals.labels[[0, 1, 2, 3, 4]])
+    assert found.original_latents.shape == (5, 8)
+    assert correlation_within_classes(*_latents(found)) > 0.9
+
+
+def _latents(found):
+    labels = np.zeros(len(found), dtype=np.int64)
+    return found.original_latents, labels, found.released_latents, labels
 
 
 def test_a_release_of_one_class_trains_no_classifier():

@@ -29,7 +29,7 @@ STEPS = PoissonGaussian(stage="classifier", clip_norm=1.0, noise_std=2.0, sampli
 COUNTS = GaussianHistogram(stage="counts", histograms=1, noise_std=4.0)
 
 
-def site(folder: Path, **allowed: object) -> Site:
+def site(folder: Path, *, measures: bool = False, **allowed: object) -> Site:
     """Return the site of a folder, as a new process would make it."""
     path = folder / "ledger.db"
     if not path.exists():
@@ -44,6 +44,7 @@ def site(folder: Path, **allowed: object) -> Site:
         simulation=False,
         policy=open_policy(labels="covered").model_copy(update={"delta": 1e-3, "population": "p", **allowed}),
         answers=ReplyStore(folder / "answers"),
+        measures=measures,
     )
 
 

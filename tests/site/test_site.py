@@ -71,7 +71,7 @@ def dataset(count, seed):
     return Dataset(SCHEMA, images, generator.integers(0, 2, count))
 
 
-def site(simulation=True, *, noise_seed=1, noise=None, orders=None, **allowed):
+def site(simulation=True, *, noise_seed=1, noise=None, orders=None, measures=False, **allowed):
     return Site(
         "north",
         SiteData(dataset(40, 0), dataset(10, 1)),
@@ -82,6 +82,7 @@ def site(simulation=True, *, noise_seed=1, noise=None, orders=None, **allowed):
         simulation=simulation,
         policy=open_policy().model_copy(update=allowed),
         orders=orders,
+        measures=measures,
     )
 
 

@@ -7,13 +7,18 @@ from cadp_fl.config import dump_study, load_study
 from cadp_fl.data.partition import SiteData
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.federated.methods.parts.dp_flow import moments_of
-from cadp_fl.study.asking import noise_of_a_mean
+from cadp_fl.federated.open_choices import noise_of_a_mean
+from cadp_fl.study.asking import training_units
 from cadp_fl.study.run import check_study
 from tests.conftest import ROOT
 
 
 def checked(config, *overrides):
     return check_study(load_study(config, [*overrides]))
+
+
+def noise(study, sites):
+    return noise_of_a_mean(study, sites[0].train.schema, training_units(study, sites))
 
 
 def test_few_numbers_are_asked_for_where_noise_on_a_mean_is_longer_than_any_record(quickstart):
@@ -27,8 +32,8 @@ def test_few_numbers_are_asked_for_where_noise_on_a_mean_is_longer_than_any_reco
     assert (moments.class_weight, moments.shared_weight, moments.sum_weight) == (0.0, 0.1, 1.0)
     assert "second" not in moments_of(tight.study)[1].part_stds
     asked = load_study(quickstart, [only, "budget.epsilon=1"])
-    assert noise_of_a_mean(asked, tight.sites) >= 1 > noise_of_a_mean(roomy.study, roomy.sites)
-    assert noise_of_a_mean(tight.study, tight.sites) < noise_of_a_mean(asked, tight.sites) / 2
+    assert noise(asked, tight.sites) >= 1 > noise(roomy.study, roomy.sites)
+    assert noise(tight.study, tight.sites) < noise(asked, tight.sites) / 2
 
 
 def test_what_a_study_says_itself_stays(quickstart):
@@ -57,8 +62,8 @@ def test_what_decides_is_public_a_patient_with_more_records_changes_nothing():
         ROOT / "configs" / "quickstart.yaml",
         ["methods=[flow-samples]", "budget.epsilon=1.4", "budget.unit=patient", "budget.records_per_patient=2"],
     )
-    noise = [noise_of_a_mean(study, [patients(400, records_of_the_first=records)] * 3) for records in (1, 400)]
-    assert noise[0] == noise[1]
+    lengths = [noise(study, [patients(400, records_of_the_first=records)] * 3) for records in (1, 400)]
+    assert lengths[0] == lengths[1]
 
 
 def patients(count, *, records_of_the_first):

@@ -1,5 +1,6 @@
 """Asking sites for noised moments: a sum first, of which the centre is made, then moments around that centre."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -55,9 +56,21 @@ def ask_for_moments(
         return sum(run.sizes[site] for site in replies) * run.study.budget.records_per_unit
 
     records = ask(1, sum_event, add_sum)
-    centre = _in_unit_ball(np.sum([sums[site] for site in sorted(sums)], axis=0) / records)
+    noise = sum_event.noise_std * math.sqrt(len(sums)) / records
+    centre = _in_unit_ball(_without_noise(np.sum([sums[site] for site in sorted(sums)], axis=0) / records, noise))
     records = ask(2, event, add_moments)
     return NoisedMoments(centre, Moments.total([moments[site] for site in sorted(moments)]), records, len(moments))
+
+
+def _without_noise(mean: np.ndarray, std: float) -> np.ndarray:
+    """Return a noised mean, drawn towards zero by as much as its noise makes likely: post-processing.
+
+    References:
+        James, Stein: Estimation with quadratic loss, 1961 (their estimator's positive part).
+    """
+    length = float(mean @ mean)
+    shrunk: np.ndarray = mean * max(0.0, 1 - len(mean) * std**2 / max(length, 1e-300))
+    return shrunk
 
 
 def _in_unit_ball(mean: np.ndarray) -> np.ndarray:
