@@ -9,7 +9,8 @@
     ignore: [remark]
 
 Whoever writes it takes names, bounds and categories from what everybody may know, and never from the records. A value
-is compared as it is written, without spaces around it; a whole number is the same with and without `.0`.
+is compared as it is written, without spaces around it; a whole number is the same with and without `.0`, and `True` is
+`true`.
 """
 
 import re
@@ -39,8 +40,10 @@ _WHOLE = re.compile(r"([-+]?[0-9]+)\.0+")
 
 
 def as_compared(text: str) -> str:
-    """Return a value as it is compared: without spaces around it, and without `.0` if it is a whole number."""
+    """Return a value as it is compared: without spaces around it, a whole number without `.0`, `True` as `true`."""
     text = text.strip()
+    if text in ("True", "TRUE", "False", "FALSE"):
+        return text.lower()
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cadp_fl.config import dump_tree
 from cadp_fl.data.columns import Column
 from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.table_draft import Draft
 from cadp_fl.data.table_files import polars_of
 from cadp_fl.data.table_schema import TableSchema
 
@@ -52,7 +52,7 @@ def write_parquet(path: Path, schema: Schema, parts: Iterable[Dataset]) -> None:
 
 def schema_text(schema: Schema) -> str:
     """Return the schema file of rows that were written here, YAML."""
-    return dump_tree(TableSchema.of(schema).model_dump(mode="json", exclude_defaults=True))
+    return Draft(TableSchema.of(schema).model_dump(mode="json", exclude_defaults=True)).text()
 
 
 def _values(column: Column, codes: np.ndarray) -> list[float | int | str | None]:
