@@ -150,6 +150,8 @@ class Column(BaseModel):
         assert self.upper is not None, "checked"
         gone = np.isnan(values)
         outside = ~gone & ~((values >= self.lower) & (values <= self.upper))
+        if self.type == "integer":
+            outside |= ~gone & (values != np.round(values))
         inside = np.clip(np.where(gone, self.lower, values), self.lower, self.upper)
         codes = np.round(inside) - self.lower if self._is_counted else np.floor(self._unit(inside) * self.steps)
         found = np.clip(codes, 0, self.steps - 1).astype(np.int32)
@@ -172,7 +174,7 @@ class Column(BaseModel):
             values = codes + self.lower
         else:
             values = np.round(self._value((codes + 0.5) / self.steps), self._decimals)
-            values = np.clip(values, self.lower, self.upper)
+            values = np.clip(values, self.lower, self.upper) + 0.0  # and no negative zero
         known: np.ndarray = np.where(codes >= self.steps, np.nan, values)
         return known
 

@@ -38,8 +38,8 @@ def split_rule(source: Source, test_fraction: float) -> SplitRule:
         raise DataError(
             "A real site holds records out by their ids, since a row's number changes with every export. These records "
             "have neither ids nor a test split; add patients, ids or a test split (to a MedMNIST file "
-            "{train,val}_patients, {train,val}_ids, or test_images and test_labels), or test on nobody "
-            "(test_fraction: 0, --test-fraction 0)."
+            "{train,val}_patients, {train,val}_ids, or test_images and test_labels; to the schema file of a table "
+            "roles.patient, roles.id or roles.split), or test on nobody (test_fraction: 0, --test-fraction 0)."
         )
     by = "ids" if source.train.patients is None else "patients"
     return SplitRule(rule="hash", ids=by, fraction=test_fraction, salt=secrets.token_hex(16))

@@ -147,7 +147,7 @@ def deal_to_sites(study: StudyConfig, source: Source) -> list[SiteData]:
     if not source.site_names:
         raise ConfigError(
             "A 'column' partition needs a source that says of which site each record is. This one does not; name the "
-            "column with data.roles.site (in the schema file of a table, role: site), or choose another partition."
+            "column with data.roles.site (in the schema file of a table, roles.site), or choose another partition."
         )
     if config.count != len(source.site_names):
         raise ConfigError(

@@ -1,295 +1,328 @@
-"""Tables: rows of a CSV or Parquet file, as codes that a public schema file gives them.
+"""Rows of a table: CSV or Parquet, by a public schema file.
 
-A file's rows become int32 codes (rows, columns), see `cadp_fl.data.columns`. Values are compared as text, so that a CSV
-file and a Parquet file of the same table are the same records. Nothing in an error is a value of a record.
-
-Files are read by polars: https://docs.pola.rs.
+Every value becomes a code of its column; see `cadp_fl.data.columns`. What a schema does not allow is refused, brought
+to the nearest bound or missing, as its column says, and counted by column. No error and no note holds a record's value.
 """
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cadp_fl.config import DataConfig
+from cadp_fl.config.scalars import NUMBER
 from cadp_fl.data.columns import Column
 from cadp_fl.data.identities import codes_of, sites_of
+from cadp_fl.data.images import printable
 from cadp_fl.data.schema import Dataset, Source
-from cadp_fl.data.table_schema import LabelColumn, TableSchema, as_text, load_table_schema
+from cadp_fl.data.table_files import Piece, open_table
+from cadp_fl.data.table_schema import LabelRule, TableColumn, TableSchema, as_compared, load_table_schema
 from cadp_fl.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    import polars
+__all__ = ["check_columns", "read_table"]
 
-__all__ = ["PARQUET", "read_table"]
-
-MAX_FILE_BYTES = 8 << 30
-MAX_ROWS = 20_000_000
-NAMED = 5
-"""Rows that a sentence names."""
-
-PARQUET = (".parquet", ".pq")
-_SPLITS = {"train": False, "training": False, "validation": False, "val": False, "valid": False, "test": True}
-"""Names of splits, and whether each is tested on."""
+_SPLITS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1}
+NAMED = 3
+"""Files, rows or columns that a sentence names."""
 
 
 def read_table(config: DataConfig) -> Source:
-    """Return the rows of the file `data.path`, or of the files of a folder, by the schema file `data.columns`.
+    """Return the rows of the file, or of the files of the folder, `data.path`, by the schema file `data.columns`.
 
     Raises:
         ConfigError: there is no schema file, or it breaks a rule.
-        DataError: a file cannot be read, or does not follow its schema.
+        DataError: a file cannot be read, or its rows break the schema.
+    """
+    schema = _schema_of(config)
+    assert config.path is not None, "check_source asks for it"
+    files, left_out = _files(config.path, schema)
+    tables = [(open_table(path, schema.separator), site) for path, site in files]
+    for table, _ in tables:
+        check_columns(table.name, table.columns, schema)
+    rows = _Rows(schema, skip=config.on_bad_record == "skip")
+    for table, site in tables:
+        for piece in table.pieces(schema.read):
+            rows.add(table.name, site, piece)
+    return rows.source(left_out)
+
+
+def _schema_of(config: DataConfig) -> TableSchema:
+    """Return what the schema file of a config says.
+
+    Raises:
+        ConfigError: none is given, or it breaks a rule.
     """
     if config.columns is None:
         raise ConfigError(
-            "A table is read by a schema file that says what everybody may know of its columns. Found none; name it "
-            "with data.columns, and let cadp-fl data schema draft it from a public sample."
+            "A table has a public schema file, which says what its columns are. data.columns is missing; name the file "
+            "(cadp-fl data schema drafts one from a public sample)."
         )
-    assert config.path is not None, "check_source asks for it"
-    schema = load_table_schema(config.columns)
-    frames = [_Frame(path, _frame_of(path, schema), schema) for path in _files(config.path, schema)]
-    sites = [_site_in(frame.path, schema) for frame in frames]
-    return _source(schema, frames, sites, config)
+    return load_table_schema(config.columns)
 
 
-def _files(path: Path, schema: TableSchema) -> list[Path]:
-    """Return the files of a table, in order."""
-    if path.is_file():
-        return [path]
-    if schema.files is None:
-        raise DataError(
-            f"A table is a file. '{path}' is a folder; name a file in it with data.path, or say in the schema file how "
-            "its files are called, files: '{site}.csv' for example."
-        )
-    found = sorted(each for each in path.iterdir() if _site_in(each, schema) and each.is_file())
-    if not found:
-        raise DataError(f"The schema file says that files are called '{schema.files}'. '{path}' has none; check both.")
-    return found
+@dataclass
+class _Found:
+    """What became of some values of a column.
 
-
-def _site_in(path: Path, schema: TableSchema) -> str | None:
-    """Return the name of the site in a file's name; None where it has none."""
-    if schema.files is None:
-        return None
-    before, after = (re.escape(part) for part in schema.files.split("{site}"))
-    matched = re.fullmatch(f"{before}(.+){after}", path.name)
-    return matched.group(1) if matched else None
-
-
-def _frame_of(path: Path, schema: TableSchema) -> "polars.DataFrame":
-    """Return all that a file holds; a CSV file's values are text."""
-    try:
-        import polars
-    except ImportError as error:
-        raise DataError("Tables are read by polars. It is not installed; run pip install 'cadp-fl[tables]'.") from error
-    if (size := path.stat().st_size) > MAX_FILE_BYTES:
-        raise DataError(f"A table's file has at most {MAX_FILE_BYTES >> 30} GiB. '{path}' has {size} bytes; cut it.")
-    try:
-        if path.suffix.lower() in PARQUET:
-            return polars.read_parquet(path, memory_map=False, glob=False)
-        return polars.read_csv(
-            path, separator=schema.separator, infer_schema=False, glob=False, truncate_ragged_lines=False
-        )
-    except (polars.exceptions.PolarsError, OSError, UnicodeDecodeError, ValueError) as error:
-        kind = "Parquet" if path.suffix.lower() in PARQUET else f"CSV (UTF-8, separated by '{schema.separator}')"
-        raise DataError(f"A table is a {kind} file. '{path}' is not: {_reason(error)}; get the file again.") from error
-
-
-def _reason(error: BaseException) -> str:
-    """Return what a reader found, without anything that a cell holds."""
-    text = str(error)
-    for pattern, said in (
-        (r"found more fields", "a row has more values than the header"),
-        (r"no data|empty CSV", "it is empty"),
-        (r"utf-?8", "it is no UTF-8 text"),
-        (r"duplicate", "two columns have one name"),
-        (r"[Pp]arquet|magic|footer|thrift", "it is damaged, or of another kind"),
-    ):
-        if re.search(pattern, text):
-            return said
-    return "it cannot be read"
-
-
-class _Frame:
-    """One file's rows.
-
-    Args:
-        path: of the file.
-        frame: its columns.
-        schema: of the table.
-
-    Raises:
-        DataError: the file lacks a column, or has one that the schema does not name.
+    Attributes:
+        codes: int32, (rows,).
+        refused: bool, (rows,).
+        changed: how many were brought to a bound, or made missing.
     """
 
-    def __init__(self, path: Path, frame: "polars.DataFrame", schema: TableSchema) -> None:
-        self.path, self._frame, self._schema = path, frame, schema
-        wanted = [column.name for column in schema.columns] + [schema.label.column, *schema.roles.given.values()]
-        if lacking := [name for name in wanted if name not in frame.columns]:
-            raise DataError(
-                f"A table has the columns that its schema file names. '{path}' lacks {_listed(lacking)} among "
-                f"{_listed(frame.columns)}; correct the schema file, or the separator in it."
-            )
-        unknown = [name for name in frame.columns if name not in {*wanted, *schema.ignore}]
-        if unknown and schema.ignore != "rest":
-            raise DataError(
-                f"A schema file names every column. '{path}' has {_listed(unknown)} besides; add them to its columns, "
-                "or to its ignore (ignore: rest leaves out all that it does not name)."
-            )
-        if not 0 < len(frame) <= MAX_ROWS:
-            raise DataError(f"A table has 1 to {MAX_ROWS} rows. '{path}' has {len(frame)}; get the file again.")
-        self._missing = {as_text(text) for text in schema.missing_values}
-
-    def __len__(self) -> int:
-        return len(self._frame)
-
-    def texts(self, name: str) -> np.ndarray:
-        """Return a column's values as text, None where they are missing, dtype object (rows,)."""
-        values = self._frame.get_column(name).to_list()
-        written = (None if value is None else as_text(value) for value in values)
-        return np.array([None if text is None or text in self._missing else text for text in written], dtype=object)
-
-    def codes(self, column: Column) -> tuple[np.ndarray, np.ndarray]:
-        """Return a column's codes, int32 (rows,), and which are outside of the schema, bool (rows,)."""
-        texts = self.texts(column.name)
-        if not column.has_bounds:
-            return column.codes_of(texts)
-        numbers = np.array([_number(text) for text in texts], dtype=np.float64)
-        is_text = np.isposinf(numbers)
-        codes, outside = column.codes_of(np.where(is_text, np.nan, numbers))
-        return codes, outside | is_text
-
-    def labels(self, label: LabelColumn) -> tuple[np.ndarray, np.ndarray]:
-        """Return labels, int64 (rows,), and which values mean no class, bool (rows,)."""
-        texts = self.texts(label.column)
-        if label.above is not None:
-            numbers = np.array([_number(text) for text in texts], dtype=np.float64)
-            bad = ~np.isfinite(numbers)
-            return (np.where(bad, 0, numbers) > label.above).astype(np.int64), bad
-        of_value = {value: number for number, values in enumerate(label.values.values()) for value in values}
-        found = np.array([of_value.get(text, -1) for text in texts], dtype=np.int64)
-        return np.maximum(found, 0), found < 0
+    codes: np.ndarray
+    refused: np.ndarray
+    changed: int = 0
 
 
-def _number(text: str | None) -> float:
-    """Return a number; NaN of None, and infinity of what is none."""
-    if text is None:
-        return float("nan")
-    try:
-        number = float(text)
-    except ValueError:
-        return float("inf")
-    return number if np.isfinite(number) else float("inf")
+class _Values:
+    """The values of one column of features."""
+
+    def __init__(self, column: TableColumn, schema: TableSchema) -> None:
+        self._column, self._public, self._decimal = column, column.public, schema.decimal
+        self._missing = {as_compared(each) for each in (*schema.missing_values, *column.missing_values)}
+        self._names = {as_compared(name): name for name in column.categories}
+
+    def read(self, texts: Sequence[str | None]) -> _Found:
+        """Return the codes of values as they are written; each text that is found is looked at once."""
+        distinct = list(dict.fromkeys(texts))
+        place = {text: number for number, text in enumerate(distinct)}
+        places = np.fromiter(map(place.__getitem__, texts), dtype=np.int64, count=len(texts))
+        found = self._read([None if text is None else self._known(as_compared(text)) for text in distinct])
+        changed = int((found[2])[places].sum())
+        return _Found(found[0][places], found[1][places], changed)
+
+    def _known(self, text: str) -> str | None:
+        return None if text in self._missing else text
+
+    def _read(self, texts: list[str | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return codes, which are refused, and which are changed, each (texts,)."""
+        column: Column = self._public
+        gone = np.array([text is None for text in texts], dtype=bool)
+        values: np.ndarray
+        if column.has_bounds:
+            numbers = [None if text is None else _number(text, self._decimal) for text in texts]
+            values = np.array([np.nan if number is None else number for number in numbers])
+            odd = np.array([number is None for number in numbers], dtype=bool) & ~gone
+        else:
+            values = np.array([None if text is None else self._names.get(text, text) for text in texts], dtype=object)
+            odd = np.zeros_like(gone)
+        codes, outside = column.codes_of(values)
+        outside |= odd
+        refused = outside if column.outside == "refuse" else odd if column.outside == "clip" else np.zeros_like(odd)
+        refused = refused | (gone & (not column.missing))
+        return codes, refused, outside & ~refused
 
 
-def _source(schema: TableSchema, frames: list[_Frame], sites: list[str | None], config: DataConfig) -> Source:
-    notes: list[str] = []
-    bad = [np.zeros(len(frame), dtype=bool) for frame in frames]
-    found: list[str] = []
-    columns = []
-    for column in schema.columns:
-        codes, outside = zip(*(frame.codes(column) for frame in frames), strict=True)
-        columns.append(np.concatenate(codes))
-        if count := int(sum(each.sum() for each in outside)):
-            if column.outside == "refuse":
-                found.append(_sentence(f"column '{column.name}'", count, frames, outside))
-                bad = [before | now for before, now in zip(bad, outside, strict=True)]
+def _number(text: str, decimal: str) -> float | None:
+    """Return the number that a text is; None if it is none."""
+    text = text if decimal == "." else text.replace(".", " ").replace(decimal, ".")
+    return float(text) if re.fullmatch(NUMBER, text) else None
+
+
+class _Rows:
+    """Rows that have been read, and what was wrong with others."""
+
+    def __init__(self, schema: TableSchema, *, skip: bool) -> None:
+        self._schema, self._skip = schema, skip
+        self._values = [_Values(column, schema) for column in schema.columns]
+        self._missing = {as_compared(each) for each in schema.missing_values}
+        self._codes: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._names: dict[str, list[str]] = {role: [] for role in ("patient", "id", "site", "split")}
+        self._changed: Counter[str] = Counter()
+        self._bad = _BadRows()
+        self._rows = 0
+
+    def add(self, file: str, site: str | None, piece: Piece) -> None:
+        """Read a piece."""
+        schema = self._schema
+        refused = np.zeros(piece.rows, dtype=bool)
+        codes = np.empty((piece.rows, len(schema.columns)), dtype=np.int32)
+        for number, (column, values) in enumerate(zip(schema.columns, self._values, strict=True)):
+            found = values.read(piece.columns[column.name])
+            codes[:, number] = found.codes
+            self._bad.note(f"column '{printable(column.name)}'", found.refused, file, piece.start)
+            refused |= found.refused
+            self._changed[column.name] += found.changed
+        labels = self._labels_of(piece.columns[schema.label.column])
+        self._bad.note(f"label '{printable(schema.label.column)}'", labels < 0, file, piece.start)
+        refused |= labels < 0
+        names = {role: self._texts(piece.columns[column]) for role, column in schema.roles.given.items()}
+        if site is not None:
+            names["site"] = [site] * piece.rows
+        for role, each in names.items():
+            lacking = np.array([not name or (role == "split" and name.lower() not in _SPLITS) for name in each], bool)
+            self._bad.note(f"{role} '{printable(getattr(schema.roles, role) or role)}'", lacking, file, piece.start)
+            refused |= lacking
+        kept = np.flatnonzero(~refused)
+        self._bad.rows += piece.rows - len(kept)
+        self._rows += piece.rows
+        self._codes.append(codes[kept])
+        self._labels.append(labels[kept])
+        for role, each in names.items():
+            self._names[role] += [each[row] for row in kept.tolist()]
+
+    def _texts(self, texts: Sequence[str | None]) -> list[str]:
+        """Return names as they are compared; an empty one for a missing one."""
+        names = ["" if text is None else as_compared(text) for text in texts]
+        return ["" if name in self._missing else name for name in names]
+
+    def _labels_of(self, texts: Sequence[str | None]) -> np.ndarray:
+        """Return the label of every value, int64 (rows,); -1 for none."""
+        rule: LabelRule = self._schema.label
+        values, known = rule.values, {}
+        for text in dict.fromkeys(texts):
+            if rule.above is None:
+                known[text] = -1 if text is None else values.get(as_compared(text), -1)
             else:
-                became = "brought to their bounds" if column.outside == "clip" else "made missing"
-                notes.append(f"{count} values of column '{column.name}' were outside of the schema and {became}.")
-    labels, nameless = zip(*(frame.labels(schema.label) for frame in frames), strict=True)
-    if count := int(sum(each.sum() for each in nameless)):
-        found.append(_sentence(f"the label '{schema.label.column}'", count, frames, nameless))
-        bad = [before | now for before, now in zip(bad, nameless, strict=True)]
-    if found and config.on_bad_record == "refuse":
-        raise DataError(
-            f"Every value of a table is one that its schema file allows. {'; '.join(found)}. Correct the rows or the "
-            "schema file (missing: true, outside: clip or missing), or leave such rows out (data.on_bad_record: skip)."
-        )
-    kept = np.flatnonzero(~np.concatenate(bad))
-    if skipped := sum(len(frame) for frame in frames) - len(kept):
-        notes.append(f"{skipped} rows were left out: {'; '.join(found)}.")
-    if not len(kept):
-        raise DataError("A table has rows that follow its schema file. None does; correct the schema file.")
-    of_records = schema.schema_of_records()
-    names, of_site = _sites(schema, frames, sites)
-    whole = Dataset(
-        of_records,
-        np.stack(columns, axis=1),
-        np.concatenate(labels),
-        _identities(schema.roles.patient, "patient", frames),
-        None,
-        _identities(schema.roles.id, "record", frames),
-        of_site,
-    )
-    return _split(schema, frames, whole, kept, names, tuple(notes))
+                number = None if text is None else _number(as_compared(text), self._schema.decimal)
+                known[text] = -1 if number is None else int(number > rule.above)
+        return np.fromiter(map(known.__getitem__, texts), dtype=np.int64, count=len(texts))
 
-
-def _split(
-    schema: TableSchema,
-    frames: list[_Frame],
-    whole: Dataset,
-    kept: np.ndarray,
-    names: tuple[str, ...],
-    notes: tuple[str, ...],
-) -> Source:
-    if schema.roles.split is None:
-        return Source(whole.select(kept), None, names, notes)
-    texts = _column(schema.roles.split, frames)
-    known = [_SPLITS.get(str(text).lower()) for text in texts]
-    if None in known:
-        raise DataError(
-            f"A split is train, validation or test. {known.count(None)} rows have another in column "
-            f"'{schema.roles.split}'; correct them."
-        )
-    tested = np.array(known, dtype=bool)[kept]
-    if not tested.any() or tested.all():
-        return Source(whole.select(kept), None, names, notes)
-    return Source(whole.select(kept[~tested]), whole.select(kept[tested]), names, notes)
-
-
-def _column(name: str, frames: list[_Frame]) -> np.ndarray:
-    return np.concatenate([frame.texts(name) for frame in frames])
-
-
-def _identities(name: str | None, of: str, frames: list[_Frame]) -> np.ndarray | None:
-    """Return the code of every row's patient or id, int64 (rows,); None where no column says it."""
-    if name is None:
-        return None
-    texts = _column(name, frames)
-    if lacking := int(sum(text is None for text in texts)):
-        raise DataError(f"Every row has a {of}. Column '{name}' lacks it in {lacking} rows; fill it in.")
-    return codes_of([str(text) for text in texts], of)
-
-
-def _sites(
-    schema: TableSchema, frames: list[_Frame], sites: list[str | None]
-) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Return the names of sites, and of which every row is: by a column, or by its file's name."""
-    if schema.roles.site is not None:
-        texts = _column(schema.roles.site, frames)
-        if lacking := int(sum(text is None for text in texts)):
+    def source(self, notes: Sequence[str]) -> Source:
+        """Return the rows, and what was noted."""
+        if self._bad.rows and not self._skip:
+            raise DataError(self._bad.refusal(self._rows))
+        labels = np.concatenate([np.empty(0, np.int64), *self._labels])
+        if not len(labels):
             raise DataError(
-                f"Every row has a site. Column '{schema.roles.site}' lacks it in {lacking} rows; fill it in."
+                "A table has rows. Found a header and none after it, or none that follows the schema; check the file."
+                if not self._bad.rows
+                else f"A table has rows that follow the schema. {self._bad.counted(self._rows)}; correct the schema."
             )
-        return sites_of([str(text) for text in texts])
-    if len(frames) < 2 or None in sites:
-        return (), None
-    return sites_of([str(site) for site, frame in zip(sites, frames, strict=True) for _ in range(len(frame))])
+        beside = {role: self._names[role] for role in self._names if self._names[role]}
+        site_names, sites = sites_of(beside["site"]) if "site" in beside else ((), None)
+        dataset = Dataset(
+            self._schema.public,
+            np.concatenate(self._codes),
+            labels,
+            patients=codes_of(beside["patient"], "patient") if "patient" in beside else None,
+            ids=codes_of(beside["id"], "record") if "id" in beside else None,
+            sites=sites,
+        )
+        tested = np.array([_SPLITS[name.lower()] for name in beside.get("split", [])], dtype=bool)
+        test = dataset.select(np.flatnonzero(tested)) if tested.any() else None
+        if test is not None and tested.all():
+            raise DataError(
+                f"A table has rows to train on. All {len(tested)} are of the test split; correct the column of splits."
+            )
+        train = dataset if test is None else dataset.select(np.flatnonzero(~tested))
+        return Source(train, test, site_names, (*notes, *self._notes()))
+
+    def _notes(self) -> list[str]:
+        sentences = []
+        for column in self._schema.columns:
+            if count := self._changed[column.name]:
+                what = "brought to the nearest bound" if column.outside == "clip" else "made missing"
+                sentences.append(f"Column '{printable(column.name)}': {count} values outside the schema were {what}.")
+        if self._bad.rows:
+            sentences.append(f"Left out: {self._bad.counted(self._rows)}.")
+        return sentences
 
 
-def _sentence(what: str, count: int, frames: list[_Frame], flags: Iterable[np.ndarray]) -> str:
-    """Return how many values are outside of a schema, and in which rows of which file the first are."""
-    rows = [
-        f"{row + 1}{f' of {frame.path.name}' if len(frames) > 1 else ''}"
-        for frame, flag in zip(frames, flags, strict=True)
-        for row in np.flatnonzero(flag)[:NAMED]
-    ]
-    more = ", ..." if count > NAMED else ""
-    return f"{count} of {what} in {'row' if count == 1 else 'rows'} {', '.join(rows[:NAMED])}{more}"
+@dataclass
+class _BadRows:
+    """Rows that break the schema.
+
+    Attributes:
+        rows: how many.
+    """
+
+    rows: int = 0
+    _counts: Counter[str] = field(default_factory=Counter)
+    _first: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    def note(self, what: str, refused: np.ndarray, file: str, start: int) -> None:
+        """Count values that are refused, bool (rows,)."""
+        if count := int(refused.sum()):
+            self._counts[what] += count
+            self._first.setdefault(what, (file, start + int(refused.argmax())))
+
+    def counted(self, rows: int) -> str:
+        """Return how many there are, and why."""
+        reasons = [f"{what}: {count}" for what, count in self._counts.most_common(NAMED)]
+        more = "" if len(self._counts) <= NAMED else f"; and {len(self._counts) - NAMED} further columns"
+        return f"{self.rows} of {rows} rows break the schema ({'; '.join(reasons)}{more})"
+
+    def refusal(self, rows: int) -> str:
+        """Return the sentence that refuses them."""
+        what, _ = self._counts.most_common(1)[0]
+        file, row = self._first[what]
+        return (
+            f"A value is one that the schema file allows. {self.counted(rows)}; the first with {what} is row {row} of "
+            f"'{file}'. Correct it or the schema (bounds, categories, missing: true, outside: clip or missing), or "
+            "leave such rows out with data.on_bad_record: skip."
+        )
 
 
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(repr(name) for name in names[:NAMED])}{', ...' if len(names) > NAMED else ''}"
+def _files(path: Path, schema: TableSchema) -> tuple[list[tuple[Path, str | None]], list[str]]:
+    """Return every file and the name of its site, if its name says it; and what was left out, in a sentence.
+
+    Raises:
+        ConfigError: a folder's files are not named.
+        DataError: a folder has none.
+    """
+    pattern = schema.files
+    if not path.is_dir():
+        return [(path, None if pattern is None else _site(path.name, pattern))], []
+    if pattern is None:
+        raise ConfigError(
+            f"A schema file says which files of a folder are its tables. '{printable(path)}' is a folder; add files, "
+            "such as files: '*.csv', or files: 'extract-{site}.csv' where a name holds the site's, or name one file."
+        )
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
+    fitting = [name for name in names if _fits(name, pattern)]
+    if not fitting:
+        raise DataError(
+            f"A folder has files named as the schema file says, {pattern}. '{printable(path)}' has none; correct files."
+        )
+    others = [printable(name) for name in names if not _fits(name, pattern)]
+    listed = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
+    notes = [f"Left out of '{printable(path)}': {len(others)} not named {pattern} ({listed})."] if others else []
+    return [(path / name, _site(name, pattern)) for name in fitting], notes
+
+
+def _fits(name: str, pattern: str) -> re.Match[str] | None:
+    """Return how a file's name fits what a schema file says, if it does."""
+    return re.fullmatch(re.escape(pattern).replace(r"\{site\}", "(?P<site>.+)").replace(r"\*", ".*"), name)
+
+
+def _site(name: str, pattern: str) -> str | None:
+    """Return what stands in a file's name for the site; None if nothing does."""
+    match = _fits(name, pattern)
+    return match["site"] if match and "{site}" in pattern else None
+
+
+def check_columns(file: str, columns: Sequence[str], schema: TableSchema) -> None:
+    """Check that a file has the columns of its schema, and no others.
+
+    Raises:
+        DataError: it lacks one, or has one that the schema does not name.
+    """
+    if lacking := [name for name in schema.read if name not in columns]:
+        if len(columns) == 1:
+            way_out = "the file has one column, so correct the separator in the schema file"
+        elif near := get_close_matches(lacking[0], columns, n=1):
+            way_out = (
+                f"the nearest is '{printable(near[0]):.80}', so correct the name in the schema file, or the header"
+            )
+        else:
+            way_out = "correct the name in the schema file, or the header"
+        raise DataError(
+            f"A table has every column that its schema file names. '{file}' has no '{printable(lacking[0]):.80}'"
+            f"{f' (and lacks {len(lacking) - 1} more)' if len(lacking) > 1 else ''}; {way_out}."
+        )
+    ignore = schema.ignore
+    unnamed = [] if ignore == "rest" else [name for name in columns if name not in {*schema.read, *ignore}]
+    if unnamed:
+        listed = ", ".join(f"'{printable(name):.80}'" for name in unnamed[:NAMED])
+        raise DataError(
+            f"A schema file says what every column is. '{file}' has {listed}"
+            f"{f' and {len(unnamed) - NAMED} others' if len(unnamed) > NAMED else ''}; describe them under columns, or "
+            "list them under ignore (ignore: rest for all)."
+        )

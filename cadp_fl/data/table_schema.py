@@ -1,157 +1,182 @@
-"""The schema file of a table: what everybody may know of it, in YAML.
+"""The public schema file of a table: what its columns are, and what each says of a record.
 
-    name: heart-disease
-    label: {column: target, classes: {healthy: ["0"], diseased: ["1", "2", "3", "4"]}}
+    name: heart
+    label: {column: target, classes: {healthy: [0], ill: [1, 2, 3, 4]}}
     columns:
-      - {name: age, type: integer, lower: 20, upper: 90, outside: clip}
-      - {name: cp, type: category, categories: ["1", "2", "3", "4"]}
-    roles: {patient: patient_id}
-    ignore: [remarks]
+      - {name: age, type: integer, lower: 20, upper: 90}
+      - {name: cp, type: category, categories: [1, 2, 3, 4]}
+    roles: {patient: patient_id, site: hospital}
+    ignore: [remark]
 
-Bounds and categories are public: they come from what is known of a measurement, and never from the records.
+Whoever writes it takes names, bounds and categories from what everybody may know, and never from the records. A value
+is compared as it is written, without spaces around it; a whole number is the same with and without `.0`.
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from cadp_fl.config import Settings, parse
 from cadp_fl.config.reader import read_file
+from cadp_fl.config.settings import Name
 from cadp_fl.data.columns import MAX_COLUMNS, Column
-from cadp_fl.data.schema import MAX_CLASSES, Schema
-from cadp_fl.errors import ConfigError
+from cadp_fl.data.schema import Schema
 
-__all__ = ["LabelColumn", "TableRoles", "TableSchema", "as_text", "load_table_schema"]
+__all__ = ["LabelRule", "TableColumn", "TableRoles", "TableSchema", "as_compared", "load_table_schema"]
 
-_Name = Annotated[str, Field(min_length=1, max_length=200)]
-_Bound = Annotated[float, Field(ge=-1e15, le=1e15)]
+_WHOLE = re.compile(r"([-+]?[0-9]+)\.0+")
 
 
-def as_text(value: object) -> str:
-    """Return a value as text that does not depend on how a file stores it: 1, 1.0, '1' and ' 1.0 ' are '1'."""
-    text = str(value).strip()
-    if re.fullmatch(r"-?[0-9]{1,15}\.0+", text):
-        return text.partition(".")[0]
-    return text
+def as_compared(text: str) -> str:
+    """Return a value as it is compared: without spaces around it, and without `.0` if it is a whole number."""
+    text = text.strip()
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
-class LabelColumn(Settings):
-    """Which column is the label, and what its values mean."""
+class TableColumn(Column, Settings):
+    """One column, and how it is written in files.
 
-    column: _Name = Field(description="that holds the label")
-    classes: tuple[str, ...] | Mapping[str, tuple[str, ...]] = Field(
-        description="names of the classes, in order: as the column has them, or each with the values that mean it"
-    )
-    above: _Bound | None = Field(None, description="of a number: above it a record is of the second of two classes")
+    Attributes:
+        missing_values: texts that mean missing in this column, beside those of the file.
+    """
 
-    @field_validator("classes", mode="before")
-    @classmethod
-    def _values_are_text(cls, classes: Any) -> Any:
-        if isinstance(classes, Mapping):
-            return {
-                as_text(name): tuple(as_text(value) for value in (values if isinstance(values, list) else [values]))
-                for name, values in classes.items()
-            }
-        return tuple(as_text(name) for name in classes) if isinstance(classes, list | tuple) else classes
+    missing_values: tuple[str, ...] = Field((), max_length=100)
+
+    @property
+    def public(self) -> Column:
+        """The column of a schema."""
+        return Column(**{name: getattr(self, name) for name in Column.model_fields})
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "LabelColumn":
-        if not 2 <= len(self.classes) <= MAX_CLASSES:
-            raise ValueError(f"a label has two or more classes. Found {len(self.classes)}")
-        if self.above is not None and (isinstance(self.classes, Mapping) or len(self.classes) != 2):
-            raise ValueError("a label that is a number above a threshold has two names: of those below, and above")
-        values = [value for each in self.values.values() for value in each]
-        if len(set(values)) < len(values):
-            raise ValueError("every value of a label means one class. Found one twice")
+    def _categories_differ(self) -> Self:
+        if len({as_compared(each) for each in self.categories}) < len(self.categories):
+            raise ValueError(f"column '{self.name}' has categories that differ in more than spaces or a '.0'")
         return self
+
+
+class LabelRule(Settings):
+    """Which column says what class a record is of, and how."""
+
+    column: Name = Field(description="name of the column")
+    classes: dict[Name, tuple[str, ...]] | tuple[Name, ...] | None = Field(
+        None, description="the values of each class by its name; a list where the values are the names"
+    )
+    above: float | None = Field(None, description="of a number: the second class is above it, the first is not")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The classes' names, in order."""
+        """The classes, in the order of their labels."""
+        if self.classes is None:
+            return (f"up to {self.above:g}", f"above {self.above:g}")
         return tuple(self.classes)
 
     @property
-    def values(self) -> dict[str, tuple[str, ...]]:
-        """The values that mean each class."""
-        return dict(self.classes) if isinstance(self.classes, Mapping) else {name: (name,) for name in self.classes}
+    def values(self) -> dict[str, int]:
+        """The label of every value, as it is compared; none where a number is compared."""
+        if self.above is not None:
+            return {}
+        classes = self.classes if isinstance(self.classes, dict) else {name: (name,) for name in self.names}
+        return {as_compared(value): label for label, values in enumerate(classes.values()) for value in values}
+
+    @model_validator(mode="after")
+    def _says_how(self) -> Self:
+        if self.above is None and self.classes is None:
+            raise ValueError("a label has classes, or is above a number. Found neither; give label.classes")
+        if len(self.names) < 2 or len(set(self.names)) < len(self.names):
+            raise ValueError(f"a label has two or more classes that differ. Found {list(self.names)}")
+        if self.above is not None:
+            if len(self.names) != 2 or isinstance(self.classes, dict):
+                raise ValueError("a label above a number has two classes. Give label.classes a list of two names")
+            return self
+        count = sum(map(len, self.classes.values())) if isinstance(self.classes, dict) else len(self.names)
+        if len(self.values) < count:
+            raise ValueError("a value is of one class. Found one twice in label.classes; remove one of the two")
+        if isinstance(self.classes, dict) and not all(self.classes.values()):
+            raise ValueError("a class has values. Found one without in label.classes; name its values, or remove it")
+        return self
 
 
 class TableRoles(Settings):
-    """Columns that say of a row who, which, where and when, and are no features."""
+    """Columns that are no features."""
 
-    patient: _Name | None = Field(None, description="whose row it is")
-    id: _Name | None = Field(None, description="which row it is, the same in every export")
-    site: _Name | None = Field(None, description="of which hospital it is")
-    split: _Name | None = Field(None, description="train, validation or test")
+    patient: Name | None = Field(None, description="whose record it is")
+    id: Name | None = Field(None, description="which record it is, the same in every export")
+    site: Name | None = Field(None, description="which hospital it is of")
+    split: Name | None = Field(None, description="train, validation or test")
 
     @property
     def given(self) -> dict[str, str]:
         """The columns by role."""
-        return {role: name for role, name in dict(self).items() if name is not None}
+        return {role: column for role, column in dict(self).items() if column is not None}
 
 
 class TableSchema(Settings):
-    """A table as everybody may know it."""
+    """What is public of a table."""
 
-    name: str = Field(min_length=1, max_length=80, description="of the data set, the same at every site")
-    label: LabelColumn
-    columns: tuple[Column, ...] = Field(min_length=1, max_length=MAX_COLUMNS)
+    name: str = Field(min_length=1, max_length=80, description="of the data set")
+    label: LabelRule
+    columns: tuple[TableColumn, ...] = Field(min_length=1, max_length=MAX_COLUMNS, description="features, in order")
     roles: TableRoles = TableRoles()
-    ignore: tuple[_Name, ...] | str = Field((), description="columns that are left out; rest: all that are not named")
-    missing_values: tuple[str, ...] = Field(
-        ("", "NA", "NaN", "nan", "null", "?"), description="texts that mean missing"
+    ignore: Literal["rest"] | tuple[Name, ...] = Field(
+        (), description="columns that are not read; rest: all that are not named"
     )
-    separator: str = Field(",", min_length=1, max_length=1, description="between the values of a CSV file")
     files: str | None = Field(
         None,
-        description="names of the files in a folder, one a site, with {site} in the place of its name: "
-        "processed.{site}.data",
+        pattern=r"^[^/\\]+$",
+        description="names of the files of a folder, such as *.csv; {site} stands for the name of a file's site",
+    )
+    separator: str = Field(",", min_length=1, max_length=1, description="between values of a CSV; \\t for a tab")
+    decimal: Literal[".", ","] = Field(".", description="between the whole part of a number and its fraction")
+    missing_values: tuple[str, ...] = Field(
+        ("", "NA", "NaN", "nan", "null", "?"), max_length=100, description="texts that mean missing"
     )
 
-    @field_validator("columns", mode="before")
+    @field_validator("separator", mode="before")
     @classmethod
-    def _categories_are_text(cls, columns: Any) -> Any:
-        if not isinstance(columns, list | tuple):
-            return columns
-        return [
-            {**each, "categories": [as_text(value) for value in each["categories"]]}
-            if isinstance(each, Mapping) and isinstance(each.get("categories"), list)
-            else each
-            for each in columns
-        ]
+    def _tab(cls, text: object) -> object:
+        return "\t" if text == "\\t" else text
+
+    @field_validator("separator")
+    @classmethod
+    def _is_no_quote(cls, text: str) -> str:
+        if text in '"\r\n':
+            raise ValueError("a separator is a letter between values, and no quote or end of a line")
+        return text
 
     @model_validator(mode="after")
-    def _names_differ(self) -> "TableSchema":
-        names = [column.name for column in self.columns] + [self.label.column, *self.roles.given.values()]
-        names += self.ignore if isinstance(self.ignore, tuple) else []
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"every column of a table has one part in it. Found '{twice[0]}' twice")
-        if isinstance(self.ignore, str) and self.ignore != "rest":
-            raise ValueError(f"ignore is a list of columns, or rest. Found '{self.ignore}'")
-        if self.files is not None and self.files.count("{site}") != 1:
-            raise ValueError("files has {site} once, in the place of a site's name")
+    def _a_column_has_one_role(self) -> Self:
+        ignored = () if self.ignore == "rest" else self.ignore
+        names = [*self.read, *ignored]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(
+                f"a column is a feature, the label, has one of the roles or is ignored. Found '{twice}' twice; name it "
+                "once"
+            )
+        if self.files is not None and self.files.count("{site}") > 1:
+            raise ValueError("files has {site} once. Found it again; remove one")
+        if self.files is not None and "{site}" in self.files and self.roles.site is not None:
+            raise ValueError("a site is named by a column or by files. Found roles.site and {site}; remove one")
         return self
 
-    def schema_of_records(self, name: str | None = None) -> Schema:
-        """Return the public shape of the table's rows."""
-        return Schema(
-            name=name or self.name, shape=(len(self.columns),), classes=self.label.names, columns=self.columns
-        )
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (*(column.name for column in self.columns), self.label.column, *self.roles.given.values())
+
+    @property
+    def public(self) -> Schema:
+        """The schema of the records."""
+        columns = tuple(column.public for column in self.columns)
+        return Schema(name=self.name, shape=(len(columns),), classes=self.label.names, columns=columns)
 
 
 def load_table_schema(path: Path) -> TableSchema:
-    """Read a schema file.
+    """Return what a schema file says.
 
     Raises:
-        ConfigError: it is missing or breaks a rule of YAML, a key is unknown, or a value is out of range.
+        ConfigError: the file is missing or breaks a rule of YAML, a key is unknown, or columns do not fit together.
     """
-    tree = read_file(path, "schema file")
-    if "columns" not in tree:
-        raise ConfigError(
-            f"A schema file names the columns of a table. '{path}' has no columns; let cadp-fl data schema draft one "
-            "from a public sample."
-        )
-    return parse(TableSchema, tree, where="")
+    return parse(TableSchema, read_file(path, "schema file"))

@@ -52,7 +52,7 @@ class Units:
         if dataset.patients is None:
             raise DataError(
                 "Where the unit is a patient, records say whose they are. These do not; add patients to the data "
-                "(to a MedMNIST file, {train,val,test}_patients)."
+                "(to a MedMNIST file, {train,val,test}_patients; to the schema file of a table, roles.patient)."
             )
         _, patient = np.unique(dataset.patients, return_inverse=True)
         order = np.argsort(patient, kind="stable")
