@@ -107,14 +107,15 @@ def export(
         tuple[str, Path],
         typer.Option(
             help="medmnist OUT.npz: train_images, train_labels and any train_attributes, no val and no test split, and "
-            "the manifests as releases. png OUTDIR: <class>/<number>.png, a README.md and the manifests.",
+            "the manifests as releases. png OUTDIR: <class>/<number>.png, a README.md and the manifests. Of rows, csv "
+            "OUTDIR or parquet OUTDIR: records, the schema file columns.yaml, a README.md and the manifests.",
             metavar="FORMAT PATH",
         ),
     ],
     quiet: Silent = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the records of releases as a MedMNIST file, or as PNG images.
+    """Write the records of releases as a MedMNIST file, PNG images, CSV or Parquet.
 
     For tools that do not read a bundle. Every shard is verified on the way,
     and nothing is overwritten.

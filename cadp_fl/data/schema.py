@@ -37,6 +37,7 @@ class Schema(BaseModel):
         classes: one name a class; a label is an index into them.
         levels: number of grey levels of a pixel; level v is stored as round(255 v / (levels - 1)).
         columns: of a table; none of images.
+        label_column: name of the column of classes, where a table is written; `label` if nothing is said.
         attributes: names of what a record has or lacks, public as its label is; none where records have a label alone.
 
     Raises:
@@ -50,6 +51,7 @@ class Schema(BaseModel):
     levels: int = Field(256, ge=2, le=256)
     attributes: tuple[_Attribute, ...] = Field((), max_length=MAX_ATTRIBUTES)
     columns: tuple[Column, ...] = Field((), max_length=MAX_COLUMNS)
+    label_column: str = Field("", max_length=200)
 
     @property
     def kind(self) -> Literal["image", "row"]:
@@ -77,7 +79,7 @@ class Schema(BaseModel):
         """Length of the condition that a flow is given: multi-hot of the attributes, else one-hot of the classes."""
         return len(self.attributes) or len(self.classes)
 
-    @field_validator("name", "classes", "attributes")
+    @field_validator("name", "classes", "attributes", "label_column")
     @classmethod
     def _can_be_printed(cls, names: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not all(name.isprintable() for name in ([names] if isinstance(names, str) else names)):
@@ -97,15 +99,15 @@ class Schema(BaseModel):
             raise ValueError(f"a row has a value for each of its {len(self.columns)} columns")
         if not self.columns and len(self.shape) != 3:
             raise ValueError("an image has channels, a height and a width")
-        if len({column.name for column in self.columns}) < len(self.columns):
+        if len({self.label_column, *(column.name for column in self.columns)}) <= len(self.columns):
             raise ValueError("every column has a name of its own")
         return self
 
     @model_serializer(mode="wrap")
     def _as_before_attributes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave attributes and columns out where there are none, so that such a schema is written as it always was."""
+        """Leave out what images lack, so that their schema is written as it always was."""
         tree: dict[str, Any] = handler(self)
-        for name in ("attributes", "columns"):
+        for name in ("attributes", "columns", "label_column"):
             if not getattr(self, name):
                 tree.pop(name, None)
         return tree

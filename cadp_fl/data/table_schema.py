@@ -170,7 +170,27 @@ class TableSchema(Settings):
     def public(self) -> Schema:
         """The schema of the records."""
         columns = tuple(column.public for column in self.columns)
-        return Schema(name=self.name, shape=(len(columns),), classes=self.label.names, columns=columns)
+        return Schema(
+            name=self.name,
+            shape=(len(columns),),
+            classes=self.label.names,
+            columns=columns,
+            label_column=self.label.column,
+        )
+
+    @classmethod
+    def of(cls, schema: Schema) -> "TableSchema":
+        """Return how rows of a schema are read from a file that was written by it; see `cadp_fl.data.table_writer`."""
+        names = {column.name for column in schema.columns}
+        label = schema.label_column or "label"
+        while label in names:
+            label += "_"
+        return cls(
+            name=schema.name,
+            label=LabelRule(column=label, classes=schema.classes),
+            columns=tuple(TableColumn(**column.model_dump()) for column in schema.columns),
+            missing_values=("",),
+        )
 
 
 def load_table_schema(path: Path) -> TableSchema:

@@ -5,20 +5,25 @@
                 manifest a release, as JSON text. There is no val and no test split: a reader takes splits that are
                 there, and released records are for training.
     png         OUT/<class>/<number>.png, OUT/manifests/<number>-<site>.json and OUT/README.md
+    csv         OUT/records.csv, valid under the schema file OUT/columns.yaml; manifests and README.md as above
+    parquet     OUT/records.parquet, likewise; all rows are held in memory
 
+The first two are for images, the others for rows.
 Neither carries the hashes that make a bundle verifiable, beyond the copies of the manifests.
 """
 
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image
 
 from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.table_writer import schema_text, write_csv, write_parquet
 from cadp_fl.errors import InputError
 from cadp_fl.outputs import new_file, new_folder
 from cadp_fl.privacy.claims import format_against, format_epsilon
@@ -26,10 +31,30 @@ from cadp_fl.release.bundle import Bundle
 from cadp_fl.release.manifest import Manifest, manifest_to_json
 from cadp_fl.standalone.bundles import open_bundles
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["FORMATS", "TESTS_CAUTION", "Format", "export"]
 
 WHEN = (1980, 1, 1, 0, 0, 0)
-README, MANIFESTS = "README.md", "manifests"
+README, MANIFESTS, COLUMNS = "README.md", "manifests", "columns.yaml"
+RECORDS_CSV, RECORDS_PARQUET = "records.csv", "records.parquet"
+
+TESTS_CAUTION = (
+    "Do not test hypotheses on these rows as if they were patients: noise of differential privacy makes tests of "
+    "significance find effects that are not there, the more the smaller epsilon is (Perez et al., arXiv 2403.13612)."
+)
+"""Stands beside every table that is released."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How releases are written.
+
+    Attributes:
+        records: what it is for.
+        write: writes them to a path.
+    """
+
+    records: Literal["image", "row"]
+    write: Callable[[Sequence[Bundle], Path], None]
 
 
 def export(folders: Sequence[Path], kind: str, output: Path) -> int:
@@ -42,7 +67,14 @@ def export(folders: Sequence[Path], kind: str, output: Path) -> int:
     if kind not in FORMATS:
         raise InputError(f"Unknown format '{kind}'. Choose one of: {', '.join(sorted(FORMATS))}.")
     bundles = open_bundles(folders)
-    FORMATS[kind](bundles, output)
+    schema = bundles[0].manifest.dataset
+    if schema.kind != FORMATS[kind].records:
+        fitting = " and ".join(name for name, each in sorted(FORMATS.items()) if each.records == schema.kind)
+        raise InputError(
+            f"A format is for images or for rows. Records of '{schema.name}' are {schema.kind}s, and '{kind}' is for "
+            f"{FORMATS[kind].records}s; choose {fitting}."
+        )
+    FORMATS[kind].write(bundles, output)
     return sum(bundle.manifest.records for bundle in bundles)
 
 
@@ -95,11 +127,7 @@ def _to_png(bundles: Sequence[Bundle], output: Path) -> None:
     schema = manifests[0].dataset
     digits = len(str(sum(manifest.records for manifest in manifests)))
     with new_folder(output, "An export") as temporary:
-        (temporary / README).write_text(_readme(manifests), encoding="utf-8")
-        (temporary / MANIFESTS).mkdir()
-        for number, manifest in enumerate(manifests, start=1):
-            path = temporary / MANIFESTS / f"{number:03d}-{manifest.site}.json"
-            path.write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+        _describe(manifests, temporary)
         classes = [temporary / name for name in _folder_names(schema)]
         for folder in classes:
             folder.mkdir()
@@ -109,6 +137,34 @@ def _to_png(bundles: Sequence[Bundle], output: Path) -> None:
                 number += 1
                 pixels = image[0] if len(image) == 1 else np.moveaxis(image, 0, 2)
                 Image.fromarray(np.ascontiguousarray(pixels)).save(classes[label] / f"{number:0{digits}d}.png")
+
+
+def _to_csv(bundles: Sequence[Bundle], output: Path) -> None:
+    _to_table(bundles, output, RECORDS_CSV, write_csv)
+
+
+def _to_parquet(bundles: Sequence[Bundle], output: Path) -> None:
+    _to_table(bundles, output, RECORDS_PARQUET, write_parquet)
+
+
+def _to_table(
+    bundles: Sequence[Bundle], output: Path, name: str, write: Callable[[Path, Schema, Iterator[Dataset]], None]
+) -> None:
+    manifests = [bundle.manifest for bundle in bundles]
+    schema = manifests[0].dataset
+    with new_folder(output, "An export") as temporary:
+        _describe(manifests, temporary)
+        (temporary / COLUMNS).write_text(schema_text(schema), encoding="utf-8")
+        write(temporary / name, schema, _parts(bundles))
+
+
+def _describe(manifests: Sequence[Manifest], folder: Path) -> None:
+    """Write what an export is, and copies of its manifests."""
+    (folder / README).write_text(_readme(manifests), encoding="utf-8")
+    (folder / MANIFESTS).mkdir()
+    for number, manifest in enumerate(manifests, start=1):
+        path = folder / MANIFESTS / f"{number:03d}-{manifest.site}.json"
+        path.write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
 
 
 def _folder_names(schema: Schema) -> list[str]:
@@ -125,14 +181,22 @@ def _folder_names(schema: Schema) -> list[str]:
 
 
 def _readme(manifests: Sequence[Manifest]) -> str:
-    condition = "attributes, which the images here do not show" if manifests[0].dataset.attributes else "label"
+    schema = manifests[0].dataset
+    is_table = schema.kind == "row"
+    condition = f"attributes, which the {schema.kind}s here do not show" if schema.attributes else "label"
+    where = (
+        f"The order of rows means nothing. `{COLUMNS}` is the schema file that all of them follow; its last column is "
+        "the record's class."
+        if is_table
+        else "The folder is the record's class; its number means nothing."
+    )
     lines = [
         "# Privatized records",
         "",
-        "Every PNG here is a record that a site released: encoded by a conditional flow, put through its release's "
-        f"mechanism in the latent space, and decoded under its {condition}. The folder is the record's class; its "
-        "number means nothing.",
+        f"Every {'row' if is_table else 'PNG'} here is a record that a site released: encoded by a conditional flow, "
+        f"put through its release's mechanism in the latent space, and decoded under its {condition}. {where}",
         "",
+        *([TESTS_CAUTION, ""] if is_table else []),
         f"They are {sum(manifest.records for manifest in manifests)} records of {len(manifests)} releases of "
         f"'{manifests[0].dataset.name}'. What was done to each and what may be claimed of it is in `manifests/`, "
         "copies of the releases' own; the files here carry no hashes, so that only the releases can be verified.",
@@ -161,4 +225,9 @@ def _readme(manifests: Sequence[Manifest]) -> str:
     return "\n".join(lines) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Bundle], Path], None]] = {"medmnist": _to_medmnist, "png": _to_png}
+FORMATS: dict[str, Format] = {
+    "csv": Format("row", _to_csv),
+    "medmnist": Format("image", _to_medmnist),
+    "parquet": Format("row", _to_parquet),
+    "png": Format("image", _to_png),
+}

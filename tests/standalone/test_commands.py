@@ -163,4 +163,4 @@ def test_export_writes_either_format(run, bundle, tmp_path):
     assert counts == open_bundle(bundle).manifest.released_labels
     assert run("export", bundle, "--to", "png", tmp_path / "y", "--quiet")[1] == ""
     code, _, err = run("export", bundle, "--to", "csv", tmp_path / "z")
-    assert (code, "Choose one of: medmnist, png" in err) == (2, True)
+    assert (code, "Choose one of: csv, medmnist, parquet, png" in err) == (2, True)

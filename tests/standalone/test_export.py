@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cadp_fl.config import DataConfig
+from cadp_fl.data.columns import Column
 from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.sources import load_source
 from cadp_fl.errors import ExchangeError, InputError
@@ -25,15 +26,25 @@ GIVEN_FLOW = ReleaseClaim(
 
 
 def bundle(
-    folder, site="north", classes=CLASSES, channels=1, shards=(7, 5), side=8, seed=0, noise="seeded", claim=GIVEN_FLOW
+    folder,
+    site="north",
+    classes=CLASSES,
+    channels=1,
+    shards=(7, 5),
+    side=8,
+    seed=0,
+    noise="seeded",
+    claim=GIVEN_FLOW,
+    schema=None,
 ):
-    schema = Schema(name="x", shape=(channels, side, side), classes=classes)
+    schema = schema or Schema(name="x", shape=(channels, side, side), classes=classes)
     generator = np.random.default_rng(seed)
+    levels = [column.codes for column in schema.columns] or 256
     parts = [
         Dataset(
             schema,
-            generator.integers(0, 256, (count, channels, side, side), dtype=np.uint8),
-            generator.integers(0, len(classes), count),
+            generator.integers(0, levels, (count, *schema.shape), dtype=schema.dtype),
+            generator.integers(0, len(schema.classes), count),
         )
         for count in shards
     ]
@@ -42,7 +53,7 @@ def bundle(
         dataset=schema,
         mechanism="gaussian",
         parameters=ReleaseParameters(
-            clip_norm=1.0, noise_std=8.0, latent_dims=4, dims=channels * side**2, shrinkage="typical-set"
+            clip_norm=1.0, noise_std=8.0, latent_dims=2, dims=int(np.prod(schema.shape)), shrinkage="typical-set"
         ),
         noise=noise,
         claim=claim,
@@ -141,9 +152,44 @@ def test_an_export_is_whole_or_not_there(tmp_path, kind, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+ROWS = Schema(
+    name="ward",
+    shape=(2,),
+    classes=("healthy", "ill"),
+    columns=(
+        Column(name="age", type="integer", lower=18, upper=90, missing=True),
+        Column(name="sex", type="category", categories=("f", "m")),
+    ),
+    label_column="diagnosis",
+)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_are_exported_with_the_schema_file_that_reads_them_and_a_warning(tmp_path, kind):
+    folders = [bundle(tmp_path / name, name, schema=ROWS, seed=seed) for seed, name in enumerate("ab")]
+    out = tmp_path / "out"
+    assert export(folders, kind, out) == 24
+    source = load_source(DataConfig(source="table", path=out / f"records.{kind}", columns=out / "columns.yaml"))
+    released = load_release(*folders)
+    np.testing.assert_array_equal(source.train.records, released.records)
+    np.testing.assert_array_equal(source.train.labels, released.labels)
+    assert source.schema == ROWS
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "columns.yaml", "manifests", f"records.{kind}"]
+    text = (out / "README.md").read_text()
+    assert "significance" in text
+    assert "arXiv 2403.13612" in text
+    assert "Every row here" in text
+    assert [path.name for path in sorted((out / "manifests").iterdir())] == ["001-a.json", "002-b.json"]
+    for other in ("png", "medmnist"):
+        with pytest.raises(InputError, match="choose csv and parquet"):
+            export(folders, other, tmp_path / "x")
+
+
 def test_an_unknown_format_and_a_folder_without_a_release_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"Unknown format 'csv'. Choose one of: medmnist, png"):
-        export([bundle(tmp_path / "a")], "csv", tmp_path / "x")
+    with pytest.raises(InputError, match=r"Unknown format 'tiff'. Choose one of: csv, medmnist, parquet, png"):
+        export([bundle(tmp_path / "a")], "tiff", tmp_path / "x")
+    with pytest.raises(InputError, match=r"Records of 'x' are images, and 'csv' is for rows; choose medmnist and png"):
+        export([tmp_path / "a"], "csv", tmp_path / "x")
     with pytest.raises(InputError, match=r"holds a manifest.json"):
         export([tmp_path], "png", tmp_path / "x")
 
