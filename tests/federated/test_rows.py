@@ -113,9 +113,9 @@ def test_drawn_rows_have_the_classes_shares_and_marginals_of_real_ones():
         real, made = (each.records[each.labels == label] for each in (data, drawn))
         for column, name in ((2, "sex"), (3, "ward")):
             counts = [np.bincount(each[:, column], minlength=4) / len(each) for each in (real, made)]
-            assert np.abs(counts[0] - counts[1]).max() < 0.04, name
+            assert np.abs(counts[0] - counts[1]).max() < 0.012, name
         missing = [(each[:, 1] == COLUMNS[1].steps).mean() for each in (real, made)]
-        assert abs(missing[0] - missing[1]) < 0.04
+        assert abs(missing[0] - missing[1]) < 0.012
         ages = [COLUMNS[0].values_of(each[:, 0]) for each in (real, made)]
         assert abs(ages[0].mean() - ages[1].mean()) < 2
     assert marginal_distance(drawn, data) < 0.15
