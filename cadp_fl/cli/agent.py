@@ -24,7 +24,14 @@ def init(
     folder: Annotated[Path, typer.Argument(help="The site's folder: a new one.", metavar="SITE")],
     invitation: Annotated[Path, typer.Option(help="The coordinator's invitation.yaml.")],
     name: Annotated[str | None, typer.Option(help="Name of the site; by default the folder's.")] = None,
-    data: Annotated[Path | None, typer.Option(help="The site's records: a MedMNIST file (.npz).")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="The site's records: a MedMNIST file (.npz), or, with --columns, a CSV or Parquet file."),
+    ] = None,
+    columns: Annotated[
+        Path | None,
+        typer.Option(help="The public schema file of a table, which names its classes."),
+    ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Names of the classes, from label 0, with commas; the same at every site.")
     ] = None,
@@ -75,16 +82,24 @@ def init(
 
     invited = load_invitation(invitation)
     if (data is None) == (rehearsal is None):
-        raise InputError("A site has records. Give --data FILE.npz, or --rehearsal STUDY.yaml for public ones; one.")
+        raise InputError("A site has records. Give --data FILE, or --rehearsal STUDY.yaml for public ones; one.")
     settings: dict[str, Any] = {"site": name or folder.absolute().name, "dataset": dataset, "device": device}
+    if columns is not None and (data is None or classes is not None):
+        raise InputError(
+            "A schema file is of a table, and names its classes. Found --columns without --data, or with --classes; "
+            "give --data TABLE --columns FILE."
+        )
     if data is not None:
-        if classes is None or dataset is None:
+        if dataset is None or (classes is None and columns is None):
             raise InputError(
-                "All sites share one schema, which no site reads from its records. Found no --classes or no --dataset; "
-                "give both, as the coordinator says."
+                "All sites share one schema, which no site reads from its records. Found no --dataset, or no --classes "
+                "(of a table, --columns); give both, as the coordinator says."
             )
-        names = [part.strip() for part in classes.split(",")]
-        settings["data"] = {"source": "medmnist", "path": str(data.absolute()), "classes": names}
+        settings["data"] = {"path": str(data.absolute())}
+        if columns is not None:
+            settings["data"] |= {"source": "table", "columns": str(columns.absolute())}
+        elif classes is not None:
+            settings["data"] |= {"source": "medmnist", "classes": [part.strip() for part in classes.split(",")]}
     else:
         settings["rehearsal"] = str(rehearsal.absolute()) if rehearsal else None
     settings |= {"group": group, "mark": str(mark.absolute()) if mark else None}

@@ -60,7 +60,14 @@ def train_central(
     weight_decay: Annotated[float | None, typer.Option(help="Decoupled weight decay (0.0001).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights and batches (0).", min=0)] = None,
     test: Annotated[
-        Path | None, typer.Option(help="A MedMNIST file: evaluate on its test split of real records, exactly.")
+        Path | None,
+        typer.Option(
+            help="Evaluate, exactly, on real records: the test split of a MedMNIST file, or, of a table, all rows or "
+            "its test split."
+        ),
+    ] = None,
+    columns: Annotated[
+        Path | None, typer.Option(help="Schema file of the table that --test names (as an export's by default).")
     ] = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -91,7 +98,7 @@ def train_central(
     )
     study = load_study(config, set_ or []) if config is not None else None
     with progress_to(console_to(), silent=quiet or as_json) as watch:
-        made = train_central(bundles, output, options, study=study, test=test, watch=watch)
+        made = train_central(bundles, output, options, study=study, test=test, columns=columns, watch=watch)
     typer.echo(json.dumps(made, indent=2) if as_json else _described(made))
 
 
@@ -123,15 +130,19 @@ def predict(
     ],
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="PNG and JPEG images, folders of them, or .npz files."),
+        typer.Argument(metavar="FILE...", help="PNG and JPEG images, folders of them, .npz files, or tables of rows."),
     ],
+    columns: Annotated[
+        Path | None,
+        typer.Option(help="Schema file of rows: how their tables are written (separator, missing values, ...)."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a CSV table, and print none.")] = None,
     resize: Annotated[bool, typer.Option("--resize", help="Resize images of another size; else refused.")] = False,
     device: Device = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="With --output, print nothing but errors.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value a line.")] = False,
 ) -> None:
-    """Say which class each image is of, one line an image, and how likely.
+    """Say which class each image, or row, is of, one line each, and how likely.
 
     FILE is a PNG or JPEG image of 8 bits, a folder of them (with all below
     it), or an .npz. Of an npz, the array images is read, or else test_images:
@@ -139,6 +150,8 @@ def predict(
     grey or coloured as the classifier needs, and upright. What is left out of
     a folder (hidden files, links, other kinds) and what is changed in an image
     is printed on stderr; CMYK, 16 bits, transparency and damage are refused.
+    For a classifier of rows, FILE is a CSV or Parquet file that has the columns
+    it was trained on by their names, and any others.
     MODEL is a run's models/classifier-METHOD.safetensors; flow-bayes leaves
     none. Probabilities are not calibrated.
     """
@@ -149,7 +162,9 @@ def predict(
     if output is not None:
         check_new(output, "A table")
     notes: list[str] = []
-    predictions = predict(classifier, files, resize=resize, device=device or "auto", report=notes.append)
+    predictions = predict(
+        classifier, files, resize=resize, device=device or "auto", columns=columns, report=notes.append
+    )
     if output is not None:
         write_csv(predictions, output)
     for sentence in [] if quiet else notes:

@@ -16,8 +16,8 @@ def privatize(
     data: Annotated[
         Path,
         typer.Option(
-            help="A real site's folder, with its policy, ledger and audit log; a MedMNIST file (.npz), of which all "
-            "but the test split is taken; or a study config (.yaml) with --site."
+            help="A real site's folder, with its policy, ledger and audit log; a MedMNIST file (.npz) or, for a flow "
+            "of rows, a table, of which all but the test split is taken; or a study config (.yaml) with --site."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle's new folder.")],
@@ -46,6 +46,9 @@ def privatize(
     policy: Annotated[Path | None, typer.Option(help="A real site's policy.yaml; goes with --ledger.")] = None,
     ledger: Annotated[Path | None, typer.Option(help="Its durable ledger, made by cadp-fl site ledger init.")] = None,
     mark: Annotated[Path | None, typer.Option(help="The ledger's mark, where it is not beside it.")] = None,
+    columns: Annotated[
+        Path | None, typer.Option(help="Schema file of the table that --data names (as an export's by default).")
+    ] = None,
     device: Device = None,
     quiet: Silent = False,
     as_json: AsJson = False,
@@ -87,6 +90,7 @@ def privatize(
         policy=policy,
         ledger=ledger,
         mark=mark,
+        columns=columns,
     )
     made = make_release(flow, data, output, options)
     if as_json:

@@ -23,8 +23,17 @@ from cadp_fl.config.reader import read_file
 from cadp_fl.config.settings import Name
 from cadp_fl.data.columns import MAX_COLUMNS, Column
 from cadp_fl.data.schema import Schema
+from cadp_fl.errors import DataError
 
-__all__ = ["LabelRule", "TableColumn", "TableRoles", "TableSchema", "as_compared", "load_table_schema"]
+__all__ = [
+    "LabelRule",
+    "TableColumn",
+    "TableRoles",
+    "TableSchema",
+    "as_compared",
+    "load_table_schema",
+    "table_schema_for",
+]
 
 _Bound = Annotated[float, Field(ge=-1e15, le=1e15)]
 _WHOLE = re.compile(r"([-+]?[0-9]+)\.0+")
@@ -192,6 +201,32 @@ class TableSchema(Settings):
             columns=tuple(TableColumn(**column.model_dump()) for column in schema.columns),
             missing_values=("",),
         )
+
+
+def table_schema_for(schema: Schema, columns: Path | None) -> TableSchema:
+    """Return how rows of a schema are read: as its schema file says, or else as rows that were exported.
+
+    Args:
+        columns: the schema file.
+
+    Raises:
+        ConfigError: the schema file breaks a rule.
+        DataError: it is of rows with other columns or classes.
+    """
+    if columns is None:
+        return TableSchema.of(schema)
+    read = load_table_schema(columns)
+    found = read.public
+    for what, mine, theirs in (
+        ("columns", found.columns, schema.columns),
+        ("classes", found.classes, schema.classes),
+    ):
+        if mine != theirs:
+            raise DataError(
+                f"Rows follow the schema that a flow or a classifier was trained with. '{columns}' has other {what}; "
+                "name the schema file of that training."
+            )
+    return read
 
 
 def load_table_schema(path: Path) -> TableSchema:

@@ -58,7 +58,8 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
     """
     final = SiteFolder(path.absolute())
     check_unicode(final.path, "A site's folder")
-    for named in (config.data.path if config.data is not None else None, config.rehearsal, config.mark):
+    records = (config.data.path, config.data.columns) if config.data is not None else ()
+    for named in (*records, config.rehearsal, config.mark):
         if named is not None:
             check_unicode(named, "A file that site.yaml names")
     check_socket(final.socket)

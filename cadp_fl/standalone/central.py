@@ -15,6 +15,8 @@ from cadp_fl.config import ClassifierConfig, StudyConfig, parse
 from cadp_fl.data.codec import codec_of
 from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.table import read_rows
+from cadp_fl.data.table_schema import table_schema_for
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import InputError
 from cadp_fl.evaluation.utility import Metrics, evaluate, metrics_of
@@ -28,6 +30,7 @@ from cadp_fl.standalone.bundles import open_bundles
 __all__ = ["ClassifierOptions", "train_central"]
 
 METHOD = "train-central"
+MODEL_OF_ROWS = "logistic"
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,15 @@ class ClassifierOptions:
     seed: int | None = None
     device: str | None = None
 
-    def config(self, study: StudyConfig | None) -> ClassifierConfig:
-        """Return the settings of the classifier.
+    def config(self, study: StudyConfig | None, schema: Schema) -> ClassifierConfig:
+        """Return the settings of the classifier; of rows it is logistic where nobody says which.
 
         Raises:
             ConfigError: one is out of range, or the classifier is unknown.
         """
         tree = (study.classifier if study else ClassifierConfig()).model_dump()
+        if schema.kind == "row" and tree["model"] == ClassifierConfig().model:
+            tree["model"] = MODEL_OF_ROWS
         tree |= self._given("model", "width")
         tree["central"] |= self._given("epochs", "batch_size", "learning_rate", "weight_decay")
         config = parse(ClassifierConfig, tree, where="classifier")
@@ -78,6 +83,7 @@ def train_central(
     *,
     study: StudyConfig | None,
     test: Path | None,
+    columns: Path | None = None,
     watch: Watcher,
 ) -> dict[str, Any]:
     """Train a classifier on the releases in some folders, store it, and return what it is.
@@ -86,7 +92,8 @@ def train_central(
     federation's central classifier.
 
     Args:
-        test: a MedMNIST file with a test split of real records to evaluate on, exactly.
+        test: real records to evaluate on, exactly: a MedMNIST file with a test split, or a table.
+        columns: schema file of that table, where it is not written as an export is.
 
     Raises:
         InputError: something that was given is wrong; nothing was computed.
@@ -94,13 +101,13 @@ def train_central(
         TrainingError: the loss became infinite or NaN.
     """
     check_new(output, "A stored classifier")
-    config = options.config(study)
+    bundles = open_bundles(folders)
+    schema = bundles[0].manifest.dataset
+    config = options.config(study, schema)
     device = resolve_device(options.device or (study.device if study else "auto"))
     seed = options.seed if options.seed is not None else (study.seed if study else 0)
     torch.set_num_threads(study.sites.cpus_per_client if study else 1)  # as in a federation: sums are added up alike
-    bundles = open_bundles(folders)
-    schema = bundles[0].manifest.dataset
-    tested = None if test is None else _test_records(test, schema)
+    tested = None if test is None else _test_records(test, schema, columns)
     released = ReleasedRecords(bundles)
     noise = "seeded" if any(manifest.noise == "seeded" for manifest in released.manifests) else "entropy"
     card = ClassifierCard(config, schema, seed, METHOD, noise)
@@ -137,14 +144,19 @@ def _train(model: nn.Module, released: ReleasedRecords, config: ClassifierConfig
     return loss
 
 
-def _test_records(path: Path, schema: Schema) -> Dataset:
-    """Return the test split of a MedMNIST file, which has to fit the releases.
+def _test_records(path: Path, schema: Schema, columns: Path | None) -> Dataset:
+    """Return the test split of a MedMNIST file, or the rows of a table, which have to fit the releases.
 
     Raises:
         InputError: the file is missing, has no test split, or does not fit.
     """
     if not path.is_file():
-        raise InputError(f"Test records are read from a MedMNIST file. There is none at '{path}'; check the path.")
+        raise InputError(f"Test records are read from a file. There is none at '{path}'; check the path.")
+    if schema.kind == "row":
+        rows = read_rows(path, table_schema_for(schema, columns))
+        return rows.train if rows.test is None else rows.test
+    if columns is not None:
+        raise InputError(f"A schema file is of rows. The releases are of {schema.kind}s; leave --columns out.")
     source = read_medmnist_as(path, schema)
     if source.test is None:
         raise InputError(f"Test records are a file's test split. '{path}' has none; add test_images and test_labels.")

@@ -1,4 +1,4 @@
-"""What a stored classifier says of images."""
+"""What a stored classifier says of images, or of rows of a table."""
 
 import csv
 from collections.abc import Callable, Iterator, Sequence
@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cadp_fl.classifier.storage import load_classifier
 from cadp_fl.classifier.training import log_odds
+from cadp_fl.data.codec import codec_of
 from cadp_fl.data.images import printable
+from cadp_fl.data.table import read_features
+from cadp_fl.data.table_schema import TableSchema, table_schema_for
 from cadp_fl.device import resolve_device
+from cadp_fl.errors import InputError
 from cadp_fl.outputs import new_file
 from cadp_fl.standalone.images import Picture, read_pictures
 
@@ -24,11 +27,11 @@ BATCH_IMAGES = 256
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest class of an image.
+    """The likeliest class of an image, or of a row.
 
     Attributes:
-        file: of the image.
-        index: the image's place in an npz, from 0; None for an image file.
+        file: that it is from.
+        index: its place in an npz or a table, from 0; None for an image file.
         label: name of the class.
         probability: that the classifier gives it; not calibrated.
     """
@@ -55,9 +58,13 @@ def predict(
     *,
     resize: bool,
     device: str,
+    columns: Path | None = None,
     report: Callable[[str], None] = lambda sentence: None,
 ) -> list[Prediction]:
-    """Return the likeliest class of every image that some paths name, in order; see `read_pictures`.
+    """Return the likeliest class of every image, or row, that some paths name, in order; see `read_pictures`.
+
+    Args:
+        columns: schema file of rows, where they are not written as an export is.
 
     Raises:
         InputError: a path or an image does not fit.
@@ -66,15 +73,18 @@ def predict(
     where = resolve_device(device)
     model, card = load_classifier(classifier)
     model.to(where)
-    pictures = read_pictures(paths, card.dataset.image_shape, resize=resize, report=report)
+    schema = card.dataset
+    if schema.kind == "row":
+        batches = _rows(paths, table_schema_for(schema, columns))
+    elif columns is not None:
+        raise InputError(f"A schema file is of rows. This classifier is for {schema.kind}s; leave --columns out.")
+    else:
+        batches = _images(read_pictures(paths, schema.image_shape, resize=resize, report=report))
     predictions: list[Prediction] = []
-    for batch in _batches(pictures):
-        images = torch.from_numpy(np.stack([picture.pixels for picture in batch]))
-        best = log_odds(model, images).sigmoid().max(dim=1)
-        predictions += [
-            Prediction(picture.file, picture.index, card.dataset.classes[label], probability)
-            for picture, label, probability in zip(batch, best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+    for records, named in batches:
+        best = log_odds(model, codec_of(schema).inputs(records)).sigmoid().max(dim=1)
+        found = zip(named, best.indices.tolist(), best.values.tolist(), strict=True)
+        predictions += [Prediction(*place, schema.classes[label], probability) for place, label, probability in found]
     return predictions
 
 
@@ -91,6 +101,18 @@ def write_csv(predictions: Sequence[Prediction], output: Path) -> None:
             writer.writerows(prediction.to_json() for prediction in predictions)
 
 
-def _batches(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+_Batch = tuple[np.ndarray, list[tuple[Path, int | None]]]
+"""Records as they are stored, and of each its file and its place there."""
+
+
+def _images(pictures: Iterator[Picture]) -> Iterator[_Batch]:
     while batch := list(islice(pictures, BATCH_IMAGES)):
-        yield batch
+        yield np.stack([picture.pixels for picture in batch]), [(picture.file, picture.index) for picture in batch]
+
+
+def _rows(paths: Sequence[Path], schema: TableSchema) -> Iterator[_Batch]:
+    for path in paths:
+        start = 0
+        for codes in read_features(path, schema):
+            yield codes, [(path, start + row) for row in range(len(codes))]
+            start += len(codes)

@@ -19,8 +19,10 @@ from cadp_fl.config.names import NAME
 from cadp_fl.data.holdout import sides
 from cadp_fl.data.medmnist import read_medmnist_as
 from cadp_fl.data.partition import SiteData, deal_to_sites
-from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.schema import Dataset, Schema, Source
 from cadp_fl.data.sources import load_source
+from cadp_fl.data.table import read_rows
+from cadp_fl.data.table_schema import table_schema_for
 from cadp_fl.data.units import Units
 from cadp_fl.device import resolve_device
 from cadp_fl.errors import EditedPolicyError, InputError
@@ -66,6 +68,7 @@ class ReleaseOptions:
         policy: a real site's policy.yaml; labels and unit are then its own.
         ledger: its durable ledger, which goes with a policy.
         mark: file that remembers how far the ledger has come.
+        columns: schema file of a table, where it is not written as an export is.
 
     A real site's folder holds its policy, ledger and mark; none is then given.
     """
@@ -87,6 +90,7 @@ class ReleaseOptions:
     policy: Path | None = None
     ledger: Path | None = None
     mark: Path | None = None
+    columns: Path | None = None
 
     def given(self, *names: str) -> dict[str, Any]:
         """Return those of some options that were given."""
@@ -127,22 +131,29 @@ class ReleaseInputs:
 
 
 def release_inputs_of(data: Path, card: FlowCard, options: ReleaseOptions) -> ReleaseInputs:
-    """Return the terms of a release of the records that a path names: a study config, a MedMNIST file, or a site's.
+    """Return the terms of a release of the records that a path names: a study config, a file, or a site's.
 
     Raises:
         InputError: something that was given is wrong, or does not fit the flow.
         EditedPolicyError: a site's policy was edited, and does not hold yet.
         LedgerError: its ledger is missing, another population's, or cannot be trusted.
     """
-    kinds = {".npz": _of_file, ".yaml": _of_study, ".yml": _of_study}
+    is_study, is_table = data.suffix in (".yaml", ".yml"), card.dataset.kind == "row"
+    if options.columns is not None and (not is_table or is_study or data.is_dir()):
+        raise InputError(
+            f"A schema file says how the table that --data names is written. Found '{options.columns}' with something "
+            "else; leave --columns out."
+        )
     if data.is_dir():
         return _of_site(data, card, options)
-    if data.suffix not in kinds:
+    if is_study:
+        return _of_study(data, card, options)
+    if not is_table and data.suffix != ".npz":
         raise InputError(
-            "Records are those of a study config (.yaml) or a MedMNIST file (.npz), or a site's folder. Found "
-            f"'{data}'."
+            "Records are those of a study config (.yaml) or a MedMNIST file (.npz), or a site's folder; of a flow for "
+            f"rows, those of a CSV or Parquet file. Found '{data}'."
         )
-    return kinds[data.suffix](data, card, options)
+    return _of_file(data, card, options)
 
 
 def counts_are_noised(policy: PolicyConfig) -> bool:
@@ -230,7 +241,7 @@ def _of_site(path: Path, card: FlowCard, options: ReleaseOptions) -> ReleaseInpu
 
 
 def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> ReleaseInputs:
-    """Return a release of the training records of a MedMNIST file, under the schema of the flow.
+    """Return a release of the training records of a MedMNIST file or a table, under the schema of the flow.
 
     The schema is public and shared, so that releases of several sites can be pooled: a file's name and its largest
     label are not given out. Without a ledger all but the test split are training records; a ledger says who is.
@@ -240,7 +251,7 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> ReleaseInpu
     if not path.is_file():
         raise InputError(f"Records are read from a file. There is none at '{path}'; check the path.")
     _check_own_file(real, path)
-    source = read_medmnist_as(path, card.dataset)
+    source = _read_as(path, card.dataset, options.columns)
     check_fits_records(source.schema, card)
     if real is not None:
         data = sides(source, real.ledger.terms.sides)
@@ -249,6 +260,12 @@ def _of_file(path: Path, card: FlowCard, options: ReleaseOptions) -> ReleaseInpu
         data = SiteData(source.train, source.train.select(np.arange(0)))
     under = SiteData(_under(card.dataset, data.train), _under(card.dataset, data.test))
     return _terms(options, real, under, origin=source.schema.name)
+
+
+def _read_as(path: Path, schema: Schema, columns: Path | None) -> Source:
+    if schema.kind == "row":
+        return read_rows(path, table_schema_for(schema, columns))
+    return read_medmnist_as(path, schema)
 
 
 def _under(schema: Schema, records: Dataset) -> Dataset:

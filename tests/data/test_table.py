@@ -193,10 +193,10 @@ def test_a_label_above_a_number(tmp_path):
         (AGE | {"outside": "clip"}, ["17", "18", "1e3"], [18, 18, 90], "2 values outside the schema were brought to"),
         (AGE | {"outside": "missing", "missing": True}, ["17", "x", "20"], [None, None, 20], "2 values outside"),
         (AGE | {"missing": True}, ["", "18", "20.0"], [None, 18, 20], None),
-        (AGE | {"outside": "clip"}, ["18.4", "18", "19"], [18, 18, 19], "1 values outside"),
+        (AGE | {"outside": "clip"}, ["18.4", "18", "19"], [18, 18, 19], "1 value outside"),
         ({"name": "c", "type": "category", "categories": ["01", "1"]}, ["01", "1.0", "1"], ["01", "1", "1"], None),
         ({"name": "c", "type": "category", "categories": ["a", "b"], "missing": True, "outside": "missing"},
-         ["z", "a", "b"], [None, "a", "b"], "1 values outside"),
+         ["z", "a", "b"], [None, "a", "b"], "1 value outside"),
     ],
 )  # fmt: skip
 def test_what_is_outside_of_the_schema_becomes_what_the_column_says_and_is_counted(

@@ -163,4 +163,6 @@ def test_export_writes_either_format(run, bundle, tmp_path):
     assert counts == open_bundle(bundle).manifest.released_labels
     assert run("export", bundle, "--to", "png", tmp_path / "y", "--quiet")[1] == ""
     code, _, err = run("export", bundle, "--to", "csv", tmp_path / "z")
+    assert (code, "'csv' is for rows; choose medmnist and png" in err) == (2, True)
+    code, _, err = run("export", bundle, "--to", "tiff", tmp_path / "z")
     assert (code, "Choose one of: csv, medmnist, parquet, png" in err) == (2, True)
