@@ -16,6 +16,7 @@ from cadp_fl.config.scalars import plain_value
 from cadp_fl.config.settings import PrivacyUnit, Settings, parse
 from cadp_fl.config.split import SplitRule
 from cadp_fl.config.study import (
+    AttributesConfig,
     BudgetConfig,
     CentralTrainingConfig,
     ClassifierConfig,
@@ -38,6 +39,7 @@ from cadp_fl.config.study import (
 from cadp_fl.config.writer import dump_tree
 
 __all__ = [
+    "AttributesConfig",
     "LOOPBACK",
     "BudgetConfig",
     "CentralTrainingConfig",

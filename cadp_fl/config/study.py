@@ -5,7 +5,7 @@ owns their registry. Every field says its unit and range.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,8 +30,10 @@ from cadp_fl.config.settings import (
     Threads,
     Width,
 )
+from cadp_fl.errors import ConfigError
 
 __all__ = [
+    "AttributesConfig",
     "BudgetConfig",
     "CentralTrainingConfig",
     "ClassifierConfig",
@@ -430,6 +432,51 @@ class FlowConfig(Settings):
         return self
 
 
+class AttributesConfig(Settings):
+    """What a release does with attributes: which leave as they are, and which are drawn at random."""
+
+    keep: tuple[AttributeName, ...] | None = Field(
+        None, description="attributes that leave with the record as they are; by default all that are not randomized"
+    )
+    randomize: tuple[AttributeName, ...] | None = Field(
+        None, description="attributes that are drawn for each record, whatever it has; by default all that are not kept"
+    )
+    probability: dict[AttributeName, Fraction] = Field(
+        {}, description="of a drawn attribute: how likely it is that a record has it, a public number; 0.5 by default"
+    )
+
+    def randomized(self, names: Collection[str], label: str) -> dict[str, float]:
+        """Return the attributes that are drawn, in order, and how likely it is to have each.
+
+        Args:
+            names: of all attributes.
+            label: the one that is the class, which stays.
+
+        Raises:
+            ConfigError: an unknown one is named, one is named twice or not at all, or the label is to be drawn.
+        """
+        keep, given = self.keep or (), list(self.randomize or ())
+        if unknown := [name for name in (*keep, *given, *self.probability) if name not in names]:
+            raise ConfigError(
+                f"release.attributes names attributes of the records. '{unknown[0]}' is none of them; correct it."
+            )
+        if both := [name for name in keep if name in given]:
+            raise ConfigError(f"An attribute is kept or randomized. Found '{both[0]}' in both; remove it from one.")
+        if self.randomize is None:
+            given = [name for name in names if name not in keep]
+        elif self.keep is not None and (left := [name for name in names if name not in (*keep, *given)]):
+            raise ConfigError(
+                f"release.attributes says of every attribute whether it is kept or randomized. Found none for "
+                f"'{left[0]}'; add it, or leave out keep or randomize for all others."
+            )
+        if label in given:
+            raise ConfigError(
+                f"A record leaves under its class, which is the attribute '{label}'. Found it among those to be "
+                "randomized; keep it."
+            )
+        return {name: self.probability.get(name, 0.5) for name in names if name in given}
+
+
 class ReleaseConfig(Settings):
     """The mechanism that privatizes a record in the latent space."""
 
@@ -486,6 +533,9 @@ class ReleaseConfig(Settings):
     labels: Literal["public", "covered"] = Field(
         description="public: a record's label may be known, and so may its attributes if it has some, and the relation "
         "says so; covered: a record leaves with a label by randomized response, and class counts are noised"
+    )
+    attributes: AttributesConfig | None = Field(
+        None, description="which attributes leave as they are, and which are drawn at random; all are kept without it"
     )
     shard_records: int = Field(4096, ge=1, le=100_000, description="records in one file of a release")
 

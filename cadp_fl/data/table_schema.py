@@ -15,7 +15,7 @@ is compared as it is written, without spaces around it; a whole number is the sa
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,6 +36,7 @@ __all__ = [
     "table_schema_for",
 ]
 
+_Bound = Annotated[float, Field(ge=-1e15, le=1e15)]
 _WHOLE = re.compile(r"([-+]?[0-9]+)\.0+")
 
 
@@ -76,7 +77,7 @@ class LabelRule(Settings):
     classes: dict[Name, tuple[str, ...]] | tuple[Name, ...] | None = Field(
         None, description="the values of each class by its name; a list where the values are the names"
     )
-    above: float | None = Field(None, description="of a number: the second class is above it, the first is not")
+    above: _Bound | None = Field(None, description="of a number: the second class is above it, the first is not")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -20,13 +20,18 @@ class ConditionalAffine(nn.Module):
     Args:
         classes: length of the condition, which is one-hot.
         dims: of x and u, (batch, dims).
+        numbers: of a row, where records are rows.
     """
 
-    def __init__(self, classes: int, dims: int) -> None:
+    def __init__(self, classes: int, dims: int, numbers: int = 0) -> None:
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(classes, dims))
         self.whitening = nn.Parameter(torch.eye(dims).repeat(classes, 1, 1))
         """W, (classes, dims, dims); what is above its diagonal does not count."""
+        self.thresholds = nn.Parameter(torch.zeros(classes, numbers)) if numbers else None
+        """t, (classes, numbers); see `cadp_fl.flow.thresholds`. None of images."""
+        self.shares = nn.Parameter(torch.full((classes,), 1 / classes)) if numbers else None
+        """Of all rows, each class's, (classes,). None of images, which are drawn of every class alike."""
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return u (batch, dims) and the log-determinant (batch,)."""

@@ -88,10 +88,8 @@ class ConditionalFlow(nn.Module):
             self.scales = nn.ModuleList(scales)
             self.coordinates = Coordinates(config.front_end, shape) if config.is_warm else None
             coarse = math.prod(shape) if self.coordinates is None else self.coordinates.dims
-            self.affine = ConditionalAffine(conditions, coarse) if config.is_warm else None
-            self.thresholds = None
-            if config.is_warm and isinstance(self.shape, RowShape):
-                self.thresholds = nn.Parameter(torch.zeros(conditions, *self.shape))
+            numbers = self.shape[0] if isinstance(self.shape, RowShape) else 0
+            self.affine = ConditionalAffine(conditions, coarse, numbers) if config.is_warm else None
             subnet = partial(DenseSubnet, hidden=config.dense.width, conditions=conditions)
             self.dense = _Blocks(config, config.dense.blocks, (coarse,), subnet)
         self._coarse_shape = shape
@@ -138,7 +136,8 @@ class ConditionalFlow(nn.Module):
         state, rest = z[:, : self.coarse_dims], z[:, self.coarse_dims :]
         if self.coordinates is not None:
             x = self.coordinates.inverse(self.colour(state, condition), rest)
-            return x if self.thresholds is None else x + self.thresholds[condition.argmax(dim=1)]
+            thresholds = None if self.affine is None else self.affine.thresholds
+            return x if thresholds is None else x + thresholds[condition.argmax(dim=1)]
         state = self.dense(state, condition, rev=True)[0]
         state = state.view(-1, *self._coarse_shape)
         for scale in reversed(self.scales):

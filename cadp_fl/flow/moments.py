@@ -149,7 +149,7 @@ def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, noised: Noised
     fit_affine(new, noised)
     made = get_weights(new)
     for name, found in get_weights(flow).items():
-        if trained and not name.startswith(("coordinates.", "affine.", "thresholds")):
+        if trained and not name.startswith(("coordinates.", "affine.")):
             continue
         scale = max(1e-6, float(np.abs(made[name]).max(initial=0.0)))
         if not np.allclose(found, made[name], rtol=0, atol=_FIT_TOLERANCE * scale):
@@ -161,10 +161,11 @@ def check_is_made_of(flow: ConditionalFlow, new: ConditionalFlow, noised: Noised
 
 @dataclass(frozen=True, eq=False)
 class Classes:
-    """A normal distribution of u for every class: means (classes, dims) and covariances (classes, dims, dims)."""
+    """A normal distribution of u for every class: means (classes, dims), covariances (classes, dims, dims), shares."""
 
     means: np.ndarray
     covariances: np.ndarray
+    shares: np.ndarray
 
 
 def fit_affine(flow: ConditionalFlow, noised: NoisedMoments) -> None:
@@ -187,8 +188,11 @@ def fit_affine(flow: ConditionalFlow, noised: NoisedMoments) -> None:
         flow.coordinates.spread.fill_(spread)
         flow.affine.mean.copy_(torch.from_numpy(fitted.means))
         flow.affine.whitening.copy_(torch.from_numpy(np.linalg.inv(factors)).tril())
-        if flow.thresholds is not None and isinstance(flow.shape, RowShape):
-            flow.thresholds.copy_(thresholds_of(flow.shape, *_of_rows(front, noised.centre, radius, fitted)))
+        if isinstance(flow.shape, RowShape):
+            assert flow.affine.thresholds is not None, "a flow of rows has them"
+            assert flow.affine.shares is not None, "a flow of rows has them"
+            flow.affine.thresholds.copy_(thresholds_of(flow.shape, *_of_rows(front, noised.centre, radius, fitted)))
+            flow.affine.shares.copy_(torch.from_numpy(fitted.shares))
 
 
 def _of_rows(front: FrontEnd, centre: np.ndarray, radius: float, fitted: Classes) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +240,8 @@ def fit_classes(noised: NoisedMoments, frequencies: np.ndarray, kinds: np.ndarra
     within = _within(moments, means, counts, frequencies, kinds)
     level = max(float(np.trace(within[1])), _LEAST_VARIANCE) / len(frequencies)
     covariances = _by_class(moments, means, within[0], counts)
-    return Classes(means, covariances + _LEAST_OF_THE_MEAN * level * np.eye(len(frequencies)))
+    covariances += _LEAST_OF_THE_MEAN * level * np.eye(len(frequencies))
+    return Classes(means, covariances, counts / records)
 
 
 def _possible(moments: Moments, records: int) -> Moments:

@@ -3,13 +3,21 @@
 import hashlib
 import json
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from cadp_fl.config.names import EventId, SiteName
 from cadp_fl.config.sentences import sentence_on
-from cadp_fl.data.schema import Schema
+from cadp_fl.data.schema import MAX_ATTRIBUTES, Schema
 from cadp_fl.errors import ExchangeError
 from cadp_fl.privacy.claims import Claim, Guarantee
 from cadp_fl.privacy.mechanisms import GaussianMechanism, GridGaussianMechanism, NoMechanism, PrivUnitMechanism
@@ -84,6 +92,17 @@ class ReleaseParameters(_Model):
         None, gt=0, le=20, description="of each label's randomized response; null where labels are the true ones"
     )
     records_per_unit: int = Field(1, ge=1, le=1000, description="m: records that one privacy unit contributed")
+    randomized_attributes: dict[_Line, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        {}, max_length=MAX_ATTRIBUTES, description="attributes that were drawn, and how likely it was to have each"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before_attributes_were_drawn(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what none of the attributes is, so that such a release is written as it always was."""
+        tree: dict[str, Any] = handler(self)
+        if not self.randomized_attributes:
+            tree.pop("randomized_attributes", None)
+        return tree
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "ReleaseParameters":

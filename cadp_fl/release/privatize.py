@@ -7,8 +7,9 @@ the flow may turn its latents first, and turn them back before decoding: see `ca
 
 The condition y is the label, or the attributes where records have some: the noise never touches it. Where labels are
 public, y' = y. Where they are covered, y' is drawn once by randomized response, and a record is decoded under y' alone:
-decoding under y would show it. Noise comes after encoding, so the mechanism protects whatever flow a server sends. All
-that follows it (shrinking, fresh dimensions, decoding, quantization) is post-processing and costs nothing.
+decoding under y would show it. Attributes that are to be randomized are drawn from a public distribution, whatever a
+record has, and it is decoded under these. Noise comes after encoding, so the mechanism protects whatever flow a server
+sends. All that follows it (shrinking, fresh dimensions, decoding, quantization) is post-processing and costs nothing.
 
 References:
     Tölle, Köthe, André, Meder, Engelhardt: Content-aware differential privacy with conditional invertible neural
@@ -16,15 +17,15 @@ References:
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from cadp_fl.config import ReleaseConfig
+from cadp_fl.config import AttributesConfig, ReleaseConfig
 from cadp_fl.data.codec import codec_of
-from cadp_fl.data.schema import Dataset
+from cadp_fl.data.schema import Dataset, Schema
 from cadp_fl.data.units import Units
 from cadp_fl.device import PhysicalBatch
 from cadp_fl.errors import ConfigError
@@ -45,9 +46,11 @@ __all__ = [
     "ReleaseSettings",
     "check_release",
     "calibrated",
+    "check_randomized",
     "clip_norm_of",
     "cohort_of",
     "privatize",
+    "randomized_attributes",
     "release_directions",
     "release_order",
     "released_dims",
@@ -95,6 +98,7 @@ class ReleaseSettings:
         labels: what a released label costs beside the mechanism; None where labels are public, or the mechanism's own.
         directions: that the flow's latents are turned to; None for latents as they are.
         temperature: standard deviation of u.
+        randomized: attributes that are drawn for each record, and how likely it is to have each.
     """
 
     mechanism: Mechanism
@@ -103,6 +107,7 @@ class ReleaseSettings:
     labels: RandomizedResponse | None = None
     directions: Directions | None = None
     temperature: float = 1.0
+    randomized: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def response(self) -> RandomizedResponse | None:
@@ -125,6 +130,7 @@ class ReleaseSettings:
             label_epsilon=None if self.response is None else self.response.epsilon,
             directions_sha256=None if self.directions is None else self.directions.sha256,
             temperature=self.temperature,
+            randomized_attributes=dict(self.randomized),
         )
 
     @property
@@ -209,6 +215,26 @@ def release_directions(release: ReleaseConfig, flow: ConditionalFlow) -> Directi
     return leading_directions(flow) if chosen == "leading" else None
 
 
+def randomized_attributes(release: ReleaseConfig, schema: Schema) -> dict[str, float]:
+    """Return the attributes that a release draws, and how likely it is to have each.
+
+    Raises:
+        ConfigError: the config names others than the records have, or the class itself.
+    """
+    if release.attributes is None:
+        return {}
+    return release.attributes.randomized(schema.attributes, schema.classes[-1])
+
+
+def check_randomized(randomized: Mapping[str, float], schema: Schema) -> None:
+    """Check that attributes which are to be drawn are those of records, and that none is the class.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    AttributesConfig(randomize=tuple(randomized)).randomized(schema.attributes, schema.classes[-1])
+
+
 def check_release(
     mechanism: str, shrinkage: str, latent_dims: int = 0, dims: int = 0, *, labels: str = "public", attributes: int = 0
 ) -> None:
@@ -286,7 +312,7 @@ class _Batch:
     ) -> None:
         self._flow, self._settings, self._device = flow, settings, device
         self._perturbation, self._prior = noise.child("perturbation"), noise.child("prior")
-        self._responses = noise.child("labels")
+        self._responses, self._draws = noise.child("labels"), noise.child("attributes")
         self._factor = settings.factor
         self._size = min(BATCH_RECORDS, max(1, MAX_BATCH_VALUES // flow.dims))
         self._physical = PhysicalBatch(flow.swift_batch(self._size))
@@ -311,12 +337,23 @@ class _Batch:
         return Dataset(records.schema, released, said.labels, attributes=said.attributes)
 
     def _respond(self, records: Dataset) -> Dataset:
-        """Return the records with the labels that they leave with: y'."""
+        """Return the records with the labels, and the attributes, that they leave with: y'."""
+        if self._settings.randomized:
+            return self._randomized(records)
         if self._settings.response is None:
             return records
         classes = len(records.schema.classes)
         said = randomize_labels(records.labels, classes, self._settings.response, self._responses)
         return Dataset(records.schema, records.records, said)
+
+    def _randomized(self, records: Dataset) -> Dataset:
+        """Return the records with some attributes drawn, whatever they are: nothing of a record is in these."""
+        assert records.attributes is not None, "they were checked"
+        attributes = records.attributes.copy()
+        for name, share in self._settings.randomized.items():
+            drawn = self._draws.uniform(len(records)) < share
+            attributes[:, records.schema.attributes.index(name)] = drawn
+        return replace(records, attributes=attributes)
 
     def _condition(self, values: np.ndarray) -> torch.Tensor:
         return condition_of(torch.from_numpy(values).to(self._device), self._flow.conditions)

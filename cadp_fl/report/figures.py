@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-__all__ = ["COLORS", "EpsilonLine", "curves", "epsilon_panels", "image_grid"]
+__all__ = ["COLORS", "EpsilonLine", "curves", "epsilon_panels", "figure_style", "image_grid", "plain", "svg_uri"]
 
 COLORS = ("#1b6ca8", "#c8553d", "#588157", "#7b4b94", "#b08900", "#5c677d", "#00a6a6", "#d96fb0", "#8c564b", "#1f2933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -45,17 +45,17 @@ def image_grid(rows: Sequence[np.ndarray], columns: int) -> tuple[str, int, int]
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
     """Return lines of y over x by name, as an SVG data URI; every line is labelled at its end or in a legend."""
-    with _style():
+    with figure_style():
         figure = Figure(figsize=(5.4, 3.2), layout="constrained")
         axes = figure.add_subplot()
         for color, (name, (x, y)) in zip(_cycle(len(series)), series.items(), strict=True):
             axes.plot(x, y, color=color, marker="o", markersize=3.5, linewidth=1.6, label=name)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        _plain(axes)
+        plain(axes)
         if len(series) > 1:
             axes.legend(frameon=False, fontsize=9)
-        return _svg(figure)
+        return svg_uri(figure)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def epsilon_panels(epsilons: Sequence[float], panels: Mapping[str, Sequence[Epsi
     """
     columns = min(2, len(panels))
     height = -(-len(panels) // columns)
-    with _style():
+    with figure_style():
         figure = Figure(figsize=(4.8 * columns, 3.1 * height + 0.6), layout="constrained")
         for place, (name, lines) in enumerate(panels.items(), start=1):
             axes = figure.add_subplot(height, columns, place)
@@ -106,16 +106,17 @@ def epsilon_panels(epsilons: Sequence[float], panels: Mapping[str, Sequence[Epsi
             axes.set_ylabel(name)
             bottom, top = axes.get_ylim()
             axes.set_ylim(max(bottom, 0.0), min(top, 1.005))  # an interval may go beyond what a figure can be
-            _plain(axes)
+            plain(axes)
         handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
         names = [line.name for line in next(iter(panels.values()))]
         ordered = [handles[name] for name in names]
         figure.legend(ordered, names, loc="outside lower center", ncol=min(3, len(names)), frameon=False, fontsize=9)
-        return _svg(figure), _png(figure)
+        return svg_uri(figure), _png(figure)
 
 
-def _style() -> AbstractContextManager[None]:
-    return matplotlib.rc_context({"svg.hashsalt": "cadp-fl", "font.size": 10, "font.family": "DejaVu Sans"})
+def figure_style(font_size: float = 10) -> AbstractContextManager[None]:
+    """Return the style that all pictures share."""
+    return matplotlib.rc_context({"svg.hashsalt": "cadp-fl", "font.size": font_size, "font.family": "DejaVu Sans"})
 
 
 def _draw(axes: Axes, line: EpsilonLine, index: int, x: Sequence[float], span: tuple[float, float]) -> None:
@@ -129,12 +130,14 @@ def _draw(axes: Axes, line: EpsilonLine, index: int, x: Sequence[float], span: t
         axes.errorbar(x, mean, yerr=half, marker=marker, markersize=4.5, capsize=3, elinewidth=1.1, **style)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Leave out what a picture does not need."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
 
 
-def _svg(figure: Figure) -> str:
+def svg_uri(figure: Figure) -> str:
+    """Return a picture as an SVG data URI."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _uri("image/svg+xml", buffer.getvalue())

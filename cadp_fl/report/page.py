@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cadp_fl.errors import InputError
+from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.errors import DataError, InputError
+from cadp_fl.evaluation.pairs import pooled
 from cadp_fl.json_text import parse_json
 from cadp_fl.outputs import replaced_file
 from cadp_fl.privacy.claims import format_against, format_epsilon
@@ -17,11 +19,14 @@ from cadp_fl.report.extent import methods_by_units, released
 from cadp_fl.report.figures import curves, image_grid
 from cadp_fl.report.pairs import MAX_ROWS, beside, read_arrays, read_pairs
 from cadp_fl.report.rendering import render_page
+from cadp_fl.report.rows import associations, marginals, rows_as_text
 from cadp_fl.report.share import format_share
 
 __all__ = ["format_bytes", "format_figure", "write_report"]
 
 COLUMNS = 8
+ROWS = 8
+"""Released rows that a page shows as they are."""
 
 
 def write_report(folder: Path) -> Path:
@@ -34,7 +39,7 @@ def write_report(folder: Path) -> Path:
     metrics = _metrics(folder / "metrics.jsonl")
     kept = {site["site"]: _bundles(folder, site["site"]) for site in summary["sites"]}
     bundles = {site: own[0] for site, own in kept.items() if own}
-    pictures, pairs = _pictures(folder, bundles), _pairs(folder, summary)
+    pictures, pairs, rows = _pictures(folder, bundles), _pairs(folder, summary), _rows(folder, bundles)
     page = render_page(
         "report.html",
         {"figure": format_figure, "epsilon": format_epsilon, "against": format_against, "size": format_bytes},
@@ -45,6 +50,8 @@ def write_report(folder: Path) -> Path:
         reserved={site for method in privacy["methods"].values() for site in method["sites"]},
         pictures=pictures,
         pairs=pairs,
+        rows=rows,
+        record="image" if rows is None else "row",
         kept={name: row["fidelity"] for name, row in summary["methods"].items() if "fidelity" in row},
         manifest=next(iter(bundles.values())).manifest if bundles else None,
         left=_left(summary, privacy),
@@ -52,6 +59,7 @@ def write_report(folder: Path) -> Path:
         accuracy=_accuracy(metrics),
     )
     has_originals = bool(pairs) or any("originals" in picture for picture in pictures)
+    has_originals = has_originals or (rows is not None and rows["has_originals"])
     with replaced_file(folder / "report.html", mode=0o600 if has_originals else 0o644) as file:  # as the preview's
         file.write_text(page, encoding="utf-8")
     return folder / "report.html"
@@ -101,6 +109,8 @@ def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
     for site, bundle in bundles.items():
         preview = read_arrays(folder / "sites" / site / "preview.npz", "images", "labels")
         released = next(bundle.parts())  # in random order, so the first shard shows what all are like
+        if released.schema.kind == "row":
+            continue
         names = released.schema.classes
         labels = [label for label in range(len(names)) if (released.labels == label).any()][:MAX_ROWS]
         grids = {"released": image_grid([released.records[released.labels == label] for label in labels], COLUMNS)}
@@ -109,6 +119,37 @@ def _pictures(folder: Path, bundles: dict[str, Bundle]) -> list[dict[str, Any]]:
             grids["originals"] = image_grid([images[own == label] for label in labels], COLUMNS)
         pictures.append({"site": site, "classes": [names[label] for label in labels], **grids})
     return pictures
+
+
+def _rows(folder: Path, bundles: dict[str, Bundle]) -> dict[str, Any] | None:
+    """Return what is shown of released rows of all sites together, beside originals where a simulation kept some."""
+    parts = [next(bundle.parts()) for bundle in bundles.values()]
+    if not parts or parts[0].schema.kind != "row":
+        return None
+    schema, kept = parts[0].schema, []
+    for site in bundles:
+        stored = read_arrays(folder / "sites" / site / "preview.npz", "rows", "labels")
+        if stored is not None:
+            kept.append(_dataset_or_none(schema, *stored))
+    named = [("released", pooled(parts))]
+    originals = [each for each in kept if each is not None]
+    if len(originals) == len(bundles):
+        named.insert(0, ("real", pooled(originals)))
+    return {
+        "columns": [*(column.name for column in schema.columns), "label"],
+        "marginals": marginals(named),
+        "associations": associations(named),
+        "sample": rows_as_text(named[-1][1], ROWS),
+        "has_originals": len(named) > 1,
+    }
+
+
+def _dataset_or_none(schema: Schema, rows: np.ndarray, labels: np.ndarray) -> Dataset | None:
+    """Return stored rows, or None where they are damaged."""
+    try:
+        return Dataset(schema, rows, labels)
+    except DataError:
+        return None
 
 
 def _pairs(folder: Path, summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from cadp_fl.privacy.plan import Plan
 from cadp_fl.privacy.policy import check_class_counts
 from cadp_fl.release.bundle import open_bundle, write_bundle
 from cadp_fl.release.manifest import Manifest, ReleaseClaim, ReleaseHead, manifest_to_json
-from cadp_fl.release.privatize import ReleaseSettings, check_release, privatize, release_order
+from cadp_fl.release.privatize import ReleaseSettings, check_randomized, check_release, privatize, release_order
 from cadp_fl.site.class_counts import ClassCounts
 from cadp_fl.site.context import SiteContext
 from cadp_fl.site.kept import Figures, Kept
@@ -84,6 +84,7 @@ class Releases:
             labels="covered" if is_covered else "public",
             attributes=len(schema.attributes),
         )
+        check_randomized(asked.randomized, schema)
         if asked.labels is not None and isinstance(mechanism, Labelled):
             raise ExchangeError(f"A label is drawn once, by the mechanism {mechanism.name} itself. Found another draw.")
         if plan.labels == "covered" and not is_covered:
@@ -102,6 +103,7 @@ class Releases:
             labels=asked.labels,
             directions=None if turned is None else Directions.of(turned, flow),
             temperature=asked.temperature,
+            randomized=asked.randomized,
         )
         sha256 = flow_sha256(flow)
         self._context.privacy_filter.check_flow(plan, sha256, starts=False)

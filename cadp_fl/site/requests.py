@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, FrontEndConfig, Settings
 from cadp_fl.config.names import NAME, EventId
-from cadp_fl.config.settings import Count, Passes, Positive, Seed
+from cadp_fl.config.settings import AttributeName, Count, Fraction, Passes, Positive, Seed
 from cadp_fl.privacy.events import (
     GaussianHistogram,
     GaussianMoments,
@@ -139,6 +139,9 @@ class ReleaseRequest(Settings):
     latent_dims: Count
     shrinkage: str
     temperature: float = Field(1.0, ge=0, le=1, description="standard deviation of latents from the prior")
+    randomized: dict[AttributeName, Fraction] = Field(
+        {}, description="attributes that are drawn, and how likely each is"
+    )
     made_of: MadeOf | None = Field(None, description="of a flow that the plan's moments made")
     shard_records: int = Field(ge=1, le=100_000)
 

@@ -20,6 +20,7 @@ from cadp_fl.privacy.events import events_from_json
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.release.privatize import release_directions, released_dims
 from cadp_fl.report.page import write_report
+from cadp_fl.study.row_models import add_models_on_rows
 from cadp_fl.study.simulated_sites import ORDERS
 
 __all__ = ["add_fidelity"]
@@ -41,9 +42,10 @@ def add_fidelity(study: StudyConfig, sites: Sequence[SiteData], folder: Path) ->
         for name, releases in folders.items()
         if releases.is_dir() and (pairs := _all_pairs(study, sites, folder, releases, _flow_file(folder, name)))
     }
-    if not measured:
-        return
     privacy: dict[str, Any] = json.loads((folder / "privacy.json").read_text(encoding="utf-8"))
+    flows = {name: _flow_file(folder, name) for name, method in privacy["methods"].items() if _has_flow(method)}
+    if not add_models_on_rows(study, sites, summary, releases=folders, flows=flows) and not measured:
+        return
     held_out = pooled([data.test for data in sites])
     for name, pairs in measured.items():
         summary["methods"][name]["fidelity"] = fidelity_of(
@@ -66,6 +68,11 @@ def _all_pairs(
         for site, data in zip(study.sites.site_names, sites, strict=True)
     }
     return {site: pairs for site, pairs in found.items() if pairs is not None}
+
+
+def _has_flow(method: Mapping[str, Any]) -> bool:
+    events = [event for site in method["sites"].values() for event in site["events"]]
+    return any(event.get("stage") in ("flow", "moments") for event in events)
 
 
 def _flow_file(folder: Path, method: str) -> Path:

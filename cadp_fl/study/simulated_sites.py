@@ -23,7 +23,7 @@ from cadp_fl.study.plugins import load_plugins
 
 __all__ = ["DEVICE_VARIABLE", "ORDERS", "OUTBOX", "dealt", "simulated_site", "study_from_run_config"]
 
-PREVIEWS_PER_CLASS = 8
+PREVIEWS_PER_CLASS, PREVIEWED_ROWS = 8, 5000
 
 DEVICE_VARIABLE = "CADP_FL_DEVICE"
 """Environment variable that stands for the study's `device` in processes which see one GPU of several."""
@@ -109,9 +109,15 @@ def _write_preview(path: Path, data: SiteData) -> None:
     if path.exists():
         return
     train = data.train
-    chosen = np.concatenate(
-        [np.flatnonzero(train.labels == label)[:PREVIEWS_PER_CLASS] for label in range(len(train.schema.classes))]
-    )
+    is_row = train.schema.kind == "row"
+    if is_row:  # as many of each class as there are, since their distributions are shown
+        chosen = np.linspace(0, len(train) - 1, min(len(train), PREVIEWED_ROWS)).astype(np.int64)
+    else:
+        classes = range(len(train.schema.classes))
+        chosen = np.concatenate([np.flatnonzero(train.labels == label)[:PREVIEWS_PER_CLASS] for label in classes])
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path, mode=0o600) as temporary, temporary.open("wb") as file:  # originals, unlike all else here
-        np.savez_compressed(file, images=train.records[chosen], labels=train.labels[chosen])
+        if is_row:
+            np.savez_compressed(file, rows=train.records[chosen], labels=train.labels[chosen])
+        else:
+            np.savez_compressed(file, images=train.records[chosen], labels=train.labels[chosen])

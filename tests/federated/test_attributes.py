@@ -1,12 +1,20 @@
 """A study of records with public attributes: the flow is given them, they leave, and every output says so."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from cadp_fl.config import AttributesConfig
+from cadp_fl.data.schema import Dataset
 from cadp_fl.errors import ConfigError
 from cadp_fl.flow.storage import flow_sha256, load_flow
+from cadp_fl.privacy.mechanisms import NoMechanism
+from cadp_fl.privacy.noise import NoiseSource
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.release.dataset import load_release
+from cadp_fl.release.privatize import ReleaseSettings, privatize
 from cadp_fl.standalone.central import ClassifierOptions, train_central
 from cadp_fl.standalone.export import export
 from cadp_fl.standalone.pretrain import pretrain
@@ -126,3 +134,71 @@ def test_an_estimate_knows_the_attributes(complete):
     estimate = estimate_study(complete.folder / "config.yaml", [])
     phases = {phase.phase: phase for phase in estimate.phases}
     assert phases["cadp-given-flow/fetch"].up % (64 + 8 + 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"randomize": ["hat"]}, {"hat": 0.5}),
+        ({"randomize": ["young", "hat"], "probability": {"young": 0.8}}, {"hat": 0.5, "young": 0.8}),
+        ({"keep": ["smiling", "hat"]}, {"young": 0.5}),
+        ({"keep": ["smiling"], "randomize": ["young", "hat"]}, {"hat": 0.5, "young": 0.5}),
+    ],
+)
+def test_attributes_that_are_not_kept_are_drawn(given, expected):
+    assert AttributesConfig.model_validate(given).randomized(NAMES, "smiling") == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"randomize": ["beard"]}, "'beard' is none of them"),
+        ({"keep": ["hat"], "randomize": ["hat"]}, "Found 'hat' in both"),
+        ({"keep": ["smiling"], "randomize": ["hat"]}, "Found none for 'young'"),
+        ({"randomize": ["smiling"]}, "A record leaves under its class, which is the attribute 'smiling'"),
+        ({"keep": ["hat"]}, "A record leaves under its class"),
+    ],
+)
+def test_attributes_that_do_not_fit_are_refused(given, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        AttributesConfig.model_validate(given).randomized(NAMES, "smiling")
+
+
+def test_randomized_attributes_leave_as_drawn_and_say_nothing_of_the_record(complete, tmp_path):
+    """The same records with all of them turned around release the same attributes, draw for draw."""
+    settings = ReleaseSettings(NoMechanism(), 4, "typical-set")
+    settings = replace(settings, randomized={"hat": 0.2, "young": 0.9})
+    flow, card = load_flow(complete.folder / "models" / "flow.safetensors")
+    generator = np.random.default_rng(0)
+    attributes = generator.integers(0, 2, (4000, 3)).astype(np.uint8)
+    images = np.zeros((4000, *card.dataset.shape), dtype=np.uint8)
+    data = Dataset(card.dataset, images, attributes[:, 1].astype(np.int64), attributes=attributes)
+    turned = replace(data, attributes=np.stack([1 - attributes[:, 0], attributes[:, 1], 1 - attributes[:, 2]], axis=1))
+    order = np.arange(4000)
+    released = []
+    for records in (data, turned):
+        noise = NoiseSource.from_seed(3)
+        parts, _ = privatize(flow, records, settings, noise=noise, device=torch.device("cpu"), order=order)
+        released.append(np.concatenate([part.attributes for part in parts]))
+    np.testing.assert_array_equal(released[0], released[1])
+    np.testing.assert_array_equal(released[0][:, 1], attributes[:, 1])
+    assert np.abs(released[0].mean(axis=0)[[0, 2]] - (0.2, 0.9)).max() < 0.03
+
+
+def test_a_study_randomizes_attributes_and_its_manifests_say_which(complete, tmp_path):
+    overrides = [
+        "release.attributes={keep: [smiling], probability: {hat: 0.25}}",
+        "methods=[cadp-given-flow]",
+    ]
+    config = complete.config | {"output-dir": str(tmp_path / "out")}
+    run = Run(config, *overrides)
+    check_study(run.study)
+    assert run.go() == "complete"
+    for site in SITES:
+        parameters = open_bundle(tmp_path / "out" / "releases" / site).manifest.parameters
+        assert parameters.randomized_attributes == {"hat": 0.25, "young": 0.5}
+    released = load_release(*(tmp_path / "out" / "releases" / site for site in SITES))
+    assert released.attributes[:, 1].tolist() == released.labels.tolist()
+    assert 0.1 < released.attributes[:, 0].float().mean() < 0.4
+    with pytest.raises(ConfigError, match="'beard' is none of them"):
+        check_study(Run(config, "release.attributes={randomize: [beard]}", "methods=[cadp-given-flow]").study)

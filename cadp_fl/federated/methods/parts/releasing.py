@@ -32,6 +32,7 @@ from cadp_fl.release.privatize import (
     ReleaseSettings,
     calibrated,
     check_release,
+    randomized_attributes,
     release_directions,
     released_dims,
     temperature_of,
@@ -78,6 +79,7 @@ class ReleasingMethod(ABC):
         largest, dims, release = max(sizes), math.prod(schema.shape), self._study.release
         made = self._flow.card(schema).build()
         check_release(release.mechanism, release.shrinkage, released_dims(release, made), made.dims)
+        randomized_attributes(release, schema)
         flow = bytes_of(made)
         return [
             *self._flow.costs(schema, sizes),
@@ -99,7 +101,7 @@ class ReleasingMethod(ABC):
         folders = self._releases(run, flow, card)
         released = load_release(*folders)
         trained = self.classify(run, flow, released)
-        release = self._release_settings(flow)
+        release = self._release_settings(flow, run.schema)
         trained.release = {
             "mechanism": self._mechanism.name,
             **release.parameters(flow.dims).model_dump(),
@@ -116,7 +118,7 @@ class ReleasingMethod(ABC):
             return None
         return why_not_shuffled(self._study, attributes=len(schema.attributes)) or None
 
-    def _release_settings(self, flow: ConditionalFlow) -> ReleaseSettings:
+    def _release_settings(self, flow: ConditionalFlow, schema: Schema) -> ReleaseSettings:
         release = self._study.release
         return ReleaseSettings(
             mechanism=self._mechanism,
@@ -125,6 +127,7 @@ class ReleasingMethod(ABC):
             labels=next(iter(self._labels), None),
             directions=release_directions(release, flow),
             temperature=temperature_of(release),
+            randomized=randomized_attributes(release, schema),
         )
 
     def _releases(self, run: StudyRun, flow: ConditionalFlow, card: FlowCard) -> list[Path]:
@@ -146,7 +149,7 @@ class ReleasingMethod(ABC):
         if moments is not None:
             settings = settings.model_copy(update={"made_of": MadeOf(records=moments.records, sites=moments.sites)})
             weights |= {f"{MOMENTS}{name}": array for name, array in moments.arrays().items()}
-        release = self._release_settings(flow)
+        release = self._release_settings(flow, run.schema)
         if release.directions is not None:
             weights |= {DIRECTIONS: release.directions.matrix}
         expected = {
@@ -211,5 +214,6 @@ def release_request(
         latent_dims=released_dims(release, flow),
         shrinkage=release.shrinkage,
         temperature=temperature_of(release),
+        randomized=randomized_attributes(release, card.dataset),
         shard_records=release.shard_records,
     )
