@@ -15,6 +15,7 @@ from cadp_fl.cli.compare import compare
 from cadp_fl.cli.complaints import StoppedError, complain
 from cadp_fl.cli.console import console_to, outlasting, set_streams
 from cadp_fl.cli.coordinator import coordinator_app
+from cadp_fl.cli.data import data_app
 from cadp_fl.cli.doctor import doctor
 from cadp_fl.cli.models import predict, pretrain, train_central
 from cadp_fl.cli.options import AsJson, Override, Quiet
@@ -192,6 +193,7 @@ site_app.command(epilog="Example: cadp-fl site status north")(agent.status)
 site_app.command(epilog="Example: cadp-fl site reload north")(agent.reload)
 app.add_typer(site_app)
 app.add_typer(coordinator_app)
+app.add_typer(data_app)
 app.add_typer(account, name="account")
 
 

@@ -74,9 +74,9 @@ def read_features(path: Path, schema: TableSchema) -> Iterator[np.ndarray]:
         DataError: the file cannot be read, lacks a feature, or has a row that breaks the schema.
     """
     table = open_table(path, schema.separator)
-    names = [column.name for column in schema.columns]
+    names = [column.name for column in schema.features]
     _check_named(table.name, table.columns, names)
-    features = Features(schema)
+    features = Features(schema.features, schema)
     for piece in table.pieces(names):
         codes, refused = features.read(table.name, piece)
         features.bad.count(refused)
@@ -89,7 +89,7 @@ class _Rows:
     """Rows that have been read."""
 
     def __init__(self, schema: TableSchema) -> None:
-        self._schema, self.features = schema, Features(schema)
+        self._schema, self.features = schema, Features((*schema.features, *schema.conditions), schema)
         self._codes: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._identities: dict[str, list[np.ndarray]] = {}
@@ -139,10 +139,13 @@ class _Rows:
             )
         site_names, sites = sites_of(self._sites) if self._sites else ((), None)
         identities = {role: np.concatenate(codes) for role, codes in self._identities.items()}
+        codes, schema = np.concatenate(self._codes), self._schema.public
+        conditions = codes[:, len(schema.columns) :]
         dataset = Dataset(
-            self._schema.public,
-            np.concatenate(self._codes),
+            schema,
+            np.ascontiguousarray(codes[:, : len(schema.columns)]),
             labels,
+            attributes=np.column_stack([labels, conditions]).astype(np.uint8) if schema.attributes else None,
             patients=identities.get("patient"),
             ids=identities.get("id"),
             sites=sites,

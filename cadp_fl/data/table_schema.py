@@ -9,20 +9,21 @@
     ignore: [remark]
 
 Whoever writes it takes names, bounds and categories from what everybody may know, and never from the records. A value
-is compared as it is written, without spaces around it; a whole number is the same with and without `.0`.
+is compared as it is written, without spaces around it; a whole number is the same with and without `.0`, and `True` is
+`true`.
 """
 
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cadp_fl.config import Settings, parse
 from cadp_fl.config.reader import read_file
 from cadp_fl.config.settings import Name
 from cadp_fl.data.columns import MAX_COLUMNS, Column
-from cadp_fl.data.schema import Schema
+from cadp_fl.data.schema import MAX_ATTRIBUTES, Schema
 from cadp_fl.errors import DataError
 
 __all__ = [
@@ -40,8 +41,10 @@ _WHOLE = re.compile(r"([-+]?[0-9]+)\.0+")
 
 
 def as_compared(text: str) -> str:
-    """Return a value as it is compared: without spaces around it, and without `.0` if it is a whole number."""
+    """Return a value as it is compared: without spaces around it, a whole number without `.0`, `True` as `true`."""
     text = text.strip()
+    if text in ("True", "TRUE", "False", "FALSE"):
+        return text.lower()
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text
 
@@ -110,17 +113,24 @@ class LabelRule(Settings):
 
 
 class TableRoles(Settings):
-    """Columns that are no features."""
+    """Columns that are no features, or features that a flow is given instead of the label."""
 
     patient: Name | None = Field(None, description="whose record it is")
     id: Name | None = Field(None, description="which record it is, the same in every export")
     site: Name | None = Field(None, description="which hospital it is of")
     split: Name | None = Field(None, description="train, validation or test")
+    conditions: tuple[Name, ...] = Field(
+        (),
+        max_length=MAX_ATTRIBUTES - 1,
+        description="columns of two categories that are public attributes of a record, as its label is, and no "
+        "features; a release keeps or randomizes each (release.attributes)",
+    )
 
     @property
     def given(self) -> dict[str, str]:
         """The columns by role."""
-        return {role: column for role, column in dict(self).items() if column is not None}
+        columns = {role: getattr(self, role) for role in ("patient", "id", "site", "split")}
+        return {role: column for role, column in columns.items() if column is not None}
 
 
 class TableSchema(Settings):
@@ -165,10 +175,24 @@ class TableSchema(Settings):
                 f"a column is a feature, the label, has one of the roles or is ignored. Found '{twice}' twice; name it "
                 "once"
             )
+        for name in self.roles.conditions:
+            column = next((each for each in self.columns if each.name == name), None)
+            if column is None or len(column.categories) != 2 or column.missing or len(self.label.names) != 2:
+                raise ValueError(
+                    "a condition is one of columns, of two categories, never missing, beside a label of two classes. "
+                    f"Found '{name}' among roles.conditions; describe it so, or leave it out"
+                )
         if self.files is not None and self.files.count("{site}") > 1:
             raise ValueError("files has {site} once. Found it again; remove one")
         if self.files is not None and "{site}" in self.files and self.roles.site is not None:
             raise ValueError("a site is named by a column or by files. Found roles.site and {site}; remove one")
+        if not self.features:
+            raise ValueError("a record has a feature. Found conditions alone; describe another column")
+        try:
+            _ = self.public
+        except ValidationError as error:
+            said = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            raise ValueError(f"names are short, printable and differ. Found others ({said}); rename them") from error
         return self
 
     @property
@@ -177,14 +201,26 @@ class TableSchema(Settings):
         return (*(column.name for column in self.columns), self.label.column, *self.roles.given.values())
 
     @property
+    def features(self) -> tuple[TableColumn, ...]:
+        """The columns that make a record."""
+        return tuple(column for column in self.columns if column.name not in self.roles.conditions)
+
+    @property
+    def conditions(self) -> tuple[TableColumn, ...]:
+        """The columns that are attributes of a record, in order."""
+        return tuple(column for column in self.columns if column.name in self.roles.conditions)
+
+    @property
     def public(self) -> Schema:
-        """The schema of the records."""
-        columns = tuple(column.public for column in self.columns)
+        """The schema of the records. Its attributes are the second class, and of each condition the second category."""
+        columns = tuple(column.public for column in self.features)
+        named = [_attribute(column) for column in self.conditions]
         return Schema(
             name=self.name,
             shape=(len(columns),),
             classes=self.label.names,
             columns=columns,
+            attributes=(self.label.names[-1], *named) if named else (),
             label_column=self.label.column,
         )
 
@@ -195,12 +231,23 @@ class TableSchema(Settings):
         label = schema.label_column or "label"
         while label in names:
             label += "_"
+        conditions = [
+            TableColumn(name=name, type="category", categories=("0", "1"))
+            for name in schema.attributes
+            if name != schema.classes[-1]
+        ]
         return cls(
             name=schema.name,
             label=LabelRule(column=label, classes=schema.classes),
-            columns=tuple(TableColumn(**column.model_dump()) for column in schema.columns),
+            columns=(*(TableColumn(**column.model_dump()) for column in schema.columns), *conditions),
+            roles=TableRoles(conditions=tuple(column.name for column in conditions)),
             missing_values=("",),
         )
+
+
+def _attribute(column: Column) -> str:
+    """Return the name of the attribute that a condition is: what a record has that is of its second category."""
+    return column.name if column.categories == ("0", "1") else f"{column.name}={column.categories[1]}"
 
 
 def table_schema_for(schema: Schema, columns: Path | None) -> TableSchema:
@@ -220,6 +267,7 @@ def table_schema_for(schema: Schema, columns: Path | None) -> TableSchema:
     for what, mine, theirs in (
         ("columns", found.columns, schema.columns),
         ("classes", found.classes, schema.classes),
+        ("conditions", found.attributes, schema.attributes),
     ):
         if mine != theirs:
             raise DataError(

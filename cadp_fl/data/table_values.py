@@ -72,24 +72,27 @@ class BadRows:
 
 
 class Features:
-    """The columns of features of a table.
+    """Columns of a table that become codes.
+
+    Args:
+        columns: some of the schema's.
 
     Attributes:
         bad: rows that break the schema.
         changed: values by column that were brought to a bound, or made missing.
     """
 
-    def __init__(self, schema: TableSchema) -> None:
-        self._columns = [_Values(column, schema) for column in schema.columns]
-        self._schema = schema
+    def __init__(self, columns: Sequence[TableColumn], schema: TableSchema) -> None:
+        self._columns = columns
+        self._values = [_Values(column, schema) for column in columns]
         self.bad = BadRows()
         self.changed: Counter[str] = Counter()
 
     def read(self, file: str, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         """Return codes, int32 (rows, columns), and which rows are refused, bool (rows,)."""
-        codes = np.empty((piece.rows, len(self._columns)), dtype=np.int32)
+        codes = np.empty((piece.rows, len(self._values)), dtype=np.int32)
         any_refused = np.zeros(piece.rows, dtype=bool)
-        for number, (column, values) in enumerate(zip(self._schema.columns, self._columns, strict=True)):
+        for number, (column, values) in enumerate(zip(self._columns, self._values, strict=True)):
             codes[:, number], refused, changed = values.read(piece.columns[column.name])
             self.bad.note(f"column '{printable(column.name)}'", refused, file, piece.start)
             self.changed[column.name] += int(changed.sum())
@@ -100,7 +103,7 @@ class Features:
     def notes(self) -> list[str]:
         """What became of values outside the schema, a sentence a column."""
         sentences = []
-        for column in self._schema.columns:
+        for column in self._columns:
             if count := self.changed[column.name]:
                 what = "brought to the nearest bound" if column.outside == "clip" else "made missing"
                 values = "1 value outside the schema was" if count == 1 else f"{count} values outside the schema were"

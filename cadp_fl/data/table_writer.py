@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cadp_fl.config import dump_tree
 from cadp_fl.data.columns import Column
 from cadp_fl.data.schema import Dataset, Schema
+from cadp_fl.data.table_draft import Draft
 from cadp_fl.data.table_files import polars_of
 from cadp_fl.data.table_schema import TableSchema
 
@@ -23,13 +23,11 @@ __all__ = ["schema_text", "write_csv", "write_parquet"]
 
 def write_csv(path: Path, schema: Schema, parts: Iterable[Dataset]) -> None:
     """Write rows, part by part, and the name of each one's class."""
-    classes = np.array(schema.classes, dtype=object)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*(column.name for column in schema.columns), TableSchema.of(schema).label.column])
+        writer.writerow(TableSchema.of(schema).read)
         for part in parts:
-            values = [_values(column, codes) for column, codes in zip(schema.columns, part.records.T, strict=True)]
-            writer.writerows(zip(*values, classes[part.labels].tolist(), strict=True))
+            writer.writerows(zip(*_columns(part), strict=True))
 
 
 def write_parquet(path: Path, schema: Schema, parts: Iterable[Dataset]) -> None:
@@ -40,19 +38,26 @@ def write_parquet(path: Path, schema: Schema, parts: Iterable[Dataset]) -> None:
     """
     pl = polars_of(path.name)
     kinds = {"number": pl.Float64, "integer": pl.Int64}
-    types = {column.name: kinds.get(column.type, pl.String) for column in schema.columns}
-    types[TableSchema.of(schema).label.column] = pl.String
-    classes = np.array(schema.classes, dtype=object)
-    frames = [pl.DataFrame(schema=types)]
-    for part in parts:
-        values = [_values(column, codes) for column, codes in zip(schema.columns, part.records.T, strict=True)]
-        frames.append(pl.DataFrame([*values, classes[part.labels].tolist()], schema=types))
+    written = TableSchema.of(schema)
+    types = {column.name: kinds.get(column.type, pl.String) for column in written.columns}
+    types[written.label.column] = pl.String
+    frames = [pl.DataFrame(schema=types), *(pl.DataFrame(_columns(part), schema=types) for part in parts)]
     pl.concat(frames).write_parquet(path)
 
 
 def schema_text(schema: Schema) -> str:
     """Return the schema file of rows that were written here, YAML."""
-    return dump_tree(TableSchema.of(schema).model_dump(mode="json", exclude_defaults=True))
+    return Draft(TableSchema.of(schema).model_dump(mode="json", exclude_defaults=True)).text()
+
+
+def _columns(part: Dataset) -> list[list[float | int | str | None]]:
+    """Return what stands in a file, column by column: features, conditions, and the name of each row's class."""
+    schema = part.schema
+    values = [_values(column, codes) for column, codes in zip(schema.columns, part.records.T, strict=True)]
+    for name, has in zip(schema.attributes, [] if part.attributes is None else part.attributes.T, strict=True):
+        if name != schema.classes[-1]:
+            values.append(["1" if each else "0" for each in has.tolist()])
+    return [*values, np.array(schema.classes, dtype=object)[part.labels].tolist()]
 
 
 def _values(column: Column, codes: np.ndarray) -> list[float | int | str | None]:

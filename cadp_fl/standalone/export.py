@@ -183,7 +183,8 @@ def _folder_names(schema: Schema) -> list[str]:
 def _readme(manifests: Sequence[Manifest]) -> str:
     schema = manifests[0].dataset
     is_table = schema.kind == "row"
-    condition = f"attributes, which the {schema.kind}s here do not show" if schema.attributes else "label"
+    shown = "the conditions are columns" if is_table else "which the images here do not show"
+    condition = f"attributes ({shown})" if schema.attributes else "label"
     where = (
         f"The order of rows means nothing. `{COLUMNS}` is the schema file that all of them follow; its last column is "
         "the record's class."

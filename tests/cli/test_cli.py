@@ -37,7 +37,7 @@ def no_flower(monkeypatch):
         ("sites.count=1", "'sites.count'"),
         (
             "data.source=digitz",
-            "data.source is one of: digits, fashion-mnist, medmnist, mnist. Found 'digitz'; choose one of them.",
+            "Found 'digitz'; choose one of them.",
         ),
         ("data.path=/nowhere.npz", "takes no path"),
         ("sites.partition.kind=random", "Unknown partition 'random'"),

@@ -65,7 +65,7 @@ def test_digits_are_what_scikit_learn_bundles():
 @pytest.mark.parametrize(
     ("config", "kind", "sentence"),
     [
-        ({"source": "digitz"}, ConfigError, "data.source is one of: breast-cancer, diabetes, digits"),
+        ({"source": "digitz"}, ConfigError, "Found 'digitz'; choose one of them"),
         ({"source": "digits", "path": "/x"}, ConfigError, "'digits' takes no path. Found '/x'; remove data.path."),
         ({"source": "digits", "classes": ("a", "b")}, ConfigError, "'digits' names its classes itself"),
         ({"source": "mnist", "classes": ("a", "b")}, ConfigError, "'mnist' names its classes itself"),

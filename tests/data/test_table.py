@@ -74,6 +74,9 @@ def small(tmp_path, column, values, *, skip=False, **changed):
 AGE = {"name": "age", "type": "integer", "lower": 18, "upper": 90}
 
 
+SEX = {"name": "sex", "type": "category", "categories": ["f", "m"]}
+
+
 def test_every_value_of_a_csv_is_where_its_schema_puts_it(tmp_path):
     source = read(written(tmp_path), schema_file(tmp_path))
     train, test = source.train, source.test
@@ -396,6 +399,10 @@ def test_more_rows_than_memory_is_meant_for_are_refused(tmp_path, monkeypatch):
         ({"separator": '"'}, "no quote"),
         ({"files": "a/{site}"}, "'files' has the form"),
         ({"files": "{site}", "roles": {"site": "hospital"}}, "remove one"),
+        ({"roles": {"conditions": ["age"]}}, "a condition is one of columns, of two categories"),
+        ({"columns": [SEX], "roles": {"conditions": ["sex"]}}, "a record has a feature"),
+        ({"columns": [AGE, SEX | {"name": "s" * 70}], "roles": {"conditions": ["s" * 70]}}, "names are short"),
+        ({"label": {"column": "y", "classes": ["a", "\ue000"]}}, "printable"),
     ],
 )  # fmt: skip
 def test_a_schema_file_that_does_not_fit_together_is_one_sentence(tmp_path, changed, sentence):
@@ -403,6 +410,22 @@ def test_a_schema_file_that_does_not_fit_together_is_one_sentence(tmp_path, chan
     with pytest.raises(ConfigError) as refused:
         load_table_schema(schema_file(tmp_path, tree))
     assert sentence in str(refused.value)
+
+
+def test_a_condition_is_an_attribute_of_a_record_and_no_feature(tmp_path):
+    columns = schema_file(tmp_path, roles={**SCHEMA["roles"], "conditions": ["sex"]})
+    source, plain = read(written(tmp_path), columns), read(written(tmp_path), schema_file(tmp_path))
+    assert source.schema.attributes == ("yes", "sex=m")
+    assert [column.name for column in source.schema.columns] == ["age", "dose", "stage"]
+    np.testing.assert_array_equal(source.train.records, plain.train.records[:, [0, 1, 3]])
+    np.testing.assert_array_equal(source.train.attributes, [[0, 0], [1, 1], [1, 0]])
+    np.testing.assert_array_equal(source.train.labels, plain.train.labels)
+
+
+def test_a_category_that_reads_like_a_missing_value_is_one(tmp_path):
+    column = {"name": "c", "type": "category", "categories": ["NA", "b"], "missing": True}
+    found = small(tmp_path, column, ["NA", "b", "?", ""]).train.records[:, 0]
+    assert found.tolist() == [0, 1, 2, 2]
 
 
 def test_a_tab_may_be_written_in_letters(tmp_path):

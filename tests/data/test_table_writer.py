@@ -89,3 +89,17 @@ def test_the_column_of_classes_keeps_its_name_and_never_another_columns(tmp_path
     np.testing.assert_array_equal(again.train.records, part.records)
     with pytest.raises(ValueError, match="a name of its own"):
         Schema(name="t", shape=(1,), classes=("a", "b"), columns=columns, label_column="label")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_conditions_are_columns_of_a_file_and_come_back_as_attributes(tmp_path, kind):
+    schema = SCHEMA.model_copy(update={"attributes": ("yes, or so", "sex=m", "smokes")})
+    plain = rows(20, 0)
+    attributes = np.random.default_rng(0).integers(0, 2, (20, 3), dtype=np.uint8)
+    attributes[:, 0] = plain.labels
+    part = Dataset(schema, plain.records, plain.labels, attributes=attributes)
+    path = written(tmp_path, kind, part, schema=schema)
+    source = load_source(DataConfig(source="table", path=path, columns=tmp_path / "columns.yaml"))
+    assert source.schema.attributes == schema.attributes
+    assert len(source.schema.columns) == len(COLUMNS)
+    np.testing.assert_array_equal(source.train.attributes, attributes)

@@ -154,3 +154,16 @@ def test_the_command_predicts_a_table_and_names_what_is_wrong_with_another(ward,
 def test_a_schema_file_is_refused_where_nothing_is_a_table(ward):
     with pytest.raises(InputError, match="leave --columns out"):
         make_release(flow(ward), ward, ward / "x", replace(OPTIONS, columns=ward / "columns.yaml"))
+
+
+def test_rows_with_a_condition_are_released_and_exported_with_it(ward):
+    (ward / "columns.yaml").write_text(dump_tree(SCHEMA | {"roles": {"split": "part", "conditions": ["sex"]}}))
+    made = make_release(
+        flow(ward), ward / "ward.csv", ward / "release", replace(OPTIONS, columns=ward / "columns.yaml")
+    )
+    assert made.manifest.dataset.attributes == ("yes", "sex=m")
+    export([ward / "release"], "csv", ward / "out")
+    frame = pl.read_csv(ward / "out" / "records.csv")
+    assert frame.columns == ["age", "dose", "stage", "sex=m", "ill"]
+    assert sorted(frame["sex=m"].to_list()) == [0] * 40 + [1] * 40  # kept as they are
+    assert "conditions are columns" in (ward / "out" / "README.md").read_text()
