@@ -12,25 +12,27 @@ An image, as uint8 of one or three channels
     a palette               its colours
     alpha                   dropped where every pixel is opaque, else refused: what is behind is not in the file
     several pictures        the first of a JPEG (MPO), which is its main one; an animated PNG is refused
-    CMYK, 16 bits or more   refused: colours of print, and the range that counts, are not in the file
+    16 bits, a TIFF         refused where no range is given: which values are black and white is not in the file
+    CMYK, floats            refused: colours of print, and what is white, are not in the file
     cut short, damaged, too large    refused by name
 
 Whatever is not as it is stored is noted. No size is believed: an image's is checked before memory is taken for it.
 """
 
 import os
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cadp_fl.errors import DataError, InputError
 
-__all__ = ["SUFFIXES", "DecodedImage", "ImageFolder", "printable", "read_image"]
+__all__ = ["SUFFIXES", "DecodedImage", "ImageFolder", "left_out_in_words", "printable", "read_image", "walked"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 1 << 26
@@ -52,6 +54,32 @@ TO_8_BITS = (
 )
 
 
+class _DamageIsAnError:
+    """Pillow's warnings of damage as errors, while any thread reads: filters of warnings are a whole process's."""
+
+    def __init__(self) -> None:
+        self._lock, self._readers = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._readers:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")  # of what is checked below
+                warnings.simplefilter("error", UserWarning)
+                warnings.filterwarnings("ignore", message="Image appears to be a malformed MPO")  # its first is one
+            self._readers += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._before.__exit__(None, None, None)
+
+
+_DAMAGE_IS_AN_ERROR = _DamageIsAnError()
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """The pixels of an image file.
@@ -59,10 +87,14 @@ class DecodedImage:
     Attributes:
         pixels: uint8, (height, width) if it is grey, else (height, width, 3).
         notes: what was done to what the file stores; each completes "an image was".
+        patient: whose image it is, where the file says so.
+        id: which image it is, where the file says so.
     """
 
     pixels: np.ndarray
     notes: tuple[str, ...] = ()
+    patient: str | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,24 +117,52 @@ class ImageFolder:
         Raises:
             DataError: it, or a folder below, cannot be listed.
         """
-        images: list[Path] = []
-        left_out: dict[str, list[str]] = {}
-        for entry, reason in sorted(_entries(path), key=lambda found: _parts(found[0], path)):
-            if reason:
-                left_out.setdefault(reason, []).append(printable(entry.relative_to(path)))
-            else:
-                images.append(entry)
-        return cls(path, tuple(images), {reason: tuple(names) for reason, names in sorted(left_out.items())})
+        images, left_out = walked(
+            path, lambda each: each.suffix.lower() in SUFFIXES, f"not named {', '.join(SUFFIXES)}"
+        )
+        return cls(path, tuple(images), left_out)
 
     @property
     def sentence(self) -> str:
         """What was left out, in one sentence; empty if nothing was."""
-        clauses = [f"{len(names)} {reason} ({_listed(names)})" for reason, names in self.left_out.items()]
-        return f"Left out of '{printable(self.path)}': {'; '.join(clauses)}." if clauses else ""
+        return "".join(left_out_in_words(self.path, self.left_out))
 
 
-def read_image(path: Path) -> DecodedImage:
+def walked(
+    folder: Path, suits: Callable[[Path], bool], otherwise: str = "of another kind"
+) -> tuple[list[Path], dict[str, tuple[str, ...]]]:
+    """Return the files of a kind in a folder and below, in order, and why others were left out: names by reason.
+
+    Args:
+        suits: whether a file is of the kind.
+        otherwise: the reason for those that are not.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    found: list[Path] = []
+    left_out: dict[str, list[str]] = {}
+    for entry, reason in sorted(_entries(folder), key=lambda each: _parts(each[0], folder)):
+        why = reason or ("" if suits(entry) else otherwise)
+        if why:
+            left_out.setdefault(why, []).append(printable(entry.relative_to(folder)))
+        else:
+            found.append(entry)
+    return found, {reason: tuple(names) for reason, names in sorted(left_out.items())}
+
+
+def left_out_in_words(folder: Path, left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what was left out of a folder, in one sentence, or none."""
+    clauses = [f"{len(names)} {reason} ({_listed(names)})" for reason, names in left_out.items()]
+    return [f"Left out of '{printable(folder)}': {'; '.join(clauses)}."] if clauses else []
+
+
+def read_image(path: Path, *, window: tuple[float, float] | Literal["full"] | None = None) -> DecodedImage:
     """Return the pixels of an image file, upright.
+
+    Args:
+        window: of an image of 16 bits, the values that become black and white: two, or the ends of its type. None:
+            such an image, and a TIFF, is refused.
 
     Raises:
         InputError: there is no file at the path.
@@ -112,11 +172,8 @@ def read_image(path: Path) -> DecodedImage:
     if not path.is_file():
         raise InputError(f"Images are read from files. There is none at '{name}'; check the path.")
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of what is checked below
-            warnings.simplefilter("error", UserWarning)  # Pillow's, of damage
-            warnings.filterwarnings("ignore", message="Image appears to be a malformed MPO")  # its first picture is one
-            return _read(file, name)
+        with path.open("rb") as file, _DAMAGE_IS_AN_ERROR:
+            return _read(file, name, window)
     except DataError:
         raise
     except OSError as error:
@@ -160,8 +217,6 @@ def _entries(folder: Path) -> Iterator[tuple[Path, str]]:
             yield from _entries(path)
         elif not entry.is_file():
             yield path, "neither file nor folder"
-        elif path.suffix.lower() not in SUFFIXES:
-            yield path, f"not named {', '.join(SUFFIXES)}"
         else:
             yield path, ""
 
@@ -175,20 +230,24 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
 
 
-def _read(file: IO[bytes], name: str) -> DecodedImage:
+def _read(file: IO[bytes], name: str, window: tuple[float, float] | Literal["full"] | None) -> DecodedImage:
     """Return the pixels of an open image file."""
     head = file.read(HEAD_BYTES)
     file.seek(0)
     bits = head[24] if head.startswith(PNG) and len(head) == HEAD_BYTES else 8
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS if window is None else (*FORMATS, "TIFF"))
     except UnidentifiedImageError as error:
         raise _unknown(head, name) from error
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f"{image.width} x {image.height}")
-    if bits > 8:  # Pillow drops half of a colour's bits without a word
+    if window is not None and image.mode in ("I;16", "I;16B", "I;16L"):
+        return _of_16_bits(ImageOps.exif_transpose(image), name, window)
+    if bits > 8 and not (window == "full" and image.mode == "RGB"):  # whose high bytes Pillow takes
         raise DataError(f"An image has up to 8 bits a channel. '{name}' has {bits}; {TO_8_BITS}.")
     frames = getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and frames > 1:
+        raise DataError(f"A file holds one image. '{name}' has {frames} pages; save one of them by itself.")
     if image.format == "PNG":
         if frames > 1:
             raise DataError(f"A file holds one image. '{name}' is animated, with {frames}; save one of them as PNG.")
@@ -202,6 +261,19 @@ def _read(file: IO[bytes], name: str) -> DecodedImage:
     if image.getexif().get(0x0112, 1) in range(2, 9):
         notes.append("turned upright by the EXIF orientation")
     return _of_one_mode(upright, name, notes)
+
+
+def _of_16_bits(image: Image.Image, name: str, window: tuple[float, float] | Literal["full"]) -> DecodedImage:
+    """Return the pixels of a grey image of 16 bits, black and white at the window's ends."""
+    low, high = (0.0, 65535.0) if window == "full" else window
+    if not low < high:
+        raise DataError(f"A window goes from black to white, upwards. Found {low:g} to {high:g}; correct data.window.")
+    values = np.asarray(image).astype(np.float32)
+    if values.ndim != 2:
+        raise DataError(f"An image of 16 bits is grey. '{name}' is not; convert it.")
+    pixels = np.round(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    said = "its type" if window == "full" else f"the window {low:g} to {high:g}"
+    return DecodedImage(pixels, (f"brought from 16 bits to 8 by {said}",))
 
 
 def _of_one_mode(image: Image.Image, name: str, notes: list[str]) -> DecodedImage:

@@ -7,17 +7,20 @@ config. To add one, write such a function and put it into `SOURCES`.
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from cadp_fl.config import DataConfig
 from cadp_fl.data.bundled import read_breast_cancer, read_diabetes, read_digits
+from cadp_fl.data.imagefolder import read_imagefolder
 from cadp_fl.data.medmnist import read_medmnist
 from cadp_fl.data.mnist import read_fashion_mnist, read_mnist
 from cadp_fl.data.schema import Source
 from cadp_fl.data.table import read_table
 from cadp_fl.errors import ConfigError, DataError
 
-__all__ = ["SOURCES", "Reader", "check_source", "load_source", "read_digits"]
+__all__ = ["SOURCES", "Reader", "check_source", "load_source", "read_digits", "source_for"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,15 @@ class Reader:
 
     Attributes:
         read: returns all that the source holds.
-        path: whether `data.path` is a file that has to be there, a folder with a default, any of both, or not taken.
+        path: whether `data.path` is a file that has to be there, a folder with a default, a folder that has to be
+            there (tree), a file or a folder (any), or not taken.
         takes_classes: whether `data.classes` names the classes, or the source does itself.
         takes_label: whether a record may have several labels, of which `data.label` names the class to be learned.
         takes: which other keys of `data` it reads, such as `size`; one that it does not read is refused.
     """
 
     read: Callable[[DataConfig], Source]
-    path: Literal["none", "file", "folder", "any"] = "none"
+    path: Literal["none", "file", "folder", "tree", "any"] = "none"
     takes_classes: bool = False
     takes_label: bool = False
     takes: tuple[str, ...] = ()
@@ -44,6 +48,12 @@ SOURCES: dict[str, Reader] = {
     "diabetes": Reader(read_diabetes),
     "digits": Reader(read_digits),
     "fashion-mnist": Reader(read_fashion_mnist, path="folder"),
+    "imagefolder": Reader(
+        read_imagefolder,
+        path="tree",
+        takes_classes=True,
+        takes=("metadata", "roles", "size", "channels", "fit", "window", "on_bad_record", "cache"),
+    ),
     "medmnist": Reader(read_medmnist, path="file", takes_classes=True, takes_label=True),
     "mnist": Reader(read_mnist, path="folder"),
     "table": Reader(read_table, path="any", takes=("columns", "on_bad_record")),
@@ -95,12 +105,54 @@ def check_source(config: DataConfig) -> None:
     if path is None:
         if reader.path in ("file", "any"):
             raise ConfigError(f"Data source '{config.source}' reads a file. Found none; pass --set data.path=FILE.")
+        if reader.path == "tree":
+            raise ConfigError(f"Data source '{config.source}' reads a folder. Found none; pass --set data.path=FOLDER.")
     elif reader.path == "none":
         raise ConfigError(f"Data source '{config.source}' takes no path. Found '{path}'; remove data.path.")
     elif (reader.path == "any" and not os.path.exists(path)) or (reader.path == "file" and not os.path.isfile(path)):
-        raise DataError(f"Data source '{config.source}' reads the file data.path. There is none at '{path}'; check it.")
-    elif reader.path == "folder" and os.path.lexists(path) and not os.path.isdir(path):
-        raise DataError(f"Data source '{config.source}' reads the folder data.path. '{path}' is none; check it.")
+        raise DataError(
+            f"Data source '{config.source}' reads the file data.path. There is none at '{path}'; check "
+            f"it{_or_read(path)}."
+        )
+    elif (reader.path == "folder" and os.path.lexists(path) and not os.path.isdir(path)) or (
+        reader.path == "tree" and not os.path.isdir(path)
+    ):
+        raise DataError(
+            f"Data source '{config.source}' reads the folder data.path. '{path}' is none; check it{_or_read(path)}."
+        )
+
+
+_SOURCE_OF = {
+    ".npz": "medmnist",
+    **dict.fromkeys((".csv", ".tsv", ".data", ".parquet", ".pq"), "table"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".tif", ".tiff"), "imagefolder"),
+    **dict.fromkeys((".dcm", ".dicom"), "dicom"),
+    **dict.fromkeys((".nii", ".nii.gz"), "nifti"),
+}
+"""The source that reads files named so."""
+
+_LOOKED_AT = 1000
+"""Files of a folder, to find out what it holds."""
+
+
+def source_for(path: Path) -> str | None:
+    """Return the name of the source that reads what is at a path, by the names of its files; None where none does."""
+    if path.is_file():
+        return _by_name(path)
+    found = (_by_name(each) for each in islice(path.rglob("*"), _LOOKED_AT) if each.is_file())
+    known = [name for name in found if name is not None and name != "medmnist"]
+    files = [name for name in known if name != "table"] or known  # a table beside files says what they are
+    return max(set(files), key=files.count) if files else None
+
+
+def _by_name(path: Path) -> str | None:
+    return _SOURCE_OF.get(".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower())
+
+
+def _or_read(path: Path) -> str:
+    """Return which source would read what is at a path, as the end of a sentence; nothing where none would."""
+    name = source_for(path) if path.exists() else None
+    return f", or read it with data.source: {name}" if name else ""
 
 
 def load_source(config: DataConfig) -> Source:
