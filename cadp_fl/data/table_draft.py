@@ -72,7 +72,8 @@ class Draft:
 
 
 def _in_line(tree: Mapping[str, Any]) -> str:
-    return dump_tree(tree, in_one_line=True).strip()
+    plain = {name: int(each) if isinstance(each, float) and each.is_integer() else each for name, each in tree.items()}
+    return dump_tree(plain, in_one_line=True).strip()
 
 
 def _key(key: str) -> str:
