@@ -138,6 +138,14 @@ class DataConfig(Settings):
         return names
 
     @model_validator(mode="after")
+    def _window_goes_upwards(self) -> "DataConfig":
+        if isinstance(self.window, tuple) and not self.window[0] < self.window[1]:
+            raise ValueError(
+                f"a window goes from black to white, upwards. Found {list(self.window)}; correct data.window"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_is_the_label(self) -> "DataConfig":
         if self.attributes is not None and self.label is None:
             raise ValueError("one attribute is the class to be learned. Found attributes and no label; give data.label")

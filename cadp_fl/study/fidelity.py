@@ -42,6 +42,8 @@ def add_fidelity(study: StudyConfig, sites: Sequence[SiteData], folder: Path) ->
         for name, releases in folders.items()
         if releases.is_dir() and (pairs := _all_pairs(study, sites, folder, releases, _flow_file(folder, name)))
     }
+    if not measured and sites[0].train.schema.kind == "image":
+        return
     privacy: dict[str, Any] = json.loads((folder / "privacy.json").read_text(encoding="utf-8"))
     flows = {name: _flow_file(folder, name) for name, method in privacy["methods"].items() if _has_flow(method)}
     if not add_models_on_rows(study, sites, summary, releases=folders, flows=flows) and not measured:

@@ -68,13 +68,13 @@ def _without_noise(mean: np.ndarray, std: float) -> np.ndarray:
     References:
         James, Stein: Estimation with quadratic loss, 1961 (their estimator's positive part).
     """
-    length = float(mean @ mean)
-    shrunk: np.ndarray = mean * max(0.0, 1 - len(mean) * std**2 / max(length, 1e-300))
+    finite = np.clip(mean, -1e9, 1e9)
+    length = float(finite @ finite)
+    shrunk: np.ndarray = finite * max(0.0, 1 - len(mean) * std**2 / max(length, 1e-300))
     return shrunk
 
 
 def _in_unit_ball(mean: np.ndarray) -> np.ndarray:
     """Return a noised mean of vectors of norm at most 1, with a norm of at most 1 again."""
-    finite = np.clip(mean, -1e9, 1e9)
-    within: np.ndarray = finite / max(1.0, float(np.linalg.norm(finite)))
+    within: np.ndarray = mean / max(1.0, float(np.linalg.norm(mean)))
     return within
