@@ -223,6 +223,11 @@ class _Probe:
         images, labels = torch.from_numpy(self._records.records), torch.from_numpy(self._records.labels)
         return images.to(self._device), labels.to(self._device)
 
+    def _inputs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what a classifier is given, and labels."""
+        inputs = codec_of(self._records.schema).inputs(self._records.records)
+        return inputs.to(self._device), torch.from_numpy(self._records.labels).to(self._device)
+
     def _condition(self) -> torch.Tensor:
         return torch.from_numpy(self._records.condition).to(self._device)
 
@@ -278,7 +283,7 @@ class _Probe:
         )
 
     def _apply_bayes(self) -> None:
-        log_odds(FlowBayes(self._warm_flow(), codec=codec_of(self._records.schema)), self._tensors()[0])
+        log_odds(FlowBayes(self._warm_flow(), codec=codec_of(self._records.schema)), self._inputs()[0])
 
     def _release(self) -> None:
         flow = self._warm_flow() if self._study.flow.is_warm else self._flow()
@@ -295,7 +300,7 @@ class _Probe:
         model = self._classifier(config)
         train_epochs(
             model,
-            *self._tensors(),
+            *self._inputs(),
             epochs=1,
             batch_size=config.central.batch_size,
             optimizer=torch.optim.SGD(model.parameters(), lr=1e-3),
@@ -303,12 +308,12 @@ class _Probe:
         )
 
     def _train_dp_sgd(self, config: ClassifierConfig) -> None:
-        images, labels = self._tensors()
+        inputs, labels = self._inputs()
         event = PoissonGaussian(stage="probe", clip_norm=1.0, noise_std=1.0, sampling_rate=1.0, steps=PROBE_STEPS)
         fixed, learned = split_features(self._classifier(config))
         train_dp_sgd(
             learned,
-            cross_entropy_of(features_of(fixed, images), labels),
+            cross_entropy_of(features_of(fixed, inputs), labels),
             event,
             units=torch.arange(len(labels), device=self._device)[:, None],
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
@@ -325,7 +330,7 @@ class _Probe:
         once = config.central.model_copy(update={"epochs": 1})
         list(
             train_class_balanced(
-                self._classifier(config), *self._tensors(), once, checkpoints=1, generator=torch.Generator()
+                self._classifier(config), *self._inputs(), once, checkpoints=1, generator=torch.Generator()
             )
         )
 
