@@ -127,8 +127,8 @@ def init(
     public = made.folder.node.public_key(config.site)
     typer.echo(f"Site '{config.site}' of federation '{invited.federation}': {folder}")
     typer.echo(f"Records: {made.units} training and {made.test_units} test {allowed.unit}s. {made.split.in_words}")
-    if made.caution:
-        typer.echo(made.caution)
+    for sentence in (*made.notes, *([made.caution] if made.caution else [])):
+        typer.echo(sentence)
     typer.echo(f"Policy: {made.folder.policy}. Read it: it holds whatever a server asks.")
     typer.echo(
         f"Ledger: a new one of population '{allowed.population}', of which nothing is spent. If these people have one "

@@ -85,7 +85,7 @@ class _Bars:
                 self._progress.remove_task(self._starting)
                 self._starting = None
             self._answer(step)
-        elif step["step"] == "wait":
+        elif step["step"] in ("note", "wait"):
             self._progress.console.print(describe_step(step), markup=False, soft_wrap=True)
         elif step["step"] == "round" and step["phase"] in self._tasks:
             task = self._begin(step["phase"])

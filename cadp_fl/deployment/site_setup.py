@@ -32,6 +32,7 @@ class MadeSite:
         caution: that a claim is for a record where patients have several, or nothing.
         fingerprint: of the public key of its SuperNode.
         ledger_head: hash of the ledger's first entry.
+        notes: how the records were read, a sentence each.
     """
 
     folder: SiteFolder
@@ -41,6 +42,7 @@ class MadeSite:
     caution: str
     fingerprint: str
     ledger_head: str
+    notes: tuple[str, ...]
 
 
 def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: Invitation) -> MadeSite:
@@ -106,6 +108,7 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         caution=caution,
         fingerprint=fingerprint(public),
         ledger_head=head,
+        notes=source.notes,
     )
 
 

@@ -193,6 +193,8 @@ def _records(site: Site) -> Iterator[Finding]:
         f"{train} training and {test} test units ({allowed.unit}), {len(schema.classes)} classes, labels "
         f"{allowed.labels}. {ledger.terms.sides.in_words}"
     )
+    for note in source.notes:
+        yield ok(note)
     if ledger.terms.one_budget:
         yield warning(
             "The ledger does not say who was tested on (its format is 1): nobody is from now on, and what was given "

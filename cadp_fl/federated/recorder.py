@@ -124,6 +124,8 @@ def describe_step(step: dict[str, Any]) -> str:
         return f"{step['phase']}  {step['round']}/{step['of']}  {step['site']} is missing: {step['failed']}"
     if step["step"] == "wait":
         return f"{step['phase']}  {step['round']}/{step['of']}  {step['site']} {step['reason']}"
+    if step["step"] == "note":
+        return str(step["text"])
     if step["step"] == "start":
         return str(step.get("text", "starting Flower's simulation engine (about 15 s)"))
     if step["step"] == "done":

@@ -35,8 +35,8 @@ def read_records(config: SiteConfig) -> Source:
         source = _rehearsed(config)
     if config.dataset is None:
         return source
-    test = source.test
-    return Source(_called(source.train, config.dataset), None if test is None else _called(test, config.dataset))
+    test = None if source.test is None else _called(source.test, config.dataset)
+    return replace(source, train=_called(source.train, config.dataset), test=test)
 
 
 def new_split_rule(config: SiteConfig, source: Source) -> SplitRule:

@@ -142,7 +142,7 @@ class _Grid:
         cells, majority, records = [], {}, {}
         for seed in self.seeds:
             study = load_study(self.config, self._at(self.epsilons[0], seed))
-            study, sites, _ = check_study(study)
+            study, sites, *_ = check_study(study)
             majority[seed], records[seed] = constant_metrics(sites), fingerprints(study, sites)
             cells += [Cell(None, seed, free)] if free else []
             cells += [Cell(epsilon, seed, bound) for epsilon in self.epsilons if bound]
@@ -163,7 +163,7 @@ class _Grid:
     def _check_epsilons(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Check each epsilon, and return the methods that depend on it, and those that do not."""
         for epsilon in self.epsilons:
-            *_, methods = check_study(load_study(self.config, self._at(epsilon, self.seeds[0])))
+            methods = check_study(load_study(self.config, self._at(epsilon, self.seeds[0]))).methods
         free = tuple(method.name for method in methods if _spends_nothing(method))
         return tuple(method.name for method in methods if method.name not in free), free
 

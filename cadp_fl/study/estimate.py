@@ -119,7 +119,7 @@ def estimate_study(config: Path, overrides: Iterable[str]) -> Estimate:
         InputError: the study is wrong.
     """
     study = load_study(config, overrides)
-    study, sites, methods = check_study(study)
+    study, sites, methods, _ = check_study(study)
     check_engine(study)
     at_once = sites_at_once(study.sites)
     plans = {method.name: plan_of(method, study) for method in methods}

@@ -55,11 +55,13 @@ class CheckedStudy(NamedTuple):
         study: with what its records say of a release's cohort.
         sites: the records of every site.
         methods: with their noise calibrated.
+        notes: how the records were read, a sentence each.
     """
 
     study: StudyConfig
     sites: list[SiteData]
     methods: list[Method]
+    notes: tuple[str, ...]
 
 
 def run_study(
@@ -75,7 +77,7 @@ def run_study(
         CadpError: the run failed.
     """
     study = load_study(config, overrides)
-    study, sites, _ = check_study(study)
+    study, sites, _, notes = check_study(study)
     check_engine(study)
     resolved = output.resolve() / "config.yaml"
     if resume:
@@ -85,6 +87,8 @@ def run_study(
     else:
         make_run_folder(output)
         resolved.write_text(dump_study(study), encoding="utf-8")
+    for note in notes:
+        watch({"step": "note", "text": note})
     if not (resume and has_ended(output)):
         watch({"step": "start"})
         try:
@@ -194,7 +198,7 @@ def check_study(study: StudyConfig) -> CheckedStudy:
     check_shapes(methods, source.schema, [len(site.train) for site in sites])
     if study.sites.policy is not None:
         _check_policy(study, study.sites.policy, methods, min(units))
-    return CheckedStudy(study, sites, methods)
+    return CheckedStudy(study, sites, methods, source.notes)
 
 
 def settled(study: StudyConfig) -> StudyConfig:

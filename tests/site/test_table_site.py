@@ -165,3 +165,21 @@ def test_no_row_and_no_name_of_a_patient_is_in_what_a_bad_table_says(here):
         init(*OWN, *ANSWERS)
     assert "row 9 of 'mrs-smith.csv'" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+def test_what_was_left_out_of_a_table_is_said_when_its_site_is_made_and_looked_at(here):
+    text = (here / "mrs-smith.csv").read_text().replace("r7,p3,", "r7,p3,9", 1)
+    (here / "mrs-smith.csv").write_text(text)
+    columns = [SCHEMA["columns"][0] | {"outside": "clip"}, *SCHEMA["columns"][1:]]
+    (here / "columns.yaml").write_text(dump_tree(SCHEMA | {"columns": columns}))
+    result = CliRunner().invoke(app, ["site", "init", "north", *OWN, *ANSWERS])
+    said = "Column 'age': 1 value outside the schema was brought to the nearest bound."
+    assert said in result.output
+    (records,) = [check for check in SITE_CHECKS if check.name == "records"]
+    assert said in [finding.found for finding in examine([records], Site(SiteFolder(Path("north").absolute())))]
+
+
+def test_a_site_may_be_named_in_its_table(here):
+    (here / "columns.yaml").write_text(dump_tree(SCHEMA | {"files": "{site}.csv"}))
+    folder = init(*OWN, *ANSWERS)
+    assert read_records(load_site(folder.config)).site_names == ("mrs-smith",)
