@@ -77,7 +77,9 @@ CALLS = {
     "cadp_fl.privacy.noise.NoiseSource.normal": "self, shape, std, like",
     "cadp_fl.privacy.noise.NoiseSource.laplace": "self, shape, scale, like",
     "cadp_fl.privacy.noise.NoiseSource.rounded_normal": "self, shape, std, like",
-    "cadp_fl.site.site.Site": "name, data, *, ledger, noise, device, outbox, simulation, policy, answers, orders, measures",
+    "cadp_fl.site.site.Site": (
+        "name, data, *, ledger, noise, device, outbox, simulation, policy, answers, orders, measures"
+    ),
     "cadp_fl.site.site.Site.call": "self, request",
     "cadp_fl.study.plugins.load_plugins": "plugins",
 }

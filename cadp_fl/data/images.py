@@ -23,6 +23,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -32,7 +33,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cadp_fl.errors import DataError, InputError
 
-__all__ = ["SUFFIXES", "DecodedImage", "ImageFolder", "left_out_in_words", "printable", "read_image", "walked"]
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "DecodedImage",
+    "ImageFolder",
+    "left_out_in_words",
+    "printable",
+    "quiet",
+    "read_image",
+    "walked",
+]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 1 << 26
@@ -54,19 +65,24 @@ TO_8_BITS = (
 )
 
 
-class _DamageIsAnError:
-    """Pillow's warnings of damage as errors, while any thread reads: filters of warnings are a whole process's."""
+class _Filters:
+    """Filters of warnings while any thread reads: they are a whole process's.
 
-    def __init__(self) -> None:
-        self._lock, self._readers = threading.Lock(), 0
+    Args:
+        raised: kinds of warnings that are errors; others are not shown.
+    """
+
+    def __init__(self, *raised: type[Warning]) -> None:
+        self._raised, self._lock, self._readers = raised, threading.Lock(), 0
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._readers:
                 self._before = warnings.catch_warnings()
                 self._before.__enter__()
-                warnings.simplefilter("ignore")  # of what is checked below
-                warnings.simplefilter("error", UserWarning)
+                warnings.simplefilter("ignore")
+                for kind in self._raised:
+                    warnings.simplefilter("error", kind)
                 warnings.filterwarnings("ignore", message="Image appears to be a malformed MPO")  # its first is one
             self._readers += 1
 
@@ -77,7 +93,13 @@ class _DamageIsAnError:
                 self._before.__exit__(None, None, None)
 
 
-_DAMAGE_IS_AN_ERROR = _DamageIsAnError()
+_DAMAGE_IS_AN_ERROR, _QUIET = _Filters(UserWarning), _Filters()
+"""Pillow warns of damage, and of what is checked here anyway; readers of medical files warn with values of headers."""
+
+
+def quiet() -> AbstractContextManager[None]:
+    """Return a context in which no warning is shown."""
+    return _QUIET
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from typing import Literal
 
 from cadp_fl.config import DataConfig
 from cadp_fl.data.bundled import read_breast_cancer, read_diabetes, read_digits
+from cadp_fl.data.dicom import read_dicom
 from cadp_fl.data.imagefolder import read_imagefolder
 from cadp_fl.data.medmnist import read_medmnist
 from cadp_fl.data.mnist import read_fashion_mnist, read_mnist
+from cadp_fl.data.nifti import read_nifti
 from cadp_fl.data.schema import Source
 from cadp_fl.data.table import read_table
 from cadp_fl.errors import ConfigError, DataError
@@ -43,19 +45,23 @@ class Reader:
     takes: tuple[str, ...] = ()
 
 
+_OF_FILES = ("metadata", "roles", "size", "channels", "fit", "window", "on_bad_record", "cache")
+
 SOURCES: dict[str, Reader] = {
     "breast-cancer": Reader(read_breast_cancer),
     "diabetes": Reader(read_diabetes),
+    "dicom": Reader(read_dicom, path="tree", takes_classes=True, takes=(*_OF_FILES, "frame")),
     "digits": Reader(read_digits),
     "fashion-mnist": Reader(read_fashion_mnist, path="folder"),
     "imagefolder": Reader(
         read_imagefolder,
         path="tree",
         takes_classes=True,
-        takes=("metadata", "roles", "size", "channels", "fit", "window", "on_bad_record", "cache"),
+        takes=_OF_FILES,
     ),
     "medmnist": Reader(read_medmnist, path="file", takes_classes=True, takes_label=True),
     "mnist": Reader(read_mnist, path="folder"),
+    "nifti": Reader(read_nifti, path="tree", takes_classes=True, takes=(*_OF_FILES, "frame", "axis")),
     "table": Reader(read_table, path="any", takes=("columns", "on_bad_record")),
 }
 
