@@ -177,20 +177,28 @@ def _files(path: Path, schema: TableSchema) -> tuple[list[tuple[Path, str | None
             f"A schema file says which files of a folder are its tables. '{printable(path)}' is a folder; add files, "
             "such as files: '*.csv', or files: 'extract-{site}.csv' where a name holds the site's, or name one file."
         )
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_file() and not entry.is_symlink())
-    fitting = [name for name in names if _fits(name, pattern)]
+    try:
+        entries = sorted(path.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"A folder of tables can be listed. '{printable(path)}' cannot: {error.strerror}; check its permissions."
+        ) from error
+    fitting = [each.name for each in entries if _fits(each.name, pattern) and each.is_file() and not each.is_symlink()]
     if not fitting:
         raise DataError(
             f"A folder has files named as the schema file says, {pattern}. '{printable(path)}' has none; correct files."
         )
-    others = [printable(name) for name in names if not _fits(name, pattern)]
+    others = [printable(each.name) for each in entries if each.name not in set(fitting)]
     listed = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
-    notes = [f"Left out of '{printable(path)}': {len(others)} not named {pattern} ({listed})."] if others else []
+    what = f"{len(others)} that {'is' if len(others) == 1 else 'are'} hidden, a link or not named {pattern}"
+    notes = [f"Left out of '{printable(path)}': {what} ({listed})."] if others else []
     return [(path / name, _site(name, pattern)) for name in fitting], notes
 
 
 def _fits(name: str, pattern: str) -> re.Match[str] | None:
-    """Return how a file's name fits what a schema file says, if it does."""
+    """Return how a file's name fits what a schema file says, if it does; a hidden file's never does."""
+    if name.startswith("."):
+        return None
     return re.fullmatch(re.escape(pattern).replace(r"\{site\}", "(?P<site>.+)").replace(r"\*", ".*"), name)
 
 

@@ -355,7 +355,12 @@ def test_a_folder_needs_names_of_files_and_tells_what_it_leaves_out(tmp_path):
     source = read(folder, schema_file(tmp_path, tree, files="extract-{site}.csv"))
     assert source.site_names == ("north-clinic", "south")
     assert source.train.sites.tolist() == [0, 0, 1, 1]
-    assert "1 not named extract-{site}.csv (README.txt)" in source.notes[0]
+    assert "1 that is hidden, a link or not named extract-{site}.csv (README.txt)" in source.notes[0]
+    (folder / ".extract-x.csv").write_bytes(b"\0\5\x16\7")
+    (folder / "extract-y.csv").symlink_to(folder / "extract-south.csv")
+    again = read(folder, schema_file(tmp_path, tree, files="extract-{site}.csv"))
+    assert again.site_names == source.site_names  # what a link leads to would count twice
+    assert "3 that are hidden, a link or not named" in again.notes[0]
     assert read(folder, schema_file(tmp_path, tree, files="*.csv")).site_names == ()
     with pytest.raises(DataError, match=r"named as the schema file says, \*.parquet"):
         read(folder, schema_file(tmp_path, tree, files="*.parquet"))
