@@ -4,6 +4,8 @@
     {train,val,test}_labels    integers, (records,) or (records, 1); or 0 and 1, (records, attributes): multi-label
     {train,val,test}_patients  integers or text, (records,) or (records, 1): our addition, in every split or in none
     {train,val,test}_ids       likewise, one for each record: the name that it keeps in every export
+    {train,val,test}_sites     text, (records,): of which hospital a record is, in every split or in none; our addition
+    classes                    text: names of the classes, from label 0, where data.classes gives none; our addition
 
 The train and val splits are records to train on; val and test may be missing. Nothing in an error names a patient.
 Of a multi-label file, `data.label` says which attribute is the class to be learned; all of them are public attributes.
@@ -20,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from cadp_fl.config import DataConfig, parse
-from cadp_fl.data.identities import codes_of
+from cadp_fl.data.identities import codes_of, sites_of
 from cadp_fl.data.remedies import labels_as_integers, labels_from_zero, pixels_as_bytes, shape_of_images
 from cadp_fl.data.schema import MAX_ATTRIBUTES, MAX_CLASSES, MAX_SIDE, Dataset, Schema, Source
 from cadp_fl.errors import DataError
@@ -95,6 +97,8 @@ def _source(npz: Npz, name: str, config: DataConfig) -> Source:
         name=name, shape=(3 if channels else 1, height, width), classes=labels.classes, attributes=labels.names
     )
 
+    names, sites = _sites(npz, records)
+
     def dataset(*splits: str) -> Dataset:
         images = npz.array(*(f"{split}_images" for split in splits))
         return Dataset(
@@ -104,10 +108,11 @@ def _source(npz: Npz, name: str, config: DataConfig) -> Source:
             patients=np.concatenate([patients[split] for split in splits]) if patients else None,
             attributes=np.concatenate([labels.attributes[split] for split in splits]) if labels.attributes else None,
             ids=np.concatenate([ids[split] for split in splits]) if ids else None,
+            sites=np.concatenate([sites[split] for split in splits]) if sites else None,
         )
 
     train = dataset(*(split for split in shapes if split != "test"))
-    return Source(train, dataset("test") if "test" in shapes else None)
+    return Source(train, dataset("test") if "test" in shapes else None, names)
 
 
 def _splits(npz: Npz) -> list[str]:
@@ -146,7 +151,7 @@ def _all_labels(npz: Npz, records: Mapping[str, int], config: DataConfig) -> _La
     """Return the labels of every split, and the attributes that one of them was chosen from."""
     if config.label is None:
         labels = {split: _labels(npz, split, count) for split, count in records.items()}
-        return _Labels(labels, _classes(labels, config.classes), {})
+        return _Labels(labels, _classes(labels, config.classes or _named_classes(npz)), {})
     attributes = {split: _attributes(npz, split, count) for split, count in records.items()}
     if len(counts := {values.shape[1] for values in attributes.values()}) > 1:
         raise DataError(f"Records have as many labels in every split. Found {_listed(counts)}; store the same in each.")
@@ -266,6 +271,13 @@ def _classes(labels: Mapping[str, np.ndarray], classes: tuple[str, ...] | None) 
     return tuple(str(label) for label in found)
 
 
+def _named_classes(npz: Npz) -> tuple[str, ...] | None:
+    """Return the names of the classes that a file has; None where it has none that can be printed."""
+    if "classes" not in npz.names or npz.header("classes").dtype.kind != "U" or len(npz.header("classes").shape) != 1:
+        return None
+    return tuple(npz.array("classes").tolist())
+
+
 def _codes(npz: Npz, records: Mapping[str, int], kind: str, of: str) -> dict[str, np.ndarray] | None:
     """Return the patient, or the id, of every record, by split, as int64 codes; None where the file names none."""
     names = {split: f"{split}_{kind}" for split in records if f"{split}_{kind}" in npz.names}
@@ -287,6 +299,19 @@ def _codes(npz: Npz, records: Mapping[str, int], kind: str, of: str) -> dict[str
     codes = codes_of(np.concatenate(columns), of)
     ends = np.cumsum([len(column) for column in columns])
     return dict(zip(names, np.split(codes, ends[:-1]), strict=True))
+
+
+def _sites(npz: Npz, records: Mapping[str, int]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return the names of sites, and of which every record is, by split; none where the file names none."""
+    names = {split: f"{split}_sites" for split in records if f"{split}_sites" in npz.names}
+    if not names:
+        return (), {}
+    if lacking := sorted(set(records) - set(names)):
+        raise DataError(f"Sites are named in every split or in none. '{lacking[0]}_sites' is missing; add it.")
+    columns = [_column(npz, name, records[split]).astype(str).tolist() for split, name in names.items()]
+    known, of_record = sites_of([site for column in columns for site in column])
+    ends = np.cumsum([len(column) for column in columns])
+    return known, dict(zip(names, np.split(of_record, ends[:-1]), strict=True))
 
 
 def _column(npz: Npz, name: str, records: int) -> np.ndarray:

@@ -14,7 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-__all__ = ["COLORS", "EpsilonLine", "curves", "epsilon_panels", "figure_style", "image_grid", "plain", "svg_uri"]
+__all__ = [
+    "COLORS",
+    "EpsilonLine",
+    "curves",
+    "epsilon_panels",
+    "figure_style",
+    "image_grid",
+    "image_grid_png",
+    "plain",
+    "svg_uri",
+]
 
 COLORS = ("#1b6ca8", "#c8553d", "#588157", "#7b4b94", "#b08900", "#5c677d", "#00a6a6", "#d96fb0", "#8c564b", "#1f2933")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
@@ -24,7 +34,13 @@ DODGE = 0.012
 
 
 def image_grid(rows: Sequence[np.ndarray], columns: int) -> tuple[str, int, int]:
-    """Return a grid of images as a PNG data URI, with its width and height in pixels; one row a class.
+    """Return a grid of images as a PNG data URI, with its width and height in pixels; see `image_grid_png`."""
+    data, width, height = image_grid_png(rows, columns)
+    return _uri("image/png", data), width, height
+
+
+def image_grid_png(rows: Sequence[np.ndarray], columns: int) -> tuple[bytes, int, int]:
+    """Return a grid of images as a PNG, with its width and height in pixels; one row a class.
 
     Args:
         rows: uint8 (images, channels, height, width) each; what is missing to fill a row stays white.
@@ -40,7 +56,7 @@ def image_grid(rows: Sequence[np.ndarray], columns: int) -> tuple[str, int, int]
     pixels = np.repeat(canvas, 3, axis=2) if channels == 1 else canvas
     buffer = io.BytesIO()
     matplotlib.image.imsave(buffer, pixels, format="png")
-    return _uri("image/png", buffer.getvalue()), canvas.shape[1], canvas.shape[0]
+    return buffer.getvalue(), canvas.shape[1], canvas.shape[0]
 
 
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
