@@ -188,7 +188,8 @@ def _files(path: Path, schema: TableSchema) -> tuple[list[tuple[Path, str | None
         raise DataError(
             f"A folder has files named as the schema file says, {pattern}. '{printable(path)}' has none; correct files."
         )
-    others = [printable(each.name) for each in entries if each.name not in set(fitting)]
+    taken = set(fitting)
+    others = [printable(each.name) for each in entries if each.name not in taken]
     listed = ", ".join(others[:NAMED]) + (", ..." if len(others) > NAMED else "")
     what = f"{len(others)} that {'is' if len(others) == 1 else 'are'} hidden, a link or not named {pattern}"
     notes = [f"Left out of '{printable(path)}': {what} ({listed})."] if others else []
