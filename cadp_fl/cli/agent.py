@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from cadp_fl.cli.console import teller
-from cadp_fl.cli.options import AsJson, Silent
+from cadp_fl.cli.options import AsJson, DataKeys, Silent, data_keys
 from cadp_fl.errors import InputError
 
 __all__ = ["init", "reload", "serve", "status"]
@@ -26,8 +26,12 @@ def init(
     name: Annotated[str | None, typer.Option(help="Name of the site; by default the folder's.")] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="The site's records: a MedMNIST file (.npz), or, with --columns, a CSV or Parquet file."),
+        typer.Option(
+            help="The site's records: a MedMNIST file (.npz), a folder of images, DICOM or NIfTI files, or, with "
+            "--columns, a CSV or Parquet file."
+        ),
     ] = None,
+    keys: DataKeys = None,
     columns: Annotated[
         Path | None,
         typer.Option(help="The public schema file of a table, which names its classes."),
@@ -77,6 +81,7 @@ def init(
     agent's user's alone, but for what the SuperNode's group has to reach.
     """
     from cadp_fl.config import PolicyConfig, PrivacyUnit, SiteConfig, load_invitation, load_policy, parse
+    from cadp_fl.data.sources import SOURCES, source_for
     from cadp_fl.deployment.site_setup import count_units, make_site, refused_by
     from cadp_fl.privacy.accounting import largest_delta
 
@@ -99,7 +104,11 @@ def init(
         if columns is not None:
             settings["data"] |= {"source": "table", "columns": str(columns.absolute())}
         elif classes is not None:
-            settings["data"] |= {"source": "medmnist", "classes": [part.strip() for part in classes.split(",")]}
+            source = (source_for(data) if data.exists() else None) or "medmnist"
+            settings["data"] |= {"source": source, "classes": [part.strip() for part in classes.split(",")]}
+            if "cache" in SOURCES[source].takes:
+                settings["data"]["cache"] = str(folder.absolute() / "cache")
+        settings["data"] |= data_keys(keys)
     else:
         settings["rehearsal"] = str(rehearsal.absolute()) if rehearsal else None
     settings |= {"group": group, "mark": str(mark.absolute()) if mark else None}

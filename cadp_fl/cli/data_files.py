@@ -9,24 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 from cadp_fl.cli.console import console_to
-from cadp_fl.cli.options import AsJson, Silent
+from cadp_fl.cli.options import AsJson, DataKeys, Silent, data_keys
 from cadp_fl.errors import InputError
 
 __all__ = ["check", "clear_cache", "import_"]
-
-Setting = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="One key of `data`: size=64, columns=schema.yaml, classes=[well, sick]. May be repeated."
-    ),
-]
 
 
 def check(
     path: Annotated[
         Path, typer.Argument(help="A study config, a site.yaml, or a file or folder of records.", metavar="PATH")
     ],
-    settings: Setting = None,
+    settings: DataKeys = None,
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with originals, for whoever may see them.")
     ] = None,
@@ -41,7 +34,7 @@ def check(
     """
     from cadp_fl.standalone.check_data import look
 
-    looked = look(path, _changes(settings))
+    looked = look(path, data_keys(settings))
     found = looked.to_json()
     if html is not None:
         from cadp_fl.report.data_page import write_data_page
@@ -64,7 +57,7 @@ def check(
 def import_(
     path: Annotated[Path, typer.Argument(help="A folder of images, DICOM or NIfTI files.", metavar="SOURCE")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, .npz.")],
-    settings: Setting = None,
+    settings: DataKeys = None,
     quiet: Silent = False,
 ) -> None:
     """Turn a folder of images, DICOM or NIfTI files into one checked file.
@@ -81,7 +74,7 @@ def import_(
     if output.suffix != ".npz":
         raise InputError(f"An import is an .npz file. Found '{output.name}'; end its name with .npz.")
     check_new(output, "An import")
-    looked = look(path, _changes(settings))
+    looked = look(path, data_keys(settings))
     write_source(looked.source, output)
     output.chmod(0o600)
     sheet = output.with_suffix(".png")
@@ -109,19 +102,6 @@ def clear_cache(
             folder = path.parent / "cache"
     count = clear(folder) if isinstance(folder, Path) else 0
     typer.echo(f"Removed {count} file{'' if count == 1 else 's'} of decoded images.")
-
-
-def _changes(settings: list[str] | None) -> dict[str, Any]:
-    """Return keys of `data` by name."""
-    from cadp_fl.config.reader import read_value
-
-    changes: dict[str, Any] = {}
-    for setting in settings or []:
-        key, equals, text = setting.partition("=")
-        if not equals or not key.strip():
-            raise InputError(f"A key of data is set as 'key=value'. Found '{setting}'.")
-        changes[key.strip().removeprefix("data.")] = read_value(text, f"--set {setting}")[0]
-    return changes
 
 
 def _print(found: dict[str, Any], block: dict[str, Any], *, is_alone: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cadp_fl.config import DataConfig
 from cadp_fl.data.bundled import read_breast_cancer, read_diabetes, read_digits
-from cadp_fl.data.dicom import read_dicom
+from cadp_fl.data.dicom import is_dicom, read_dicom
 from cadp_fl.data.imagefolder import read_imagefolder
 from cadp_fl.data.medmnist import read_medmnist
 from cadp_fl.data.mnist import read_fashion_mnist, read_mnist
@@ -152,6 +152,8 @@ def source_for(path: Path) -> str | None:
 
 
 def _by_name(path: Path) -> str | None:
+    if not path.suffix and is_dicom(path):  # scanners give names without an ending
+        return "dicom"
     return _SOURCE_OF.get(".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix.lower())
 
 

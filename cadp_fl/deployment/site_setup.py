@@ -65,7 +65,7 @@ def make_site(path: Path, config: SiteConfig, policy: PolicyConfig, invitation: 
         if named is not None:
             check_unicode(named, "A file that site.yaml names")
     check_socket(final.socket)
-    source = read_records(config)
+    source = read_records(_without_cache(config))  # which lies in the folder that is not there yet
     split = new_split_rule(config, source)
     data = sides(source, split)
     units, tested = (
@@ -136,7 +136,7 @@ def count_units(config: SiteConfig, unit: PrivacyUnit) -> int:
     Raises:
         InputError: its records cannot be read, or do not say whose they are.
     """
-    return len(Units.of(read_records(config).train, unit.unit, unit.records_per_unit))
+    return len(Units.of(read_records(_without_cache(config)).train, unit.unit, unit.records_per_unit))
 
 
 def _node_config(config: SiteConfig, invitation: Invitation, folder: SiteFolder) -> NodeConfig:
@@ -173,6 +173,13 @@ def _explained(policy: PolicyConfig) -> str:
         comment = textwrap.wrap(field.description or name, 100, initial_indent="# ", subsequent_indent="# ")
         lines += ["", *comment, *_EXAMPLES.get(name, ()), dump_tree({name: values[name]}).rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _without_cache(config: SiteConfig) -> SiteConfig:
+    """Return a site's settings without a place for decoded images."""
+    if config.data is None or config.data.cache is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": None})})
 
 
 def _write(path: Path, text: str, mode: int) -> None:

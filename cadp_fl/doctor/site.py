@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cadp_fl
 from cadp_fl.config import PolicyConfig, SiteConfig, load_policy, load_site
+from cadp_fl.data.file_cache import cached_files
 from cadp_fl.data.units import Units
 from cadp_fl.doctor.finding import Check, Finding, explained, fault, needed, ok, warning
 from cadp_fl.doctor.machine import device, memory, permissions_of, room
@@ -195,6 +196,7 @@ def _records(site: Site) -> Iterator[Finding]:
     )
     for note in source.notes:
         yield ok(note)
+    yield from _decoded(site)
     if ledger.terms.one_budget:
         yield warning(
             "The ledger does not say who was tested on (its format is 1): nobody is from now on, and what was given "
@@ -227,6 +229,20 @@ def _records(site: Site) -> Iterator[Finding]:
             check_class_counts(allowed, description.class_counts, description.dataset.classes)
         except CohortError as error:
             yield explained(error, "policy")
+
+
+def _decoded(site: Site) -> Iterator[Finding]:
+    """Count the images that were decoded and kept: a second copy of private records."""
+    cache = site.settings.data.cache if site.settings.data is not None else None
+    if not isinstance(cache, Path) or not (files := cached_files(cache)):
+        return
+    size = sum(file.stat().st_size for file in files) / (1 << 20)
+    yield ok(
+        f"Decoded images are kept in '{cache}': {len(files)} file{'' if len(files) == 1 else 's'}, {size:.1f} MiB, a "
+        "second copy of the records. cadp-fl data clear-cache removes it, and data.cache: off keeps none."
+    )
+    if any(permissions_of(file) & 0o077 for file in files):
+        yield fault("Others may read the decoded images.", f"Run chmod 600 on the files in '{cache}'.")
 
 
 def _agent(site: Site) -> Iterator[Finding]:
