@@ -23,6 +23,9 @@ def check(
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with originals, for whoever may see them.")
     ] = None,
+    study: Annotated[
+        Path | None, typer.Option(help="Also write a study that simulates on these records, to begin with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what records there are, and whether they can be used. Nothing is sent.
@@ -40,6 +43,12 @@ def check(
         from cadp_fl.report.data_page import write_data_page
 
         write_data_page(html, found, looked.source.train)
+    if study is not None and not looked.wrong:
+        from cadp_fl.outputs import new_file
+        from cadp_fl.standalone.check_data import study_of
+
+        with new_file(study, "A study") as temporary:
+            temporary.write_text(study_of(looked), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
@@ -50,6 +59,8 @@ def check(
         )
         if html is not None:
             typer.echo(f"Page, with originals, for whoever may see them: {html}")
+        if study is not None and not looked.wrong:
+            typer.echo(f"Next: cadp-fl simulate {study} --output runs/{study.stem}")
     if looked.wrong:
         raise typer.Exit(1)
 

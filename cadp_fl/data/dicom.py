@@ -64,7 +64,7 @@ def decode_dicom(path: Path, config: DataConfig) -> DecodedImage:
     pydicom, name = _pydicom(), printable(path)
     try:
         with quiet():
-            dataset = pydicom.dcmread(path, defer_size="1 KB")
+            dataset = pydicom.dcmread(path, defer_size="1 KB")  # what is longer is read when it is asked for
             return _decoded(pydicom, dataset, path, config, name)
     except (DataError, KeyboardInterrupt, SystemExit):
         raise
@@ -96,7 +96,8 @@ def _decoded(pydicom: Any, dataset: Any, path: Path, config: DataConfig, name: s
         raise DataError(f"An image has at most {MAX_PIXELS} pixels. '{name}' has {columns} x {rows}; leave it out.")
     frames = int(dataset.get("NumberOfFrames") or 1)
     frame = _frame(frames, config, name)
-    stored = pydicom.pixels.pixel_array(path, index=frame)
+    is_deflated = dataset.file_meta.TransferSyntaxUID == pydicom.uid.DeflatedExplicitVRLittleEndian
+    stored = pydicom.pixels.pixel_array(dataset if is_deflated else path, index=frame)  # by the path, one frame is read
     notes = [f"taken as frame {frame + 1} of {frames}"] if frames > 1 else []
     if str(dataset.get("BurnedInAnnotation") or "").upper() != "NO":
         notes.append(_CANNOT_SAY)

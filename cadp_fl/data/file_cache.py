@@ -49,8 +49,7 @@ class FileCache:
         of_settings = hashlib.sha256(json.dumps([VERSION, decoder, settings]).encode()).hexdigest()
         digest = hashlib.sha256()
         for path, name in files:
-            stat = path.stat()
-            digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{name}\0{_state(path)}\n".encode("utf-8", "surrogateescape"))
         return cls(config.cache / f"{of_settings[:24]}{SUFFIX}", digest.hexdigest())
 
     def load(
@@ -90,6 +89,15 @@ class FileCache:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with replaced_file(self.path, mode=0o600) as temporary, temporary.open("wb") as file:
             np.savez(file, images=images, said=np.frombuffer(json.dumps(said).encode(), dtype=np.uint8))
+
+
+def _state(path: Path) -> str:
+    """Return a file's size and time; nothing of one that is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_size}\0{stat.st_mtime_ns}"
 
 
 def cached_files(folder: Path) -> list[Path]:

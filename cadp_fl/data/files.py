@@ -69,6 +69,7 @@ class FileRecord:
         id: which record it is, where a column says so.
         split: train, validation or test; None where it is not said.
         site: of which hospital it is; None where it is not said.
+        attributes: 1 or 0 for each of the source's; None where it has none.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class FileRecord:
     id: str | None = None
     split: str | None = None
     site: str | None = None
+    attributes: tuple[int, ...] | None = None
 
 
 Decoder = Callable[[Path, DataConfig], DecodedImage]
@@ -121,7 +123,13 @@ def listed(config: DataConfig, suits: Callable[[Path], bool]) -> tuple[list[File
 
 
 def source_of_files(
-    records: Sequence[FileRecord], decode: Decoder, config: DataConfig, *, name: str, notes: Sequence[str] = ()
+    records: Sequence[FileRecord],
+    decode: Decoder,
+    config: DataConfig,
+    *,
+    name: str,
+    notes: Sequence[str] = (),
+    attributes: tuple[str, ...] = (),
 ) -> Source:
     """Return the records of files, decoded to one size.
 
@@ -129,6 +137,7 @@ def source_of_files(
         decode: reads one file.
         name: of the data set.
         notes: what is known already, for a person.
+        attributes: names of those that every record has; none by default.
 
     Raises:
         DataError: files cannot be read, or what is said of them does not fit together.
@@ -153,14 +162,14 @@ def source_of_files(
     if len(kept) < len(records):
         images, decoded = images[kept], [decoded[place] for place in kept]
         records = [records[place] for place in kept]
-    schema = Schema(name=name[:80], shape=images.shape[1:], classes=classes)
+    schema = Schema(name=name[:80], shape=images.shape[1:], classes=classes, attributes=attributes)
     names, of_site = _sites(records)
     whole = Dataset(
         schema,
         images,
         np.array([known[record.label] for record in records], dtype=np.int64),
         _patients(records, decoded),
-        None,
+        np.array([record.attributes for record in records], dtype=np.uint8) if attributes else None,
         codes_of(
             [record.id or extra.id or record.name for record, extra in zip(records, decoded, strict=True)], "record"
         ),

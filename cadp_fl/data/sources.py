@@ -13,6 +13,7 @@ from typing import Literal
 
 from cadp_fl.config import DataConfig
 from cadp_fl.data.bundled import read_breast_cancer, read_diabetes, read_digits
+from cadp_fl.data.celeba import read_celeba
 from cadp_fl.data.dicom import is_dicom, read_dicom
 from cadp_fl.data.imagefolder import read_imagefolder
 from cadp_fl.data.medmnist import read_medmnist
@@ -45,11 +46,16 @@ class Reader:
     takes: tuple[str, ...] = ()
 
 
-_OF_FILES = ("metadata", "roles", "size", "channels", "fit", "window", "on_bad_record", "cache")
+_HANDLED = ("on_bad_record", "cache")
+_OF_FILES = ("metadata", "roles", "size", "channels", "fit", "window", *_HANDLED)
+"""Keys that sources of files read."""
 
 SOURCES: dict[str, Reader] = {
     "breast-cancer": Reader(read_breast_cancer),
     "diabetes": Reader(read_diabetes),
+    "celeba": Reader(
+        read_celeba, path="tree", takes_classes=True, takes_label=True, takes=("size", "channels", "fit", *_HANDLED)
+    ),
     "dicom": Reader(read_dicom, path="tree", takes_classes=True, takes=(*_OF_FILES, "frame")),
     "digits": Reader(read_digits),
     "fashion-mnist": Reader(read_fashion_mnist, path="folder"),

@@ -1,5 +1,6 @@
 """Looking before running: what a source holds, and whether it fits. Everything stays here; nothing is sent."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from cadp_fl.config import DataConfig, StudyConfig, load_site, load_study, parse
+from cadp_fl.config import DataConfig, StudyConfig, dump_tree, load_site, load_study, parse
 from cadp_fl.data.partition import Patients, deal_to_sites
 from cadp_fl.data.schema import Dataset, Source
 from cadp_fl.data.sources import SOURCES, load_source, source_for
 from cadp_fl.errors import CadpError, InputError
 
-__all__ = ["Looked", "columns_of", "guessed", "look"]
+__all__ = ["Looked", "columns_of", "guessed", "look", "study_of"]
 
 MIN_OF_CLASS = 20
 """Training records of a class, below which nothing is learned of it."""
@@ -160,6 +161,24 @@ def _repeated(parts: Sequence[Dataset]) -> int:
     if seen is not None:
         return len(whole) - len(seen)
     return len(whole) - len({hash(row.tobytes()) for row in whole})
+
+
+def study_of(looked: Looked) -> str:
+    """Return a study that simulates on records, as YAML: three sites, or those that the records are of."""
+    names = list(looked.source.site_names)
+    own = {"count": len(names), "names": names, "partition": {"kind": "column"}}
+    patients = looked.source.train.patients is not None
+    tree: dict[str, Any] = {
+        "name": re.sub(r"[^a-z0-9]+", "-", looked.source.schema.name.lower()).strip("-") or "study",
+        "data": looked.config.model_dump(mode="json", exclude_unset=True),
+        "sites": own if len(names) > 1 else {"count": 3},
+        "flow": {"warm_start": "moments"},
+        "release": {"mechanism": "privunit", "labels": "covered"},
+        "methods": ["cadp", "flow-samples", "dp-sgd", "fedavg"],
+        "budget": {"epsilon": 3.0, "delta": 1e-5}
+        | ({"unit": "patient", "records_per_patient": 1} if patients else {"unit": "record"}),
+    }
+    return dump_tree(tree)
 
 
 def columns_of(records: Dataset) -> list[dict[str, Any]]:

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from cadp_fl.cli import main as cli
-from cadp_fl.config import DataConfig
+from cadp_fl.config import DataConfig, load_study
 from cadp_fl.data.sources import load_source
+from cadp_fl.study.run import check_study
 from tests.conftest import ROOT
 from tests.data.test_imagefolder import grey, write, write_metadata
 
@@ -132,3 +133,16 @@ def test_the_cache_is_cleared(run, folder, tmp_path):
     assert "Removed 1 file of decoded images." in out
     _, out, _ = run("clear-cache", cache)
     assert "Removed 0 files" in out
+
+
+def test_a_first_study_is_written_and_fits_the_records(run, folder, tmp_path):
+    study = tmp_path / "study.yaml"
+    status, out, _ = run("check", folder, "--set", "size=16", "--study", study)
+    assert status == 0
+    assert f"Next: cadp-fl simulate {study}" in out
+    assert len(study.read_text().splitlines()) <= 30
+    status, out, _ = run("check", study, "--json")
+    assert status == 0
+    assert [site["site"] for site in json.loads(out)["sites"]] == ["north", "south"]
+    checked = check_study(load_study(study)).study
+    assert checked.budget.unit == "patient"
