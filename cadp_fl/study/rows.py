@@ -4,15 +4,15 @@ A front end's radius, the moments' weights and classifiers have defaults that we
 leaves them at these, and its records are rows, they become what was chosen on tables (docs/results.md).
 """
 
+import math
 from typing import Any
 
 from cadp_fl.config import ClassifierConfig, FlowConfig, StudyConfig
 from cadp_fl.data.schema import Schema
 
-__all__ = ["with_defaults_of_rows"]
+__all__ = ["radius_of", "with_defaults_of_rows"]
 
 _FLOW: dict[str, dict[str, Any]] = {
-    "front_end": {"radius": 0.5},
     "moments": {"count_weight": 0.5, "sum_weight": 1.0, "shared_weight": 0.3},
 }
 _MODEL = "logistic"
@@ -20,12 +20,23 @@ _MODEL_OF = {"dp-sgd": "linear-hog"}
 """Methods that name a classifier for images by default."""
 
 
+_SPREAD = {"category": 0.75, "number": 0.1, "number-or-missing": 0.1}
+"""Of the square of a column's share in |v - c|, where its norm is 1: categories differ by much, numbers lie together."""
+
+
+def radius_of(schema: Schema) -> float:
+    """Return R for rows of a schema: what their distance from the centre may be, by the kinds of their columns alone."""
+    kinds = [column.block[0] for column in schema.columns]
+    return round(math.sqrt(sum(_SPREAD[kind] for kind in kinds) / len(kinds)), 2)
+
+
 def with_defaults_of_rows(study: StudyConfig, schema: Schema) -> StudyConfig:
     """Return a study with the defaults of its kind of records."""
     if schema.kind != "row":
         return study
     said = study.flow.model_dump(exclude_defaults=True)
-    flow = {**said, **{group: {**own, **said.get(group, {})} for group, own in _FLOW.items()}}
+    defaults = {"front_end": {"radius": radius_of(schema)}, **_FLOW}
+    flow = {**said, **{group: {**own, **said.get(group, {})} for group, own in defaults.items()}}
     if isinstance(said.get("moments"), dict) and said["moments"].get("ask") == "few":
         flow["moments"] = said["moments"]
     classifier = study.classifier

@@ -24,6 +24,7 @@ from cadp_fl.privacy.moments import Moments
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.report.page import write_report
 from cadp_fl.study.fidelity import add_fidelity
+from cadp_fl.study.rows import radius_of
 from cadp_fl.study.run import check_study
 from cadp_fl.study.simulated_sites import dealt
 from clients.client_app import app as client_app
@@ -194,7 +195,7 @@ def test_every_method_runs_on_rows(finished):
 
 def test_a_study_of_rows_has_the_defaults_of_rows_and_keeps_what_it_says(finished):
     study = finished[0]
-    assert study.flow.front_end.radius == 0.5
+    assert study.flow.front_end.radius == radius_of(load_source(study.data).schema) == 0.32
     assert study.flow.moments.count_weight == 0.5
     said = ["flow.front_end={radius: 0.7}", "methods={dp-sgd: {model: linear}}", "classifier.model=linear"]
     own = check_study(load_study(ROOT / "configs" / "breast-cancer.yaml", said)).study
