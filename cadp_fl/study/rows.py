@@ -21,11 +21,11 @@ _MODEL_OF = {"dp-sgd": "linear-hog"}
 
 
 _SPREAD = {"category": 0.75, "number": 0.1, "number-or-missing": 0.1}
-"""Of the square of a column's share in |v - c|, where its norm is 1: categories differ by much, numbers lie together."""
+"""Of the square of a column's part in |v - c|, where its norm is 1: categories differ by much, numbers lie together."""
 
 
 def radius_of(schema: Schema) -> float:
-    """Return R for rows of a schema: what their distance from the centre may be, by the kinds of their columns alone."""
+    """Return R for rows of a schema: how far from the centre they may be, by the kinds of their columns alone."""
     kinds = [column.block[0] for column in schema.columns]
     return round(math.sqrt(sum(_SPREAD[kind] for kind in kinds) / len(kinds)), 2)
 
