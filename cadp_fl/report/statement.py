@@ -39,7 +39,7 @@ def assumptions(scope: Scope, *, sampled: bool = True) -> list[str]:
         *([_SAMPLED.format(unit=scope.unit)] if sampled else []),
         "Config, architecture, clip norms and the split of the budget were chosen without looking at the training "
         "records, which nothing here can check, and each record's site and its split into training and test do not "
-        "depend on its image.",
+        "depend on what else it holds.",
     ]
 
 
