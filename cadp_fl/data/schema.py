@@ -17,11 +17,13 @@ from pydantic import (
 from cadp_fl.data.columns import MAX_COLUMNS, Column
 from cadp_fl.errors import DataError
 
-__all__ = ["MAX_ATTRIBUTES", "MAX_CLASSES", "MAX_SIDE", "Dataset", "Schema", "Source"]
+__all__ = ["MAX_ATTRIBUTES", "MAX_CLASSES", "MAX_NUMBERS", "MAX_SIDE", "Dataset", "Schema", "Source"]
 
 MAX_SIDE = 4096
 MAX_CLASSES = 10_000
 MAX_ATTRIBUTES = 1000
+MAX_NUMBERS = 4096
+"""Of a row as a flow is given it: a flow's size grows with the square."""
 
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _Columns = Annotated[int, Field(ge=1, le=MAX_COLUMNS)]

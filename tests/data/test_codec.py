@@ -168,6 +168,10 @@ def test_rows_that_break_their_schema_are_refused():
         Schema(name="t", shape=(1, 2, 2), classes=("a", "b"), columns=COLUMNS)
     with pytest.raises(ValidationError):
         Schema(name="t", shape=(2,), classes=("a", "b"), columns=(AGE, AGE))
+    names = tuple(str(number) for number in range(1000))
+    wide = tuple(Column(name=f"c{number}", type="category", categories=names) for number in range(5))
+    with pytest.raises(ValidationError, match="a row is at most 4096 numbers"):
+        Schema(name="t", shape=(5,), classes=("a", "b"), columns=wide)
 
 
 def test_a_row_shape_is_a_tuple_that_knows_its_columns_and_stays_one_when_copied():
