@@ -103,6 +103,9 @@ class Schema(BaseModel):
             raise ValueError("an image has channels, a height and a width")
         if len({self.label_column, *(column.name for column in self.columns)}) <= len(self.columns):
             raise ValueError("every column has a name of its own")
+        numbers = sum(column.block[1] for column in self.columns)
+        if numbers > MAX_NUMBERS:
+            raise ValueError(f"a row is at most {MAX_NUMBERS} numbers, one for each category. Found {numbers}")
         return self
 
     @model_serializer(mode="wrap")
