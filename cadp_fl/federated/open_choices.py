@@ -1,7 +1,8 @@
-"""What a study may leave open, and public sizes settle: whom a release hides among, and how many numbers are asked for.
+"""What a study may leave open, and what sites say of themselves settles, before anything is reserved.
 
-A simulation settles both before it plans. Over real sites a plan is made before any site says its size, so that the
-study names them; one that does not is stopped when the sites have said what they are, before anything is reserved.
+That is whom a release hides among, how many numbers are asked for, and what rows have by default where images have
+something else. A simulation settles all before it plans. Over real sites a plan is made before any site says what it
+is, so that the study names them; one that does not is stopped when the sites have said it.
 
 A warm start asks for few numbers where noise would outweigh more. The noise on the mean of a class, of K classes as
 large, has the length
@@ -24,6 +25,7 @@ from cadp_fl.errors import ConfigError
 from cadp_fl.features.front_end import front_end_of
 from cadp_fl.federated.methods import build_methods
 from cadp_fl.federated.methods.parts.dp_flow import moments_of
+from cadp_fl.federated.row_defaults import keys_of_rows, with_defaults_of_rows
 from cadp_fl.privacy.events import Event, LatentPrivUnit
 from cadp_fl.release.cohort import is_cohort_open
 from cadp_fl.report.results import SiteEntry
@@ -77,12 +79,13 @@ def check_choices(study: StudyConfig, schema: Schema, sites: Mapping[str, SiteEn
     alone = any(isinstance(event, LatentPrivUnit) and not event.hidden_among for event in _events(study))
     if alone and is_cohort_open(study, attributes=len(schema.attributes)):
         found.append(f"{_cohort(study, schema, sites)} (release.amplification: none claims each message by itself)")
-    if asks_for_few(study, schema, units):
+    if asks_for_few(with_defaults_of_rows(study, schema), schema, units):
         found.append("flow.moments.ask: few (all asks for more, which the noise would outweigh)")
+    found += keys_of_rows(study, schema)
     if found:
         raise ConfigError(
-            "A study over real sites names what a simulation settles by the sites' public sizes. Found it left open; "
-            f"as the {len(units)} sites that answered say, add {' and '.join(found)}, and start a new run. Nothing was "
+            "A study over real sites names what a simulation settles by what is public of the sites. Found it left "
+            f"open; as the {len(units)} sites that answered say, add {' and '.join(found)}, and start a new run. Nothing was "
             "reserved."
         )
 

@@ -20,6 +20,7 @@ from cadp_fl.federated.checkpoint import CHECKPOINT, Checkpoint
 from cadp_fl.federated.methods import build_methods, check_shapes
 from cadp_fl.federated.methods.base import Method, plan_of
 from cadp_fl.federated.recorder import Watcher
+from cadp_fl.federated.row_defaults import with_defaults_of_rows
 from cadp_fl.flow.cinn import check_flow_names
 from cadp_fl.outputs import check_unicode
 from cadp_fl.privacy.accounting import check_delta
@@ -31,7 +32,6 @@ from cadp_fl.study.asking import with_numbers_asked
 from cadp_fl.study.engine import check_engine
 from cadp_fl.study.fidelity import add_fidelity
 from cadp_fl.study.plugins import load_plugins
-from cadp_fl.study.rows import with_defaults_of_rows
 from cadp_fl.study.simulate import simulate
 from cadp_fl.study.simulated_sites import ORDERS, OUTBOX
 

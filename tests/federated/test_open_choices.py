@@ -5,8 +5,9 @@ import re
 
 import pytest
 
-from cadp_fl.config import load_study
+from cadp_fl.config import DataConfig, load_study
 from cadp_fl.data.schema import Schema
+from cadp_fl.data.sources import load_source
 from cadp_fl.errors import ConfigError
 from cadp_fl.federated import flower_server
 from cadp_fl.federated.open_choices import check_choices
@@ -90,3 +91,21 @@ def test_a_choice_is_asked_for_only_where_the_sizes_decide_it():
         own = ["release.shuffled_units=400", "release.label_classes=10", "budget.epsilon=1", f"flow.moments.ask={said}"]
         check_choices(study(*own), SCHEMA, entries(400, 400))
     check_choices(study("methods=[dp-sgd]"), SCHEMA, entries(400, 400))
+
+
+def test_a_study_of_rows_over_real_sites_names_the_defaults_of_rows():
+    rows = load_source(DataConfig(source="breast-cancer")).schema
+    named = ["release.shuffled_units=100", "release.label_classes=2", "flow.moments.ask=all", "flow.scales=[]"]
+    own = study("methods={cadp: {}, dp-sgd: {}}", *named)
+    with pytest.raises(ConfigError) as caught:
+        check_choices(own, rows, entries(400, 400))
+    keys = dict(re.findall(r"([a-z_.-]+): ([a-z0-9.]*[a-z0-9])", str(caught.value).partition("add ")[2]))
+    assert keys == {
+        "flow.front_end.radius": "0.32",
+        "flow.moments.count_weight": "0.5",
+        "flow.moments.sum_weight": "1.0",
+        "classifier.model": "logistic",
+        "methods.dp-sgd.model": "logistic",
+    }
+    said = [f"{key}={value}" for key, value in keys.items()]
+    check_choices(study("methods={cadp: {}, dp-sgd: {}}", *named, *said), rows, entries(400, 400))

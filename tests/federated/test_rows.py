@@ -17,6 +17,7 @@ from cadp_fl.evaluation.rows import drawn_rows, marginal_distance, models_on
 from cadp_fl.features.front_end import front_end_of
 from cadp_fl.features.linear import RowNumbers
 from cadp_fl.federated.flower_server import Workflow
+from cadp_fl.federated.row_defaults import radius_of
 from cadp_fl.flow.cinn import ConditionalFlow
 from cadp_fl.flow.conditions import condition_of
 from cadp_fl.flow.moments import NoisedMoments, fit_affine
@@ -24,7 +25,6 @@ from cadp_fl.privacy.moments import Moments
 from cadp_fl.release.bundle import open_bundle
 from cadp_fl.report.page import write_report
 from cadp_fl.study.fidelity import add_fidelity
-from cadp_fl.study.rows import radius_of
 from cadp_fl.study.run import check_study
 from cadp_fl.study.simulated_sites import dealt
 from clients.client_app import app as client_app

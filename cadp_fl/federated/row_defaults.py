@@ -10,7 +10,7 @@ from typing import Any
 from cadp_fl.config import ClassifierConfig, FlowConfig, StudyConfig
 from cadp_fl.data.schema import Schema
 
-__all__ = ["radius_of", "with_defaults_of_rows"]
+__all__ = ["keys_of_rows", "radius_of", "with_defaults_of_rows"]
 
 _FLOW: dict[str, dict[str, Any]] = {
     "moments": {"count_weight": 0.5, "sum_weight": 1.0, "shared_weight": 0.3},
@@ -49,3 +49,21 @@ def with_defaults_of_rows(study: StudyConfig, schema: Schema) -> StudyConfig:
     return study.model_copy(
         update={"flow": FlowConfig.model_validate(flow), "classifier": classifier, "methods": methods}
     )
+
+
+def keys_of_rows(study: StudyConfig, schema: Schema) -> list[str]:
+    """Return what a study of rows has to say, as `dotted.key: value`, to have the defaults of rows."""
+    meant = with_defaults_of_rows(study, schema)
+    keys = [
+        f"flow.{group}.{key}: {value}"
+        for group in ("front_end", "moments")
+        for key, value in getattr(meant.flow, group).model_dump().items()
+        if study.flow.is_warm and value != getattr(study.flow, group).model_dump()[key]
+    ]
+    if meant.classifier.model != study.classifier.model:
+        keys.append(f"classifier.model: {meant.classifier.model}")
+    return keys + [
+        f"methods.{name}.model: {settings['model']}"
+        for name, settings in meant.methods.items()
+        if isinstance(settings, dict) and settings != study.methods[name]
+    ]
