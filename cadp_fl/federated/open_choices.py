@@ -85,8 +85,8 @@ def check_choices(study: StudyConfig, schema: Schema, sites: Mapping[str, SiteEn
     if found:
         raise ConfigError(
             "A study over real sites names what a simulation settles by what is public of the sites. Found it left "
-            f"open; as the {len(units)} sites that answered say, add {' and '.join(found)}, and start a new run. Nothing was "
-            "reserved."
+            f"open; as the {len(units)} sites that answered say, add {' and '.join(found)}, and start a new run. "
+            "Nothing was reserved."
         )
 
 
