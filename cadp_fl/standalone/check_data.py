@@ -16,6 +16,9 @@ from cadp_fl.errors import CadpError, InputError
 
 __all__ = ["Looked", "columns_of", "guessed", "look", "study_of"]
 
+MOST_OF_PATIENT = 4
+"""Records that a patient contributes to a first study, at most: each costs all of them more noise."""
+
 MIN_OF_CLASS = 20
 """Training records of a class, below which nothing is learned of it."""
 
@@ -167,7 +170,8 @@ def study_of(looked: Looked) -> str:
     """Return a study that simulates on records, as YAML: three sites, or those that the records are of."""
     names = list(looked.source.site_names)
     own = {"count": len(names), "names": names, "partition": {"kind": "column"}}
-    patients = looked.source.train.patients is not None
+    most = int(Patients.of(looked.source.train).records.max())
+    of_patients = {"unit": "patient", "records_per_patient": min(most, MOST_OF_PATIENT)}
     tree: dict[str, Any] = {
         "name": re.sub(r"[^a-z0-9]+", "-", looked.source.schema.name.lower()).strip("-") or "study",
         "data": looked.config.model_dump(mode="json", exclude_unset=True),
@@ -176,7 +180,7 @@ def study_of(looked: Looked) -> str:
         "release": {"mechanism": "privunit", "labels": "covered"},
         "methods": ["cadp", "flow-samples", "dp-sgd", "fedavg"],
         "budget": {"epsilon": 3.0, "delta": 1e-5}
-        | ({"unit": "patient", "records_per_patient": 1} if patients else {"unit": "record"}),
+        | ({"unit": "record"} if looked.source.train.patients is None else of_patients),
     }
     return dump_tree(tree)
 
