@@ -19,7 +19,10 @@ def with_numbers_asked(study: StudyConfig, sites: Sequence[SiteData]) -> StudyCo
     if not asks_for_few(study, sites[0].train.schema, training_units(study, sites)):
         return study
     said = study.flow.model_dump(exclude_defaults=True)
-    few = FlowConfig.model_validate({**said, "moments": {**said.get("moments", {}), "ask": "few"}})
+    moments = {**said.get("moments", {}), "ask": "few"}
+    if sites[0].train.schema.kind == "row":  # whose weight is that of images by chance, and is kept
+        moments = {"shared_weight": study.flow.moments.shared_weight, **moments}
+    few = FlowConfig.model_validate({**said, "moments": moments})
     return study.model_copy(update={"flow": few})
 
 

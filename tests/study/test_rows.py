@@ -6,10 +6,12 @@ import pytest
 from rich.console import Console
 
 from cadp_fl.cli.progress import progress_to
-from cadp_fl.config import dump_tree
+from cadp_fl.config import dump_tree, load_study
 from cadp_fl.federated.recorder import describe_step
 from cadp_fl.study import run
 from cadp_fl.study.estimate import estimate_study
+from cadp_fl.study.run import check_study
+from tests.conftest import ROOT
 
 STUDY = """
 name: ward
@@ -59,3 +61,11 @@ def test_what_a_study_of_rows_will_take_is_estimated_by_doing_a_little_of_each_k
     methods = {phase.phase.partition("/")[0] for phase in estimate.phases}
     assert methods >= {"cadp", "flow-samples", "moments", "dp-sgd", "fedavg", "local"}
     assert all(phase.seconds >= 0 for phase in estimate.phases)
+
+
+def test_few_numbers_of_rows_are_all_but_the_second_moments_of_each_class():
+    study = load_study(ROOT / "configs" / "heart-disease.yaml", ["budget.epsilon=1", "methods=[moments]"])
+    asked = check_study(study).study.flow.moments
+    assert asked.ask == "few"
+    weights = (asked.count_weight, asked.sum_weight, asked.shared_weight, asked.class_weight)
+    assert weights == (0.5, 1.0, 0.3, 0.0)
