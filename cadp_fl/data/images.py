@@ -213,6 +213,8 @@ def read_image(path: Path, *, window: tuple[float, float] | Literal["full"] | No
 def printable(path: Path | str) -> str:
     """Return a path as text of one line that can be printed anywhere, with ? for what cannot."""
     text = os.fsencode(path).decode(errors="replace")
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() else "?" for each in text)
 
 

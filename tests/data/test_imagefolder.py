@@ -171,11 +171,21 @@ def test_bad_files_are_a_sentence_with_a_count_and_names(folder, content):
 
 def test_warnings_are_what_they_were_after_many_threads_have_read(tmp_path):
     """Their filters are a whole process's, and every file is read under stricter ones."""
-    for number in range(60):
-        write(tmp_path / "ab"[number % 2] / f"{number}.png", grey(number, side=8 + number))
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400)).astype(np.uint8)
+    for number in range(40):
+        write(tmp_path / "ab"[number % 2] / f"{number}.png", noise // (1 + number))
     before = list(warnings.filters)
-    load_source(config(tmp_path))
+    found = load_source(config(tmp_path)).train
     assert list(warnings.filters) == before
+    for number, record in zip([*range(0, 40, 2), *range(1, 40, 2)], sorted_by_name(found), strict=True):
+        np.testing.assert_array_equal(record, fitted(noise // (1 + number), config("x")))
+
+
+def sorted_by_name(records):
+    """Return the images of files named 0.png to 39.png, those of class a first, by number."""
+    names = {code_of(f"{'ab'[number % 2]}/{number}.png"): number for number in range(40)}
+    order = np.argsort([(names[each] % 2, names[each])[0] * 100 + names[each] for each in records.ids.tolist()])
+    return records.records[order]
 
 
 @given(cut=st.integers(0, 400), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=5),
