@@ -171,7 +171,7 @@ def test_bad_files_are_a_sentence_with_a_count_and_names(folder, content):
 
 def test_warnings_are_what_they_were_after_many_threads_have_read(tmp_path):
     """Their filters are a whole process's, and every file is read under stricter ones."""
-    noise = np.random.default_rng(0).integers(0, 256, (400, 400)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700)).astype(np.uint8)
     for number in range(40):
         write(tmp_path / "ab"[number % 2] / f"{number}.png", noise // (1 + number))
     before = list(warnings.filters)
